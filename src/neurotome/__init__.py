@@ -1,0 +1,44 @@
+"""neurotome splits 3-D brain MRI into anatomy and contrast.
+
+The names below are found on first use, so that importing the package costs nothing and changes nothing.
+
+    from neurotome import Tokenizer, read_volume
+    tokenizer = Tokenizer.from_pretrained("runs/demo/model")
+    code = tokenizer.encode(read_volume("sub-01_T1w.nii.gz"), modality="T1w")
+    tokenizer.decode(code, modality="T2w").save("sub-01_desc-synth_T2w.nii.gz")
+"""
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neurotome.apply.tokenizer import ScanTokenizer as Tokenizer
+    from neurotome.data.nifti import read_volume
+    from neurotome.data.volume import Volume
+
+    __version__: str
+
+__all__ = ["Tokenizer", "Volume", "__version__", "read_volume"]
+
+_HOMES = {
+    "Tokenizer": ("neurotome.apply.tokenizer", "ScanTokenizer"),
+    "Volume": ("neurotome.data.volume", "Volume"),
+    "read_volume": ("neurotome.data.nifti", "read_volume"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        try:
+            return importlib.metadata.version("neurotome")
+        except importlib.metadata.PackageNotFoundError:
+            return "0+unknown"
+    if name not in _HOMES:
+        raise AttributeError(f"module 'neurotome' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

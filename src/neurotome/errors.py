@@ -1,0 +1,86 @@
+"""The errors a user can act on, each with the exit code of the command that raised it.
+
+    0 ok
+    1 internal error, full disk, read-only output            OutputError
+    2 flag, key, type, missing path, OUT not empty           UsageError
+    3 an input refused: scan, latent, model folder, manifest InputError
+    75 interrupted by a signal; run again to resume          Interrupted
+
+The text of each is one paragraph: what was given, what is admissible, what to do.
+"""
+
+import os
+from pathlib import Path
+
+
+def printable(text: str | os.PathLike[str]) -> str:
+    r"""Return ``text`` with control characters, line breaks and broken bytes escaped, so that it stays on one line.
+
+    A file name is data: one that holds an escape sequence must not steer the reader's terminal.
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in os.fspath(text))
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+class NeurotomeError(Exception):
+    """An error with a remedy; its text is one paragraph.
+
+    Attributes:
+        exit_code: What the command line returns.
+    """
+
+    exit_code = 1
+
+
+class UsageError(NeurotomeError, ValueError):
+    """A flag, a key, a type or a path of the call is wrong."""
+
+    exit_code = 2
+
+
+class InputError(NeurotomeError, ValueError):
+    """An input was refused: a scan, a latent, a model folder, a manifest, a store.
+
+    Args:
+        reason: What is wrong with it, and what would be admissible.
+        file: The file that was refused.
+        remedy: What the reader can do.
+    """
+
+    exit_code = 3
+
+    def __init__(self, reason: str, *, file: str | os.PathLike[str] | None = None, remedy: str | None = None) -> None:
+        self.reason = reason
+        self.file = None if file is None else Path(file)
+        self.remedy = remedy
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        """Return ``FILE: reason. Remedy: remedy.`` on one line."""
+        head = "" if self.file is None else f"{printable(self.file)}: "
+        tail = "" if self.remedy is None else f" Remedy: {self.remedy.rstrip('.')}."
+        body = self.reason if self.reason.endswith((".", "!", "?")) else f"{self.reason}."
+        return f"{head}{body if tail else self.reason}{tail}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the way from a worker process, keyword arguments included."""
+        return _input_error, (self.reason, None if self.file is None else str(self.file), self.remedy)
+
+
+def _input_error(reason: str, file: str | None, remedy: str | None) -> InputError:
+    return InputError(reason, file=file, remedy=remedy)
+
+
+class OutputError(NeurotomeError, OSError):
+    """An output could not be written: the disk is full, or the folder cannot be written to."""
+
+    exit_code = 1
+
+
+class Interrupted(NeurotomeError):  # noqa: N818 - a stop that can be resumed, not a fault
+    """A signal stopped the work after its state was saved; the same command resumes it."""
+
+    exit_code = 75

@@ -1,0 +1,143 @@
+"""The only place that tells two dimensions from three.
+
+Images always have three spatial axes. A slice is a volume with one axis of length 1, and the same weights serve it:
+
+- a kernel uses its central slice along an axis of length 1 (what zero padding would leave of it),
+- stride, pooling and up-sampling skip that axis,
+- ``spatial_dims=2`` builds kernels of depth 1, and the last axis must then be 1.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Triple = tuple[int, int, int]
+
+
+def per_axis(value: int, spatial_dims: int) -> Triple:
+    """Return ``value`` along every axis that a network of this dimension works on, and 1 along the others.
+
+    Raises:
+        ValueError: ``spatial_dims`` is neither 2 nor 3.
+    """
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims is {spatial_dims}; give 2 (slices) or 3 (volumes)")
+    return (value, value, value if spatial_dims == 3 else 1)
+
+
+def flat_axes(shape: Sequence[int]) -> tuple[bool, bool, bool]:
+    """Return which of the last three axes have length 1."""
+    x, y, z = shape[-3:]
+    return x == 1, y == 1, z == 1
+
+
+class Conv(nn.Module):
+    """Convolution with "same" padding, ``ceil(size / stride)`` voxels out along each axis.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels in.
+        out_channels: Channels out.
+        kernel_size: Odd kernel length, one for all axes or one per axis.
+        stride: Step along axes longer than 1.
+        bias: Whether a constant is added.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Triple = 3,
+        stride: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        kernel = per_axis(kernel_size, spatial_dims) if isinstance(kernel_size, int) else kernel_size
+        if any(k % 2 == 0 for k in kernel):
+            raise ValueError(f"kernel_size is {kernel}; only odd lengths have a centre")
+        self.kernel, self.stride = kernel, per_axis(stride, spatial_dims)
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as :class:`torch.nn.Conv3d` does."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(b, c, x, y, z)`` to ``(b, out, x / stride, y / stride, z / stride)``."""
+        flat = flat_axes(x.shape)
+        weight = self.weight
+        for axis, (is_flat, k) in enumerate(zip(flat, self.kernel, strict=True)):
+            if is_flat and k > 1:
+                weight = weight.narrow(2 + axis, k // 2, 1)
+        stride = tuple(1 if f else s for f, s in zip(flat, self.stride, strict=True))
+        padding = tuple(k // 2 for k in weight.shape[2:])
+        return F.conv3d(x, weight, self.bias, stride, padding)
+
+    def extra_repr(self) -> str:
+        """Return the sizes, as torch's layers do."""
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, kernel={self.kernel}, stride={self.stride}"
+
+
+class FactoredConv(nn.Module):
+    """A 3x3x3 convolution as one within the plane and one along the first axis (Li et al., 2026, released code).
+
+    The second starts as the identity, so that training begins slice-wise.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels in.
+        out_channels: Channels out.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        y, z = per_axis(3, spatial_dims)[1:]
+        self.plane = Conv(spatial_dims, in_channels, out_channels, (1, y, z))
+        self.depth = Conv(spatial_dims, out_channels, out_channels, (3, 1, 1))
+        nn.init.dirac_(self.depth.weight)
+        if self.depth.bias is not None:
+            nn.init.zeros_(self.depth.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(b, c, x, y, z)`` to ``(b, out, x, y, z)``."""
+        return self.depth(self.plane(x))
+
+
+def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolate linearly to ``size``; an axis that stays at length 1 is left alone."""
+    return F.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
+
+
+def space_to_depth(x: Tensor, factor: Triple) -> Tensor:
+    """Move blocks of ``factor`` voxels into channels, ``(b, c, x, y, z)`` to ``(b, c * prod(factor), x/f, y/f, z/f)``.
+
+    Along an axis of length 1 the voxel stands for the whole block.
+    """
+    for axis, (f, is_flat) in enumerate(zip(factor, flat_axes(x.shape), strict=True)):
+        if is_flat and f > 1:
+            x = x.repeat_interleave(f, dim=2 + axis)
+    b, c, *size = x.shape
+    i, j, k = factor
+    x = x.reshape(b, c, size[0] // i, i, size[1] // j, j, size[2] // k, k)
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * i * j * k, size[0] // i, size[1] // j, size[2] // k)
+
+
+def depth_to_space(x: Tensor, factor: Triple, shape: Sequence[int]) -> Tensor:
+    """Undo :func:`space_to_depth` for an image of spatial ``shape``; along an axis of length 1 the block is averaged."""
+    i, j, k = factor
+    b, c, *size = x.shape
+    x = x.reshape(b, c // (i * j * k), i, j, k, *size).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    x = x.reshape(b, c // (i * j * k), size[0] * i, size[1] * j, size[2] * k)
+    for axis, (f, is_flat) in enumerate(zip(factor, flat_axes(shape), strict=True)):
+        if is_flat and f > 1:
+            x = x.mean(dim=2 + axis, keepdim=True)
+    return x

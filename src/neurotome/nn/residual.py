@@ -1,0 +1,60 @@
+"""Residual blocks, with or without normalisation, one code path for slices and volumes."""
+
+from torch import Tensor, nn
+
+from neurotome.nn.modulation import Modulation, modulate
+from neurotome.nn.nd import Conv, FactoredConv
+
+
+def normalisation(channels: int, groups: int) -> nn.Module:
+    """Return group normalisation, or the identity for ``groups=0``.
+
+    Raises:
+        ValueError: ``channels`` is not a multiple of ``groups``.
+    """
+    if groups == 0:
+        return nn.Identity()
+    if channels % groups:
+        raise ValueError(f"channels is {channels}; give a multiple of norm_groups, {groups}, or norm_groups=0")
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def convolution(spatial_dims: int, in_channels: int, out_channels: int, factored: bool) -> nn.Module:
+    """Return a convolution of width 3, whole or factored into plane and depth."""
+    if factored:
+        return FactoredConv(spatial_dims, in_channels, out_channels)
+    return Conv(spatial_dims, in_channels, out_channels)
+
+
+class ResidualBlock(nn.Module):
+    """``skip(x) + conv(silu(norm(film(conv(silu(norm(x)))))))``.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels in.
+        out_channels: Channels out; a 1x1x1 convolution carries the skip where they differ.
+        norm_groups: Groups of the normalisation; 0 for none, and the second convolution then starts at zero, which
+            keeps activations bounded without it (Zhang et al., 2019, Fixup).
+        factored: Whether convolutions are factored into plane and depth.
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, norm_groups: int = 32, factored: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = normalisation(in_channels, norm_groups), normalisation(out_channels, norm_groups)
+        self.conv1 = convolution(spatial_dims, in_channels, out_channels, factored)
+        self.conv2 = convolution(spatial_dims, out_channels, out_channels, factored)
+        self.act = nn.SiLU()
+        same = in_channels == out_channels
+        self.skip: nn.Module = nn.Identity() if same else Conv(spatial_dims, in_channels, out_channels, 1)
+        if norm_groups == 0 and isinstance(self.conv1, Conv) and isinstance(self.conv2, Conv):
+            nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
+            nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor, film: Modulation | None = None) -> Tensor:
+        """Map ``(b, c, x, y, z)`` to ``(b, out, x, y, z)``; ``film`` modulates between the two convolutions."""
+        h = self.conv1(self.act(self.norm1(x)))
+        if film is not None:
+            h = modulate(h, film)
+        return self.skip(x) + self.conv2(self.act(self.norm2(h)))

@@ -1,0 +1,144 @@
+"""The contract of a tokenizer: voxels in, an ``Encoded`` in the middle, voxels out.
+
+A tokenizer knows tensors only. Scans, geometry and files are met in :mod:`neurotome.apply`.
+"""
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from neurotome.types import Image, ModalityIds
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a tokenizer makes of an image.
+
+    Args:
+        latent: What the decoder receives, ``(b, d, x, y, z)``.
+        codes: Named code maps ``(b, x, y, z)``, the first one is the anatomy; empty for continuous tokenizers.
+        style: Appearance vector ``(b, d)``, or None.
+        terms: The bottleneck's own named losses, scalars.
+        shape: Spatial shape of the source image.
+        aux: Tensors that only training looks at (continuous codes before quantisation, for example).
+    """
+
+    latent: Tensor
+    codes: Mapping[str, Tensor]
+    style: Tensor | None
+    terms: Mapping[str, Tensor]
+    shape: tuple[int, int, int]
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Tokenizer(nn.Module, ABC):
+    """Encoder, bottleneck and decoder behind one face.
+
+    Attributes:
+        arguments: The constructor's arguments by name, as stored in a model folder's ``config.json``.
+        modalities: Names of the contrasts the model knows; their order gives the ids.
+        factor: Voxels per latent cell and axis.
+        latent_channels: Channels of ``Encoded.latent``.
+        training_only: Names of direct submodules that exist for training alone and are left out of an exported model.
+    """
+
+    arguments: dict[str, Any]
+    modalities: tuple[str, ...]
+    factor: tuple[int, int, int]
+    latent_channels: int
+    training_only: tuple[str, ...] = ()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Record the arguments, so that a model folder can build the same network again."""
+        self = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+        bound.apply_defaults()
+        object.__setattr__(self, "arguments", {k: v for k, v in bound.arguments.items() if k != "self"})
+        return self
+
+    @abstractmethod
+    def encode(self, image: Image, modality: ModalityIds) -> Encoded:
+        """Return the code of ``image`` in [-1, 1]; ``modality`` holds one id per image."""
+
+    @abstractmethod
+    def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
+        """Return the image of ``encoded`` in the contrast ``modality``, of the source's spatial shape."""
+
+    @abstractmethod
+    def bits(self, shape: Sequence[int]) -> float:
+        """Return the bits one image of this spatial shape takes: ceil(log2 K) per code, 16 per stored float."""
+
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Return the latent's spatial shape.
+
+        Raises:
+            ValueError: An axis longer than 1 is not a multiple of the factor; the next admissible shape is named.
+        """
+        bad = [s for s, f in zip(shape, self.factor, strict=True) if s != 1 and s % f]
+        if bad:
+            admissible = tuple(s if s == 1 else math.ceil(s / f) * f for s, f in zip(shape, self.factor, strict=True))
+            raise ValueError(
+                f"shape {tuple(shape)} is not a multiple of {self.factor}: pad to {admissible} "
+                "(`neurotome prepare --shape` does it and records it)"
+            )
+        x, y, z = (1 if s == 1 else s // f for s, f in zip(shape, self.factor, strict=True))
+        return x, y, z
+
+    def bits_per_voxel(self, shape: Sequence[int]) -> float:
+        """Return :meth:`bits` divided by the number of voxels."""
+        return self.bits(shape) / math.prod(shape)
+
+    def modality_id(self, name: str) -> int:
+        """Return the id of a contrast.
+
+        Raises:
+            ValueError: The model was not trained on it.
+        """
+        if name not in self.modalities:
+            raise ValueError(f"this model knows {', '.join(self.modalities)}, not {name}")
+        return self.modalities.index(name)
+
+    def check_input(self, image: Tensor, modality: Tensor) -> None:
+        """Refuse what the network was not built for.
+
+        Raises:
+            ValueError: Wrong rank, channel count, shape or modality id.
+        """
+        if image.ndim != 5:
+            raise ValueError(f"image has shape {tuple(image.shape)}; give (b, c, x, y, z), a slice has z = 1")
+        self.latent_shape(image.shape[2:])
+        if modality.shape != image.shape[:1]:
+            raise ValueError(f"modality has shape {tuple(modality.shape)}; give one id per image, ({image.shape[0]},)")
+        # reading ids back would stall a GPU, so there the embedding's own device check must do
+        if modality.device.type == "cpu" and modality.numel() and not (0 <= int(modality.min()) <= int(modality.max()) < len(self.modalities)):
+            raise ValueError(f"modality ids lie in [0, {len(self.modalities) - 1}] for {self.modalities}")
+
+    def exported_state(self) -> dict[str, Tensor]:
+        """Return the state without the modules that only training needs."""
+        drop = tuple(f"{name}." for name in self.training_only)
+        return {k: v.detach() for k, v in self.state_dict().items() if not k.startswith(drop)} if drop else {
+            k: v.detach() for k, v in self.state_dict().items()
+        }
+
+    def load_exported(self, state: Mapping[str, Tensor]) -> None:
+        """Load an exported state; every key but those of training-only modules must be there, and nothing else.
+
+        Raises:
+            ValueError: A key is missing, unknown, of another shape, or not finite.
+        """
+        own = self.exported_state()
+        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unknown:
+            raise ValueError(f"weights do not fit {type(self).__name__}: missing {missing[:3]}, unknown {unknown[:3]}")
+        for key, value in state.items():
+            if value.shape != own[key].shape:
+                raise ValueError(f"weight {key} has shape {tuple(value.shape)}, the network {tuple(own[key].shape)}")
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ValueError(f"weight {key} holds NaN or Inf; train again or fetch the model folder again")
+        self.load_state_dict(dict(state), strict=False)
