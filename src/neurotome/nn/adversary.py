@@ -1,7 +1,7 @@
 r"""Gradient reversal and the modality adversary (Ganin et al., 2016; Li et al., 2026, eq. 15).
 
-    forward: y = x        backward: dL/dx = -alpha dL/dy
-    alpha(p) = 2 / (1 + exp(-10 p)) - 1,   p in [0, 1] the progress since the adversary's start
+forward: y = x        backward: dL/dx = -alpha dL/dy
+alpha(p) = 2 / (1 + exp(-10 p)) - 1,   p in [0, 1] the progress since the adversary's start
 """
 
 import math
@@ -29,7 +29,8 @@ class _Reverse(torch.autograd.Function):
 
 def reverse_gradient(x: Tensor, alpha: float) -> Tensor:
     """Return ``x``; its gradient comes back reversed and scaled by ``alpha``."""
-    return _Reverse.apply(x, alpha)
+    reversed_: Tensor = _Reverse.apply(x, alpha)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return reversed_
 
 
 def reversal_ramp(progress: float) -> float:

@@ -6,6 +6,7 @@ The last layer starts at zero and gamma = 1 + raw, so that at the start the imag
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class FiLM(nn.Module):
         self.channels = tuple(channels)
         widths = (in_features, *(hidden,) * num_hidden)
         layers: list[nn.Module] = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in pairwise(widths):
             layers += [nn.Linear(a, b), nn.SiLU()]
         last = nn.Linear(widths[-1], 2 * sum(self.channels))
         nn.init.zeros_(last.weight)

@@ -74,7 +74,7 @@ class Conv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(b, c, x, y, z)`` to ``(b, out, x / stride, y / stride, z / stride)``."""
         flat = flat_axes(x.shape)
-        weight = self.weight
+        weight: Tensor = self.weight
         for axis, (is_flat, k) in enumerate(zip(flat, self.kernel, strict=True)):
             if is_flat and k > 1:
                 weight = weight.narrow(2 + axis, k // 2, 1)
@@ -132,7 +132,7 @@ def space_to_depth(x: Tensor, factor: Triple) -> Tensor:
 
 
 def depth_to_space(x: Tensor, factor: Triple, shape: Sequence[int]) -> Tensor:
-    """Undo :func:`space_to_depth` for an image of spatial ``shape``; along an axis of length 1 the block is averaged."""
+    """Undo :func:`space_to_depth` for an image of spatial ``shape``; along an axis of length 1 blocks are averaged."""
     i, j, k = factor
     b, c, *size = x.shape
     x = x.reshape(b, c // (i * j * k), i, j, k, *size).permute(0, 1, 5, 2, 6, 3, 7, 4)

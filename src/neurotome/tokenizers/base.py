@@ -45,7 +45,7 @@ class Tokenizer(nn.Module, ABC):
         modalities: Names of the contrasts the model knows; their order gives the ids.
         factor: Voxels per latent cell and axis.
         latent_channels: Channels of ``Encoded.latent``.
-        training_only: Names of direct submodules that exist for training alone and are left out of an exported model.
+        training_only: Names of submodules and buffers that training alone needs; an exported model leaves them out.
     """
 
     arguments: dict[str, Any]
@@ -115,19 +115,25 @@ class Tokenizer(nn.Module, ABC):
         self.latent_shape(image.shape[2:])
         if modality.shape != image.shape[:1]:
             raise ValueError(f"modality has shape {tuple(modality.shape)}; give one id per image, ({image.shape[0]},)")
-        # reading ids back would stall a GPU, so there the embedding's own device check must do
-        if modality.device.type == "cpu" and modality.numel() and not (0 <= int(modality.min()) <= int(modality.max()) < len(self.modalities)):
+        # reading ids back would stall an accelerator; there the embedding's own check must do
+        if modality.device.type == "cpu" and bool(((modality < 0) | (modality >= len(self.modalities))).any()):
             raise ValueError(f"modality ids lie in [0, {len(self.modalities) - 1}] for {self.modalities}")
 
+    def shared(self, encoded: Encoded) -> Encoded:
+        """Return the code without what is private to the source's contrast; here there is nothing private."""
+        return encoded
+
     def exported_state(self) -> dict[str, Tensor]:
-        """Return the state without the modules that only training needs."""
-        drop = tuple(f"{name}." for name in self.training_only)
-        return {k: v.detach() for k, v in self.state_dict().items() if not k.startswith(drop)} if drop else {
-            k: v.detach() for k, v in self.state_dict().items()
+        """Return the state without what only training needs."""
+        only = self.training_only
+        return {
+            key: value.detach()
+            for key, value in self.state_dict().items()
+            if not any(key == name or key.startswith(f"{name}.") for name in only)
         }
 
     def load_exported(self, state: Mapping[str, Tensor]) -> None:
-        """Load an exported state; every key but those of training-only modules must be there, and nothing else.
+        """Load an exported state; every key but the training-only ones must be there, and nothing else.
 
         Raises:
             ValueError: A key is missing, unknown, of another shape, or not finite.

@@ -1,0 +1,1 @@
+"""Building blocks: pure modules and functions on tensors."""

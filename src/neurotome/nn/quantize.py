@@ -1,0 +1,228 @@
+r"""Vector quantisation with a codebook that follows the data by moving averages (van den Oord et al., 2017, app. A.1).
+
+    k(z) = argmin_k |z - e_k|^2 + b_k                 z_q = e_k(z),  gradient straight through
+    n_k <- g n_k + (1 - g) |{z: k(z) = k}|            counts
+    s_k <- g s_k + (1 - g) sum_{z: k(z) = k} z        sums
+    e_k  = s_k / n_k                                  commitment: mean (z - sg[z_q])^2
+
+Conventions that keep the book alive: everything is float32 with autocast off; codes start from the data (k-means); a
+code whose count falls under a share of the mean is put on a token of the batch with count *and* sum set together
+(``s = n z``, so that the next update leaves it where it was put); counts, sums and revivals are the same on every rank.
+``b_k`` is an offset the caller may give per image (see ``tokenizers.neuroquant``); zero in the literature.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurotome.types import Codes, Latent, Scalar, Vectors
+
+
+def nearest_codes(vectors: Vectors, codebook: Tensor, offset: Tensor | None = None, chunk: int = 1024) -> Tensor:
+    """Return the index of the nearest code of each vector, ``(n,)``.
+
+    Memory is O(n + K): distances are formed ``chunk`` rows at a time, and |z|^2, the same for every code, is left out.
+
+    Args:
+        vectors: ``(n, d)``.
+        codebook: ``(K, d)``.
+        offset: Added to the squared distance, ``(K,)`` for all vectors or ``(n, K)``.
+        chunk: Rows at a time.
+    """
+    norms = codebook.square().sum(1)
+    shared = offset is None or offset.ndim == 1
+    bias = norms if offset is None or not shared else norms + offset
+    transposed = codebook.t()
+    found = torch.empty(len(vectors), dtype=torch.long, device=vectors.device)
+    buffer = torch.empty(min(chunk, len(vectors)), len(codebook), dtype=vectors.dtype, device=vectors.device)
+    for start in range(0, len(vectors), chunk):
+        rows = vectors[start : start + chunk]
+        distance = torch.addmm(bias, rows, transposed, alpha=-2, out=buffer[: len(rows)])
+        if not shared and offset is not None:
+            distance += offset[start : start + chunk]
+        torch.argmin(distance, dim=1, out=found[start : start + chunk])
+    return found
+
+
+def kmeans(vectors: Vectors, num_codes: int, rounds: int = 8) -> tuple[Tensor, Tensor]:
+    """Return centres ``(K, d)`` and their counts ``(K,)`` after Lloyd's iterations; empty cells move to random vectors.
+
+    Raises:
+        ValueError: There are fewer vectors than codes.
+    """
+    if len(vectors) < num_codes:
+        raise ValueError(f"{len(vectors)} vectors cannot start {num_codes} codes; collect more or ask for fewer codes")
+    centres = vectors[torch.randperm(len(vectors), device=vectors.device)[:num_codes]].clone()
+    counts = torch.ones(num_codes, device=vectors.device)
+    for _ in range(rounds):
+        codes = nearest_codes(vectors, centres)
+        counts = torch.bincount(codes, minlength=num_codes).to(vectors.dtype)
+        sums = torch.zeros_like(centres).index_add_(0, codes, vectors)
+        random = vectors[torch.randint(len(vectors), (num_codes,), device=vectors.device)]
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], random)
+    return centres, counts
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What the quantiser returns.
+
+    Args:
+        vectors: Quantised latent ``(b, d, x, y, z)``, gradient straight through.
+        codes: Code map ``(b, x, y, z)``.
+        commitment: Mean squared distance of the latent to its (detached) code.
+    """
+
+    vectors: Latent
+    codes: Codes
+    commitment: Scalar
+
+
+class EMAQuantizer(nn.Module):
+    """Nearest-code quantiser; the codebook is a buffer, no optimiser touches it.
+
+    Until the book starts, training passes the latent through unquantised and collects tokens; it starts with k-means
+    after ``start_after`` training passes, or before the first quantisation in evaluation mode.
+
+    Args:
+        num_codes: K, size of the codebook.
+        dim: d, length of a code.
+        decay: g, weight of the past in the moving averages, in [0, 1).
+        revive_below: A code is revived when its count is under this share of the mean count; 0 never.
+        start_after: Training passes before the codebook starts.
+        reservoir: Tokens kept for the start, at least ``num_codes``.
+        eps: Smallest count a code is divided by.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    codebook: Tensor
+    counts: Tensor
+    sums: Tensor
+    tokens: Tensor
+    state: Tensor
+    usage: Tensor
+
+    def __init__(
+        self,
+        num_codes: int,
+        dim: int,
+        decay: float = 0.99,
+        revive_below: float = 0.1,
+        start_after: int = 0,
+        reservoir: int | None = None,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        reservoir = max(8 * num_codes, 8192) if reservoir is None else reservoir
+        if num_codes < 2 or dim < 1 or not 0 <= decay < 1 or reservoir < num_codes or start_after < 0:
+            raise ValueError(
+                f"num_codes={num_codes}, dim={dim}, decay={decay}, reservoir={reservoir}, start_after={start_after}: "
+                "give at least 2 codes, 0 <= decay < 1, a reservoir of at least num_codes, start_after >= 0"
+            )
+        self.num_codes, self.dim, self.decay, self.revive_below, self.eps = num_codes, dim, decay, revive_below, eps
+        self.start_after, self.reservoir = start_after, reservoir
+        self.register_buffer("codebook", torch.randn(num_codes, dim))
+        self.register_buffer("counts", torch.ones(num_codes))
+        self.register_buffer("sums", self.codebook.clone())
+        # scratch that a resumed run needs but an exported model does not
+        self.register_buffer("tokens", torch.zeros(reservoir, dim))
+        self.register_buffer("state", torch.zeros(3, dtype=torch.long))  # training passes, tokens collected, started
+        self.register_buffer("usage", torch.zeros(num_codes, dtype=torch.long))  # codes used since reset_usage
+
+    @property
+    def started(self) -> bool:
+        """Whether the codebook has been set from data."""
+        return bool(self.state[2])
+
+    def forward(self, z: Latent, offset: Tensor | None = None) -> Quantised:
+        """Quantise ``(b, d, x, y, z)``; ``offset`` ``(b, K)`` is added to each image's squared distances."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            vectors = z.movedim(1, -1).reshape(-1, self.dim)
+            if self.training and not self.started:
+                self._collect(vectors.detach())
+                if not self.started:
+                    codes = torch.zeros(z.shape[0], *z.shape[2:], dtype=torch.long, device=z.device)
+                    return Quantised(z, codes, z.new_zeros(()))
+            codes = self.search(z, offset)
+            flat = codes.reshape(-1)
+            quantised = F.embedding(flat, self.codebook)
+            commitment = F.mse_loss(vectors, quantised)
+            if self.training:
+                self._update(vectors.detach(), flat)
+            straight = vectors + (quantised - vectors).detach()
+            return Quantised(straight.view(z.shape[0], *z.shape[2:], self.dim).movedim(-1, 1), codes, commitment)
+
+    def search(self, z: Latent, offset: Tensor | None = None) -> Codes:
+        """Return the code map ``(b, x, y, z)`` of a float32 latent ``(b, d, x, y, z)``."""
+        shape = (z.shape[0], *z.shape[2:])
+        if offset is None:
+            return nearest_codes(z.detach().movedim(1, -1).reshape(-1, self.dim), self.codebook).view(shape)
+        maps = [
+            nearest_codes(image.detach().flatten(1).t().contiguous(), self.codebook, row).view(image.shape[1:])
+            for image, row in zip(z, offset, strict=True)
+        ]
+        return torch.stack(maps)
+
+    def lookup(self, codes: Codes) -> Latent:
+        """Return the vectors ``(b, d, x, y, z)`` of a code map ``(b, x, y, z)``."""
+        return F.embedding(codes, self.codebook).movedim(-1, 1)
+
+    @torch.no_grad()
+    def reset_usage(self) -> Tensor:
+        """Return how often each code was used in training since the last call, ``(K,)``, and start again."""
+        used = self.usage.clone()
+        self.usage.zero_()
+        return used
+
+    def _collect(self, vectors: Vectors) -> None:
+        """Keep a random share of the batch's tokens in a ring, and start the codebook when it is time."""
+        passes, collected, _ = self.state.tolist()
+        take = min(len(vectors), max(256, self.reservoir // 12))
+        picked = vectors[torch.randperm(len(vectors), device=vectors.device)[:take]]
+        places = torch.arange(collected, collected + take, device=vectors.device) % self.reservoir
+        self.tokens[places] = picked
+        self.state[0], self.state[1] = passes + 1, collected + take
+        if passes + 1 > self.start_after and collected + take >= self.reservoir:
+            self._start(*kmeans(self.tokens, self.num_codes))
+
+    def _start(self, centres: Tensor, counts: Tensor) -> None:
+        """Set code, count and sum together."""
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(centres, 0)
+            dist.broadcast(counts, 0)
+        counts = counts.clamp(min=1)
+        self.codebook.copy_(centres)
+        self.counts.copy_(counts)
+        self.sums.copy_(centres * counts[:, None])
+        self.state[2] = 1
+
+    @torch.no_grad()
+    def _update(self, vectors: Vectors, codes: Tensor) -> None:
+        """Move counts, sums and codes by one step, and revive what is not used."""
+        counts = torch.bincount(codes, minlength=self.num_codes).to(vectors.dtype)
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, vectors)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+        self.usage += counts.long()
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        if self.revive_below > 0:
+            self._revive(vectors)
+        torch.div(self.sums, self.counts.clamp(min=self.eps)[:, None], out=self.codebook)
+
+    def _revive(self, vectors: Vectors) -> None:
+        """Put each dead code on a random token: count = mean count, sum = count x vector."""
+        mean = self.counts.mean()
+        dead = self.counts < self.revive_below * mean
+        fresh = vectors[torch.randint(len(vectors), (self.num_codes,), device=vectors.device)]
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(fresh, 0)
+        self.counts.copy_(torch.where(dead, mean, self.counts))
+        self.sums.copy_(torch.where(dead[:, None], mean * fresh, self.sums))

@@ -1,0 +1,379 @@
+r"""NeuroQuant: one encoder, two streams (Li et al., 2026, arXiv:2604.05171).
+
+    E(x_m) = (z_anat, z_mod)                                   eq. 1
+    q(v)   = e_k,  k = argmin_k |z_anat(v) - e_k|^2             eq. 6
+    u_m    = concat(GAP(z_mod), s_m)                            eq. 8
+    x_hat  = D(q, {(gamma_l, beta_l)(u_m)})                     eq. 9-11
+
+The anatomy is quantised with one codebook for all contrasts; the appearance modulates the decoder. The constructor's
+defaults are the published sizes. Every argument after ``film_hidden`` departs from them; what each buys is measured in
+``docs/explanation/neuroquant.md``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurotome.nn.adversary import ModalityAdversary
+from neurotome.nn.attention import MultiAxisAttention
+from neurotome.nn.modulation import FiLM, Modulation, modulate
+from neurotome.nn.nd import Conv, Triple, depth_to_space, per_axis, space_to_depth, upsample
+from neurotome.nn.quantize import EMAQuantizer
+from neurotome.nn.residual import ResidualBlock, normalisation
+from neurotome.tokenizers.base import Encoded, Tokenizer
+from neurotome.types import Image, ModalityIds, Style
+
+PRIVATE_SCRATCH = ("private.tokens", "private.usage")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every block of one network shares."""
+
+    spatial_dims: int
+    num_heads: int
+    norm_groups: int
+    factored: bool
+
+    def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> Conv:
+        """Return a whole convolution."""
+        return Conv(self.spatial_dims, in_channels, out_channels, kernel_size, stride)
+
+    def residual(self, in_channels: int, out_channels: int) -> ResidualBlock:
+        """Return a residual block."""
+        return ResidualBlock(self.spatial_dims, in_channels, out_channels, self.norm_groups, self.factored)
+
+    def attention(self, channels: int) -> MultiAxisAttention:
+        """Return attention along every axis."""
+        return MultiAxisAttention(self.spatial_dims, channels, self.num_heads, self.norm_groups)
+
+    def middle(self, channels: int, build: bool) -> nn.Module:
+        """Return residual block, attention, residual block, or nothing."""
+        if not build:
+            return nn.Identity()
+        return nn.Sequential(
+            self.residual(channels, channels), self.attention(channels), self.residual(channels, channels)
+        )
+
+
+class Stage(nn.Module):
+    """Residual blocks and attention at one resolution, after going up to it or before going down from it."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        in_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention: bool,
+        resize: Literal["down", "up", "none"],
+    ) -> None:
+        super().__init__()
+        widths = (in_channels, *(out_channels,) * num_res_blocks)
+        self.up: nn.Module = parts.conv(in_channels, in_channels) if resize == "up" else nn.Identity()
+        self.blocks = nn.ModuleList(parts.residual(a, b) for a, b in pairwise(widths))
+        self.attention: nn.Module = parts.attention(out_channels) if attention else nn.Identity()
+        self.down: nn.Module = parts.conv(out_channels, out_channels, stride=2) if resize == "down" else nn.Identity()
+
+    def forward(self, x: Tensor, films: Sequence[Modulation] = (), size: Sequence[int] = ()) -> Tensor:
+        """Map ``(b, c, x, y, z)``; ``films`` holds one modulation per block, ``size`` the resolution to go up to."""
+        if size and tuple(size) != tuple(x.shape[2:]):
+            x = self.up(upsample(x, size))
+        for i, block in enumerate(self.blocks):
+            x = block(x, films[i] if films else None)
+        return self.down(self.attention(x))
+
+
+class Encoder(nn.Module):
+    """Image to the features that both streams start from.
+
+    With ``told`` contrasts it has a stem for each, and FiLM by an embedding of the contrast in its blocks: a patch of
+    white matter in T1w looks like a ventricle in T2w, and only who knows the contrast can tell them apart.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        in_channels: int,
+        channels: Sequence[int],
+        num_res_blocks: int,
+        attention_levels: Sequence[bool],
+        downsample: Sequence[bool],
+        mid_blocks: bool,
+        stem: Triple,
+        told: int,
+        embedding_channels: int,
+        film_hidden: int,
+    ) -> None:
+        super().__init__()
+        self.stem, self.told, self.num_res_blocks = stem, told, num_res_blocks
+        self.conv_in = parts.conv(in_channels * math.prod(stem), channels[0] * max(told, 1))
+        self.stages = nn.ModuleList(
+            Stage(parts, a, b, num_res_blocks, attention, "down" if halved else "none")
+            for (a, b), attention, halved in zip(
+                pairwise((channels[0], *channels)), attention_levels, downsample, strict=True
+            )
+        )
+        self.mid = parts.middle(channels[-1], mid_blocks)
+        self.norm = normalisation(channels[-1], parts.norm_groups)
+        self.act = nn.SiLU()
+        if told:
+            self.film = FiLM(embedding_channels, film_hidden, [c for c in channels for _ in range(num_res_blocks)], 1)
+            self.embedding = nn.Embedding(told, embedding_channels)
+
+    def forward(self, image: Image, modality: ModalityIds) -> Tensor:
+        """Map ``(b, c, x, y, z)`` to ``(b, c', x/f, y/f, z/f)``."""
+        h = self.conv_in(space_to_depth(image, self.stem))
+        films: list[Modulation] = []
+        if self.told:
+            h = h.unflatten(1, (self.told, -1))[torch.arange(len(h), device=h.device), modality]
+            films = self.film(self.embedding(modality))
+        for i, stage in enumerate(self.stages):
+            h = stage(h, films[i * self.num_res_blocks : (i + 1) * self.num_res_blocks])
+        return self.act(self.norm(self.mid(h)))
+
+
+class Decoder(nn.Module):
+    """Latent and modulations to the image."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        latent_channels: int,
+        out_channels: int,
+        channels: Sequence[int],
+        num_res_blocks: int,
+        attention_levels: Sequence[bool],
+        upsample: Sequence[bool],
+        mid_blocks: bool,
+        stem: Triple,
+        film_sites: Literal["stage", "block"],
+    ) -> None:
+        super().__init__()
+        self.stem, self.film_sites, self.doubled = stem, film_sites, tuple(upsample)
+        self.conv_in = parts.conv(latent_channels, channels[0])
+        self.mid = parts.middle(channels[0], mid_blocks)
+        self.stages = nn.ModuleList(
+            Stage(parts, a, b, num_res_blocks, attention, "up" if doubled else "none")
+            for (a, b), attention, doubled in zip(
+                pairwise((channels[0], *channels)), attention_levels, upsample, strict=True
+            )
+        )
+        self.norm = normalisation(channels[-1], parts.norm_groups)
+        self.act = nn.SiLU()
+        self.conv_out = parts.conv(channels[-1], out_channels * math.prod(stem))
+        #: channels of each modulated feature map
+        self.sites = (
+            [channels[0], *channels] if film_sites == "stage" else [c for c in channels for _ in range(num_res_blocks)]
+        )
+
+    def forward(self, latent: Tensor, films: Sequence[Modulation], shape: Sequence[int]) -> Tensor:
+        """Map ``(b, d, x/f, y/f, z/f)`` to an image of spatial ``shape``."""
+        h, sizes = self.mid(self.conv_in(latent)), self._sizes(shape)
+        if self.film_sites == "stage":
+            h = modulate(h, films[0])
+            for stage, size, film in zip(self.stages, sizes, films[1:], strict=True):
+                h = modulate(stage(h, size=size), film)
+        else:
+            n = len(films) // len(self.stages)
+            for i, (stage, size) in enumerate(zip(self.stages, sizes, strict=True)):
+                h = stage(h, films[i * n : (i + 1) * n], size)
+        return depth_to_space(self.conv_out(self.act(self.norm(h))), self.stem, shape)
+
+    def _sizes(self, shape: Sequence[int]) -> list[Triple]:
+        """Return the resolution of each stage, coarse to fine; an axis of length 1 stays so."""
+        x, y, z = (1 if s == 1 else s // f for s, f in zip(shape, self.stem, strict=True))
+        sizes: list[Triple] = []
+        for doubled in reversed(self.doubled):
+            sizes.append((x, y, z))
+            if doubled:
+                x, y, z = max(x // 2, 1), max(y // 2, 1), max(z // 2, 1)
+        return sizes[::-1]
+
+
+class NeuroQuant(Tokenizer):
+    """Dual-stream tokenizer with a quantised anatomy and a modulating appearance.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Image channels.
+        modalities: Contrasts; their order gives the ids.
+        channels: Width of each encoder stage; the decoder mirrors it.
+        num_res_blocks: Residual blocks per stage.
+        attention_levels: Which stages end in multi-axis attention (and the decoder's mirror).
+        mid_blocks: Whether residual block, attention, residual block follow the coarsest stage.
+        num_heads: Attention heads.
+        anatomy_channels: C_a, length of an anatomy code.
+        modality_channels: C_m, length of the appearance vector.
+        embedding_channels: C_s, length of the modality embedding s_m.
+        num_codes: K_a, anatomy codes.
+        film_hidden: Width of the FiLM network.
+        film_layers: Its hidden layers.
+        norm_groups: Groups of the normalisations; 0 removes them (crops and whole volumes then see the same network).
+        factored: Whether convolutions in residual blocks are factored into plane and depth.
+        stem_factor: Voxels per axis moved into channels before the first convolution and back after the last.
+        downsample: Which stages halve the resolution; None means all.
+        film_sites: "stage" modulates after the middle and after each stage (paper), "block" inside each residual block.
+        appearance_channels: Further strided stages between trunk and appearance head, so that style sees wider.
+        foreground_above: Only voxels brighter than this enter GAP(z_mod); None pools over the whole box (paper).
+        decoder_res_blocks: Residual blocks per decoder stage; None for ``num_res_blocks``.
+        output: "tanh" (paper), or "clamp": linear in training, clamped to [-1, 1] in evaluation.
+        tell_encoder: Whether the encoder is told the contrast: a stem per contrast and FiLM in its blocks.
+        private_codes: Codes per cell that only the own reconstruction sees, on top of the shared ones; 0 for none.
+        private_channels: Length of a private code.
+        decay: Weight of the past in the codebooks' moving averages.
+        revive_below: Share of the mean count under which a code is revived.
+        start_after: Training passes with a continuous latent before the codebooks start from k-means.
+        adversary: Whether the modality adversary is built (training only).
+
+    Raises:
+        ValueError: Arguments that do not fit each other.
+    """
+
+    price: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 1,
+        modalities: Sequence[str] = ("T1w", "T2w"),
+        channels: Sequence[int] = (64, 128, 256, 256),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[bool] = (False, False, True, True),
+        mid_blocks: bool = True,
+        num_heads: int = 8,
+        anatomy_channels: int = 64,
+        modality_channels: int = 32,
+        embedding_channels: int = 32,
+        num_codes: int = 4096,
+        film_hidden: int = 256,
+        film_layers: int = 2,
+        norm_groups: int = 32,
+        factored: bool = True,
+        stem_factor: int = 1,
+        downsample: Sequence[bool] | None = None,
+        film_sites: Literal["stage", "block"] = "stage",
+        appearance_channels: Sequence[int] = (),
+        foreground_above: float | None = None,
+        output: Literal["tanh", "clamp"] = "tanh",
+        decoder_res_blocks: int | None = None,
+        tell_encoder: bool = False,
+        private_codes: int = 0,
+        private_channels: int = 4,
+        decay: float = 0.99,
+        revive_below: float = 0.1,
+        start_after: int = 0,
+        adversary: bool = True,
+    ) -> None:
+        super().__init__()
+        downsample = (True,) * len(channels) if downsample is None else tuple(downsample)
+        if not len(channels) == len(attention_levels) == len(downsample):
+            raise ValueError(
+                f"channels has {len(channels)} levels, attention_levels {len(attention_levels)}, downsample "
+                f"{len(downsample)}; give one entry per level"
+            )
+        self.modalities = tuple(modalities)
+        self.anatomy_channels, self.modality_channels = anatomy_channels, modality_channels
+        self.latent_channels = anatomy_channels + (private_channels if private_codes else 0)
+        self.factor = per_axis(stem_factor * 2 ** sum(downsample), spatial_dims)
+        self.foreground_above, self.output, self.tell_encoder = foreground_above, output, tell_encoder
+        self.training_only = ("adversary", "seen", "quantizer.tokens", "quantizer.usage", *PRIVATE_SCRATCH)
+        parts = Parts(spatial_dims, num_heads, norm_groups, factored)
+        stem, deepest, num_modalities = per_axis(stem_factor, spatial_dims), channels[-1], len(self.modalities)
+
+        # two streams
+        self.encoder = Encoder(
+            parts, in_channels, channels, num_res_blocks, attention_levels, downsample, mid_blocks, stem,
+            num_modalities if tell_encoder else 0, embedding_channels, film_hidden,
+        )  # fmt: skip
+        self.anatomy_head = parts.conv(deepest, anatomy_channels, 1)
+        appearance = (deepest, *appearance_channels)
+        self.appearance = nn.Sequential(
+            *(nn.Sequential(parts.conv(a, b, stride=2), parts.residual(b, b)) for a, b in pairwise(appearance))
+        )
+        self.modality_head = parts.conv(appearance[-1], modality_channels, 1)
+
+        # bottleneck
+        def book(size: int, dim: int) -> EMAQuantizer:
+            return EMAQuantizer(size, dim, decay=decay, revive_below=revive_below, start_after=start_after)
+
+        self.quantizer = book(num_codes, anatomy_channels)
+        # b_nk of tokenizers.alignment, and the running counts that move it
+        self.register_buffer("price", torch.zeros(num_modalities, num_codes))
+        self.register_buffer("seen", torch.zeros(num_modalities, 2, num_codes))
+        self.private = book(private_codes, private_channels) if private_codes else None
+        if private_codes:
+            self.private_head = nn.Sequential(
+                parts.conv(deepest + anatomy_channels, deepest, 1), nn.SiLU(), parts.conv(deepest, private_channels, 1)
+            )
+
+        # decoder
+        self.decoder = Decoder(
+            parts, self.latent_channels, in_channels, channels[::-1],
+            num_res_blocks if decoder_res_blocks is None else decoder_res_blocks,
+            attention_levels[::-1], downsample[::-1], mid_blocks, stem, film_sites,
+        )  # fmt: skip
+        self.embedding = nn.Embedding(num_modalities, embedding_channels)
+        self.film = FiLM(modality_channels + embedding_channels, film_hidden, self.decoder.sites, film_layers)
+        self.adversary = ModalityAdversary(spatial_dims, anatomy_channels, num_modalities) if adversary else None
+
+    def encode(self, image: Image, modality: ModalityIds) -> Encoded:
+        """See :class:`Tokenizer`; ``aux`` holds ``anatomy`` (before quantisation) and ``anatomy_q``."""
+        self.check_input(image, modality)
+        trunk = self.encoder(image, modality)
+        style = self._pool(self.modality_head(self.appearance(trunk)), image)
+        anatomy = self.anatomy_head(trunk).float()
+        quantised = self.quantizer(anatomy, self.price[modality] if self.tell_encoder else None)
+        latent, codes, terms = quantised.vectors, {"anatomy": quantised.codes}, {"commitment": quantised.commitment}
+        aux = {"anatomy": anatomy, "anatomy_q": quantised.vectors}
+        if self.private is not None:
+            seen = torch.cat([trunk, latent.detach().to(trunk.dtype)], dim=1)
+            own = self.private(self.private_head(seen).float())
+            latent = torch.cat([latent, own.vectors], dim=1)
+            codes["private"], terms["private_commitment"] = own.codes, own.commitment
+        x, y, z = image.shape[2:]
+        return Encoded(latent, codes, style, terms, (x, y, z), aux)
+
+    def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
+        """See :class:`Tokenizer`; ``encoded.style`` is the appearance vector of the contrast to paint.
+
+        Raises:
+            ValueError: The code carries no style.
+        """
+        if encoded.style is None:
+            raise ValueError("the code has no style; give one, for example the training mean of the target contrast")
+        films = self.film(torch.cat([encoded.style, self.embedding(modality)], dim=1))  # u_m, eq. 8-9
+        image = self.decoder(encoded.latent, films, encoded.shape).float()
+        if self.output == "tanh":
+            return torch.tanh(image)
+        return image if self.training else image.clamp(-1, 1)
+
+    def shared(self, encoded: Encoded) -> Encoded:
+        """Return the code without its private part."""
+        if self.private is None:
+            return encoded
+        public = encoded.latent[:, : self.anatomy_channels]
+        silent = torch.zeros_like(encoded.latent[:, self.anatomy_channels :])
+        return replace(encoded, latent=torch.cat([public, silent], dim=1), codes={"anatomy": encoded.codes["anatomy"]})
+
+    def bits(self, shape: Sequence[int]) -> float:
+        """See :class:`Tokenizer`; private codes are counted, because the own reconstruction uses them."""
+        books = [self.quantizer.num_codes] + ([self.private.num_codes] if self.private is not None else [])
+        per_cell = sum(math.ceil(math.log2(size)) for size in books)
+        return math.prod(self.latent_shape(shape)) * per_cell + 16 * self.modality_channels
+
+    def _pool(self, z_mod: Tensor, image: Image) -> Style:
+        """Return GAP(z_mod), over the foreground where asked, in single precision."""
+        z_mod = z_mod.float()
+        if self.foreground_above is None:
+            return z_mod.mean(dim=(2, 3, 4))
+        x, y, z = z_mod.shape[2:]
+        weight = F.adaptive_avg_pool3d((image[:, :1] > self.foreground_above).float(), (x, y, z))
+        return (z_mod * weight).sum(dim=(2, 3, 4)) / weight.sum(dim=(2, 3, 4)).clamp(min=1e-3)
