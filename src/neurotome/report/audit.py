@@ -1,0 +1,311 @@
+r"""How far the split is real: sentences made from numbers by fixed thresholds.
+
+    gap         mean |q_1 - q_2|^2 / (2 var q)        0 identical, 1 unrelated, above 1 opposed
+    agreement   share of places where both contrasts of one brain choose the same code
+    chance      the agreement that the two code histograms give by themselves
+    self        agreement of a scan with itself under small noise: what noise alone leaves
+    lifted      (agreement - chance) / (self - chance)
+    probe       balanced accuracy of a fresh linear classifier that guesses the contrast, chance 1/2
+
+A number that was not measured gives no sentence and no verdict. Translation that looks right proves nothing: a decoder
+may have learned to read each contrast's own codes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from neurotome.report.run import lookup, number
+
+Tone = Literal["good", "fair", "poor", "none"]
+Level = Literal["hidden", "partial", "absent", "collapsed", "unknown"]
+
+# The goals of the project for its default cohort.
+GAP_GOAL, TOKEN_GOAL, ONEHOT_GOAL, HISTOGRAM_GOAL, SELF_SHARE_GOAL = 0.10, 0.55, 0.58, 0.75, 0.5
+# Above these a single code or a single vector betrays its contrast so often that no split may be claimed.
+GAP_LIMIT, TOKEN_LIMIT = 0.5, 0.65
+# Where two code histograms agree by themselves at half of the places, few codes carry everything.
+COLLAPSE_CHANCE = 0.5
+# A difference from chance smaller than this (or than half of chance) is within what two seeds differ by.
+CHANCE_MARGIN = 0.02
+
+
+PROBES = ("token_vector", "token_onehot", "pooled_mean", "pooled_histogram", "style")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The measures of one split; None where not measured.
+
+    Args:
+        gap: Code gap, 0 or more.
+        agreement: In [0, 1], with ``chance`` and ``self_agreement`` beside it.
+        chance: Agreement of the two code histograms.
+        self_agreement: Agreement of a scan with its noisy self.
+        token_vector: Probe on single quantised vectors, balanced accuracy in [0, 1].
+        token_onehot: Probe on single codes.
+        pooled_mean: Probe on a scan's mean vector.
+        pooled_histogram: Probe on a scan's code histogram.
+        style: Probe on the style vector; here a high value is the wish.
+        guess: The probes' chance level, one over the number of contrasts.
+        samples: Number of test samples behind a probe, by its name.
+    """
+
+    gap: float | None = None
+    agreement: float | None = None
+    chance: float | None = None
+    self_agreement: float | None = None
+    token_vector: float | None = None
+    token_onehot: float | None = None
+    pooled_mean: float | None = None
+    pooled_histogram: float | None = None
+    style: float | None = None
+    guess: float = 0.5
+    samples: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the measures that a verdict needs are all there."""
+        near = (self.gap, self.agreement, self.chance, self.self_agreement)
+        probes = (self.token_vector, self.token_onehot, self.pooled_mean, self.pooled_histogram)
+        return all(value is not None for value in near + probes)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the audit.
+
+    Args:
+        measure: What was measured, in words.
+        value: The number.
+        text: The number as printed.
+        sentence: What it means.
+        tone: How it stands against its goal.
+        goal: The goal, or None.
+        goal_text: The goal in words, or "".
+        reference: Chance level or the like to draw beside the value, or None.
+        scale: Ends of the axis it is drawn on.
+        samples: How many samples it rests on, in words, or "".
+    """
+
+    measure: str
+    value: float
+    text: str
+    sentence: str
+    tone: Tone
+    goal: float | None
+    goal_text: str
+    reference: float | None
+    scale: tuple[float, float]
+    samples: str = ""
+
+
+def read_audit(metrics: Mapping[str, Any], modalities: int = 2) -> Audit:
+    """Return the audit in ``metrics.json``; what is missing is None."""
+    tree = lookup(metrics, "audit")
+
+    def first(*paths: tuple[str, ...]) -> float | None:
+        return next((v for path in paths if (v := number(lookup(tree, *path))) is not None), None)
+
+    found = {k: lookup(tree, "probes", k) for k in PROBES}
+    values = {k: number(v) for k, v in found.items()}
+    chance = first(
+        ("probes", "chance"),
+    )
+    return Audit(
+        gap=first(("code_gap",), ("gap",)),
+        agreement=first(("agreement", "agreement"), ("agreement",)),
+        chance=first(("chance",), ("agreement", "chance")),
+        self_agreement=first(("self_agreement",), ("agreement", "self_agreement")),
+        guess=1.0 / max(modalities, 2) if chance is None else chance,
+        samples={k: int(n) for k in PROBES if (n := number(lookup(tree, "probes", "samples", k, "test"))) is not None},
+        **values,
+    )
+
+
+def findings(audit: Audit) -> list[Finding]:
+    """Return one row per measure that was taken."""
+    rows = [_gap(audit), _agreement(audit)]
+    hidden = (
+        ("token_vector", "Probe: one code vector", TOKEN_GOAL, "A single code vector"),
+        ("token_onehot", "Probe: one code index", ONEHOT_GOAL, "A single code index"),
+        ("pooled_mean", "Probe: mean vector of a scan", None, "The mean code vector of a whole scan"),
+        ("pooled_histogram", "Probe: code histogram of a scan", HISTOGRAM_GOAL, "The code histogram of a whole scan"),
+    )
+    for key, name, goal, subject in hidden:
+        row = _probe(name, getattr(audit, key), goal, subject, audit.guess)
+        rows.append(row and replace(row, samples=_samples(audit, key)))
+    style = _style(audit)
+    rows.append(style and replace(style, samples=_samples(audit, "style")))
+    return [row for row in rows if row is not None]
+
+
+def _samples(audit: Audit, key: str) -> str:
+    n = audit.samples.get(key)
+    return "" if n is None else f"{n} test {'codes' if key.startswith('token') else 'scans'}"
+
+
+def level(audit: Audit) -> Level:
+    """Return how far the split is real; ``unknown`` unless every measure that a verdict needs was taken.
+
+    A bad value is enough to deny the split, a good one is never enough to claim it.
+    """
+    if audit.chance is not None and audit.chance >= COLLAPSE_CHANCE:
+        return "collapsed"
+    above_guess = 0.5 - audit.guess
+    if audit.gap is not None and audit.gap > GAP_LIMIT:
+        return "absent"
+    if any(v is not None and v + above_guess > TOKEN_LIMIT for v in (audit.token_vector, audit.token_onehot)):
+        return "absent"
+    if audit.agreement is not None and audit.chance is not None and _near_chance(audit.agreement, audit.chance):
+        return "absent"
+    if not audit.measured:
+        return "unknown"
+    return "partial" if _missed(audit) else "hidden"
+
+
+def verdict(audit: Audit) -> tuple[str, str]:
+    """Return a headline of a few words and one paragraph of plain words."""
+    found = level(audit)
+    if found == "unknown":
+        return "Not fully measured", (
+            "The measures that a verdict needs were not all taken in this run, so none is given. Training with swapped "
+            "codes, and translations that look right, do not show that anatomy and contrast are separated."
+        )
+    if found == "collapsed":
+        return "Cannot be judged: few codes in use", (
+            f"The two contrasts would agree at {_percent(audit.chance)} of places by chance alone, because a few codes "
+            "cover most of the brain. Agreement and probes say little about such codes, and no split is claimed."
+        )
+    if found == "absent":
+        return "The split is not real", (
+            f"{_reasons(audit)} Translation may still look right, because the decoder can learn to read each "
+            "contrast's own codes; that is not a separation of anatomy from contrast."
+        )
+    if found == "partial":
+        return "Partly real", (
+            f"Single codes hide most of the contrast, but not every measure reaches its goal. {_shortfall(audit)}"
+        )
+    return "Real by every measure taken here", (
+        "Every measure with a goal reaches it: the anatomy codes of the two contrasts are close, and these probes "
+        "barely tell them apart. A stronger probe, or scans from elsewhere, may still find a trace."
+    )
+
+
+def _near_chance(agreement: float, chance: float) -> bool:
+    return agreement - chance <= max(CHANCE_MARGIN, 0.5 * chance)
+
+
+def _reasons(audit: Audit) -> str:
+    reasons = []
+    if audit.gap is not None and audit.gap > GAP_LIMIT:
+        reasons.append(f"the code gap is {audit.gap:.2f} (0 is identical, 1 is unrelated)")
+    if audit.agreement is not None and audit.chance is not None and _near_chance(audit.agreement, audit.chance):
+        shared, chance = _percent(audit.agreement), _percent(audit.chance)
+        reasons.append(f"two contrasts of one brain share a code at {shared} of places, where chance gives {chance}")
+    for name, value in (("code vector", audit.token_vector), ("code index", audit.token_onehot)):
+        if value is not None and value + 0.5 - audit.guess > TOKEN_LIMIT:
+            rate = f"{value:.2f} (chance {audit.guess:.2f})"
+            reasons.append(f"a linear probe names the contrast from one {name} with accuracy {rate}")
+    text = "; ".join(reasons)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _shortfall(audit: Audit) -> str:
+    return " ".join(row.sentence for row in _missed(audit))
+
+
+def _missed(audit: Audit) -> list[Finding]:
+    """Return the rows that forbid a claim: a goal not reached, or no goal and a poor value all the same."""
+    return [row for row in findings(audit) if row.tone == "poor" or (row.goal is not None and row.tone != "good")]
+
+
+def _gap(audit: Audit) -> Finding | None:
+    gap = audit.gap
+    tone: Tone
+    if gap is None:
+        return None
+    if gap <= GAP_GOAL:
+        sentence, tone = "The two contrasts of one brain get nearly the same code vectors.", "good"
+    elif gap <= GAP_LIMIT:
+        sentence, tone = "The two contrasts' code vectors are related, but not the same.", "fair"
+    elif gap <= 1.1:
+        sentence, tone = "The two contrasts' code vectors are about as far apart as unrelated ones.", "poor"
+    else:
+        sentence, tone = "The two contrasts' code vectors are opposed: further apart than unrelated ones.", "poor"
+    if GAP_LIMIT < gap < 0.9:
+        sentence = "The two contrasts' code vectors are more different than alike."
+    goal = f"at most {GAP_GOAL:.2f}"
+    return Finding("Code gap", gap, f"{gap:.2f}", sentence, tone, GAP_GOAL, goal, 1.0, (0.0, max(2.0, gap)))
+
+
+def _agreement(audit: Audit) -> Finding | None:
+    """Judge agreement between chance and self-agreement; alone it means nothing (collapsed codes agree everywhere)."""
+    agreement, chance, own = audit.agreement, audit.chance, audit.self_agreement
+    if agreement is None:
+        return None
+    text = _percent(agreement)
+    shared = f"The two contrasts of one brain choose the same code at {text} of places"
+    if chance is None or own is None:
+        beside = "chance" if chance is None else "self-agreement"
+        sentence = f"{shared}. Without {beside} beside it this number cannot be judged."
+        return Finding("Code agreement", agreement, text, sentence, "none", None, "", chance, (0.0, 1.0))
+    measured = f"{shared}; chance gives {_percent(chance)}, a scan and its noisy self {_percent(own)}."
+    goal = SELF_SHARE_GOAL * own
+    tone: Tone
+    if chance >= COLLAPSE_CHANCE:
+        sentence, tone = f"{measured} Chance is so high that agreement says little.", "poor"
+    elif _near_chance(agreement, chance):
+        sentence, tone = f"{measured} That is no better than chance: the codes are not shared.", "poor"
+    elif agreement < goal:
+        sentence, tone = f"{measured} More than chance, less than half of what noise would leave.", "fair"
+    else:
+        sentence, tone = f"{measured} At least half of what noise would leave.", "good"
+    target = f"at least {_percent(goal)}, half of self-agreement"
+    return Finding("Code agreement", agreement, text, sentence, tone, goal, target, chance, (0.0, 1.0))
+
+
+def _probe(name: str, value: float | None, goal: float | None, subject: str, guess: float) -> Finding | None:
+    if value is None:
+        return None
+    shift = guess - 0.5  # the thresholds are stated for two contrasts
+    reach = (goal if goal is not None else TOKEN_GOAL) + shift
+    tone: Tone
+    if value < guess - 0.1:
+        sentence = f"{subject} misleads the probe: below chance, which does not show that the contrast is hidden."
+        tone = "fair"
+    elif value <= reach:
+        words = "barely tells" if value > guess + 0.02 else "does not tell"
+        sentence, tone = f"{subject} {words} the contrast.", "good"
+    elif value <= TOKEN_LIMIT + shift:
+        sentence, tone = f"{subject} tells a little of the contrast.", "fair"
+    elif value <= 0.9:
+        sentence, tone = f"{subject} often tells the contrast.", "poor"
+    else:
+        sentence, tone = f"{subject} names the contrast.", "poor"
+    if 0.60 + shift < value <= reach:
+        sentence = f"{subject} tells some of the contrast, within the goal."
+    goal_text = "" if goal is None else f"at most {reach:.2f}"
+    return Finding(
+        name, value, f"{value:.2f}", sentence, tone, None if goal is None else reach, goal_text, guess, (0.0, 1.0)
+    )
+
+
+def _style(audit: Audit) -> Finding | None:
+    value = audit.style
+    if value is None:
+        return None
+    if value >= 0.9:
+        sentence = "The style vector names the contrast, as it should."
+    elif value >= 0.65:
+        sentence = "The style vector often tells the contrast; it should name it."
+    else:
+        sentence = "The style vector hardly tells the contrast, so contrast is not held where it belongs."
+    tone: Tone = "good" if value >= 0.9 else "fair" if value >= 0.65 else "poor"
+    return Finding("Probe: style vector", value, f"{value:.2f}", sentence, tone, None, "", audit.guess, (0.0, 1.0))
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f}\u00a0%" if value < 0.0995 else f"{100 * value:.0f}\u00a0%"

@@ -1,0 +1,162 @@
+"""The few numbers that matter, in words and figures, each beside what it must be compared with.
+
+No sentence says more than its numbers: a model below its rival is said to be below it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from neurotome.report.audit import Tone
+from neurotome.report.run import lookup, number
+from neurotome.report.tables import NBSP, Cell, Table, arrow, codebook, count, interval, tasks
+
+# Goals of the project for its default cohort, dB above the baseline named beside them.
+OVER_TRILINEAR_DB = 5.0
+OVER_LOOKUP_DB = {"T1w->T2w": 1.0, "T2w->T1w": 2.5}
+UNDER_OWN_DB = 2.0
+DETAIL_GOAL, UTILISATION_GOAL, BITS_GOAL = 0.70, 0.90, 1.0
+
+
+@dataclass(frozen=True)
+class Stat:
+    """One figure of the headline.
+
+    Args:
+        label: What it is.
+        value: The number as printed.
+        unit: Its unit.
+        detail: Interval and number of subjects.
+        beside: What it is compared with, in words.
+        goal: The goal for the default cohort, in words, or "".
+        tone: How it stands against its goal.
+    """
+
+    label: str
+    value: str
+    unit: str
+    detail: str
+    beside: str
+    goal: str = ""
+    tone: Tone = "none"
+
+
+def _detail(value: Any, decimals: int) -> str:
+    n = count(value)
+    subjects = "" if n is None else f"{n} subject" + ("s" if n != 1 else "")
+    between = interval(value, decimals)
+    return " · ".join(part for part in (f"95 % interval {between}" if between else "", subjects) if part)
+
+
+def headline(metrics: Mapping[str, Any]) -> list[Stat]:
+    """Return the few numbers that matter, each with interval, n and what it is compared with."""
+    reconstruction, translation = tasks(metrics, "reconstruction"), tasks(metrics, "translation")
+    stats = []
+    for name, entry in reconstruction.items():
+        words = "trilinear at the same latent grid"
+        stats.append(_against(f"{name} reconstruction", entry, "trilinear", words, OVER_TRILINEAR_DB))
+    for name, entry in translation.items():
+        words = "a voxel lookup at equal rate"
+        stats.append(_against(arrow(name), entry, "lookup_equal_rate", words, OVER_LOOKUP_DB.get(name)))
+    return [*(s for s in stats if s is not None), *_cost(metrics)]
+
+
+def _against(label: str, entry: Mapping[str, Any], rival: str, words: str, goal: float | None) -> Stat | None:
+    """Return a PSNR beside a rival's; the gain is the mean within subjects, where that was measured."""
+    value, paired = entry.get("psnr_db"), lookup(entry, "paired", f"over_{rival}_db")
+    mean, other = number(value), number(lookup(entry, "baselines", rival, "psnr_db"))
+    if mean is None:
+        return None
+    tone: Tone = "none"
+    beside = wish = ""
+    if other is not None:
+        within = number(paired)
+        gain = mean - other if within is None else within
+        ends = interval(paired, 1)
+        beside = f"{_gain(gain)} {words} ({other:.1f}{NBSP}dB{f'; gain {ends}' if ends else ''})"
+        if goal is not None:
+            tone = "good" if gain >= goal else "fair" if gain > 0 else "poor"
+            wish = f"goal {goal:g}{NBSP}dB above"
+    return Stat(label, f"{mean:.1f}", "dB", _detail(value, 1), beside, wish, tone)
+
+
+def _gain(gain: float) -> str:
+    return f"{abs(gain):.1f}{NBSP}dB {'above' if gain >= 0 else 'below'}"
+
+
+def split_name(metrics: Mapping[str, Any]) -> str:
+    """Return which subjects the numbers are about, as an adjective."""
+    split = lookup(metrics, "protocol", "split")
+    return {"val": "validation", "train": "training"}.get(str(split), "test")
+
+
+def warnings(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know before any number."""
+    if lookup(metrics, "protocol", "trained_on_evaluated") is True or split_name(metrics) == "training":
+        return ["The model was trained on these subjects. The numbers do not say how it does on new ones."]
+    return []
+
+
+def lead(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what happened in one or two plain sentences; no sentence says more than its numbers."""
+    sentences = []
+    entries = {k: v for k, v in tasks(metrics, "reconstruction").items() if number(v.get("psnr_db")) is not None}
+    if entries:
+        levels = [f"{number(entry['psnr_db']):.1f}{NBSP}dB ({name})" for name, entry in entries.items()]
+        n = max((count(entry["psnr_db"]) or 0) for entry in entries.values())
+        bits = number(lookup(metrics, "bits", "own_per_voxel"))
+        rate = "its codes" if bits is None else f"{bits:.2f} bits per voxel"
+        over = f", mean over {n} {split_name(metrics)} subject{'s' if n != 1 else ''}" if n else ""
+        sentences.append(f"A scan comes back from {rate} at {_listed(levels)} inside the brain{over}.")
+    for name, entry in tasks(metrics, "translation").items():
+        mean, free = number(entry.get("psnr_db")), number(lookup(entry, "baselines", "lookup_full_rate", "psnr_db"))
+        source, _, target = name.partition("->")
+        if mean is not None and target:
+            rival = "" if free is None else f", {_gain(mean - free)} a voxel lookup that sees the whole {source} scan"
+            sentences.append(f"{target} made from {source} reaches {mean:.1f}{NBSP}dB{rival}.")
+    return [" ".join(sentences)] if sentences else []
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def price_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Return what it costs to make a scan from another contrast's codes, with the bits that each way uses."""
+    own_bits, far_bits = (number(lookup(metrics, "bits", k)) for k in ("own_per_voxel", "translated_per_voxel"))
+    reconstruction = tasks(metrics, "reconstruction")
+    rows = []
+    for name, entry in tasks(metrics, "translation").items():
+        target = name.split("->")[-1]
+        own, far = number(lookup(reconstruction, target, "psnr_db")), number(entry.get("psnr_db"))
+        if own is None or far is None:
+            continue
+        paired = lookup(entry, "paired", "under_own_reconstruction_db")
+        within = number(paired)
+        lost = own - far if within is None else within
+        tone: Tone = "good" if lost <= UNDER_OWN_DB else "fair"
+        words = f"{abs(lost):.1f}{NBSP}dB {'lower' if lost >= 0 else 'higher'}"
+        ends = interval(paired, 1)
+        wish = f"goal at most {UNDER_OWN_DB:g}{NBSP}dB lower"
+        aside = f"95{NBSP}% {ends}; {wish}" if ends else wish
+        cells = (f"{own:.1f}{NBSP}dB", own_bits), (f"{far:.1f}{NBSP}dB", far_bits)
+        levels = [Cell(text, "" if bits is None else f"{bits:.2f} bits per voxel") for text, bits in cells]
+        rows.append((Cell(arrow(name)), *levels, Cell(words, aside, tone)))
+    head = (Cell("From → to"), Cell("Target from its own codes"), Cell("Target from the other's codes"), Cell("Price"))
+    return Table(head, tuple(rows)) if rows else None
+
+
+def _cost(metrics: Mapping[str, Any]) -> list[Stat]:
+    stats = []
+    own, translated = (number(lookup(metrics, "bits", k)) for k in ("own_per_voxel", "translated_per_voxel"))
+    if own is not None:
+        beside = "" if translated is None else f"translation uses {translated:.2f}"
+        stats.append(Stat("Bits per voxel", f"{own:.2f}", "", "a stored float counts 16 bits", beside))
+    use, perplexity = codebook(metrics)
+    if use is not None:
+        words = "" if perplexity is None else f"perplexity {perplexity:.0f} inside the brain"
+        tone: Tone = "good" if use >= UTILISATION_GOAL else "fair" if use >= 0.2 else "poor"
+        stats.append(
+            Stat("Codes in use", f"{100 * use:.0f}", "%", words, "", f"goal {100 * UTILISATION_GOAL:.0f} %", tone)
+        )
+    return stats

@@ -1,0 +1,281 @@
+"""Numbers as rows: results beside their baselines and goals, the cohort, the machine.
+
+A number is printed with its 95 % interval and the number of subjects wherever the evaluation gave them; what was not
+measured is a dash, never a zero.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from neurotome.report.audit import Tone
+from neurotome.report.figures import Dot
+from neurotome.report.run import flat, lookup, number
+
+BASELINES = {
+    "trilinear": "Trilinear, same latent grid",
+    "lookup_equal_rate": "Voxel lookup, equal rate",
+    "lookup_refitted": "Voxel lookup, refitted",
+    "lookup_full_rate": "Voxel lookup, no bottleneck",
+    "mean_image": "Mean training image",
+}
+UNITS = {
+    "_per_s": " per second",
+    "_mm": " (mm)",
+    "_mb": " (MB)",
+    "_gb": " (GB)",
+    "_db": " (dB)",
+    "_seconds": " (s)",
+    "_s": " (s)",
+    "_ms": " (ms)",
+}
+NBSP = "\u00a0"
+# key, heading, decimals, unit of the heading
+MEASURES = {
+    "psnr_db": ("PSNR, brain", 1, "dB"),
+    "ssim": ("SSIM, brain", 3, ""),
+    "high_frequency_ratio": ("Fine detail kept", 2, "ratio"),
+    "psnr_db_whole": ("PSNR, whole box", 1, "dB"),
+    "ssim_whole": ("SSIM, whole box", 3, ""),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One table cell: its text, a smaller second line, and how it stands."""
+
+    text: str
+    small: str = ""
+    tone: Tone = "none"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first column names the row.
+
+    Args:
+        head: Column headings with their units as small text.
+        rows: Cells, as many per row as there are headings.
+        strong: Indices of the rows that show the model itself.
+        caption: One sentence, or "".
+    """
+
+    head: tuple[Cell, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    strong: frozenset[int] = frozenset()
+    caption: str = ""
+
+
+def arrow(pair: str) -> str:
+    """Return ``T1w->T2w`` as ``T1w → T2w``."""
+    return pair.replace("->", " → ")
+
+
+def interval(value: Any, decimals: int) -> str:
+    """Return the 95 % interval as ``23.9 to 24.7``, or ""."""
+    ends = value.get("ci95") if isinstance(value, Mapping) else None
+    if not isinstance(ends, Sequence) or isinstance(ends, str) or len(ends) != 2:
+        return ""
+    low, high = number(ends[0]), number(ends[1])
+    return "" if low is None or high is None else f"{low:.{decimals}f} to {high:.{decimals}f}"
+
+
+def count(value: Any) -> int | None:
+    """Return the number of subjects behind a value, or None."""
+    n = number(value.get("n")) if isinstance(value, Mapping) else None
+    return None if n is None else int(n)
+
+
+def _ends(value: Any) -> tuple[float | None, float | None]:
+    ends = value.get("ci95") if isinstance(value, Mapping) else None
+    if not isinstance(ends, Sequence) or isinstance(ends, str) or len(ends) != 2:
+        return None, None
+    return number(ends[0]), number(ends[1])
+
+
+def tasks(metrics: Mapping[str, Any], kind: str) -> dict[str, Mapping[str, Any]]:
+    """Return ``reconstruction`` or ``translation`` entries that are mappings, in the order of the file."""
+    tree = lookup(metrics, kind)
+    return {str(k): v for k, v in tree.items() if isinstance(v, Mapping)} if isinstance(tree, Mapping) else {}
+
+
+def result_table(entries: Mapping[str, Mapping[str, Any]], what: str) -> Table | None:
+    """Return model and baselines per task, one column per measure that anything was given for."""
+    if not entries:
+        return None
+    groups = [(name, [("neurotome", entry), *_baselines(entry)]) for name, entry in entries.items()]
+    found = {key for _, rows in groups for _, row in rows for key in row if number(row[key]) is not None}
+    keys = [k for k in MEASURES if k in found] + sorted(k for k in found if k not in MEASURES and k != "n")
+    head = [Cell(what), Cell("Method")]
+    head += [Cell(MEASURES[k][0], MEASURES[k][2]) if k in MEASURES else Cell(plain(k)) for k in keys]
+    body: list[tuple[Cell, ...]] = []
+    strong: set[int] = set()
+    for name, rows in groups:
+        for i, (method, row) in enumerate(rows):
+            if i == 0:
+                strong.add(len(body))
+            values = [_value(row.get(k), MEASURES[k][1] if k in MEASURES else 3) for k in keys]
+            body.append((Cell(arrow(name) if i == 0 else ""), Cell(method), *values))
+    return Table(tuple(head), tuple(body), frozenset(strong))
+
+
+def _baselines(entry: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    given = entry.get("baselines")
+    if not isinstance(given, Mapping):
+        return []
+    order = [k for k in BASELINES if k in given] + sorted(str(k) for k in given if k not in BASELINES)
+    return [(BASELINES.get(k, plain(k)), given[k]) for k in order if isinstance(given[k], Mapping)]
+
+
+def _value(value: Any, decimals: int) -> Cell:
+    mean = number(value)
+    return Cell("–") if mean is None else Cell(f"{mean:.{decimals}f}", interval(value, decimals))
+
+
+def result_dots(entry: Mapping[str, Any], own_of_target: Mapping[str, Any] | None = None) -> list[Dot]:
+    """Return model and baselines by brain PSNR, best first; a translation has the target's own reconstruction too."""
+    rows = [("neurotome", entry.get("psnr_db"), True)]
+    rows += [(name, row.get("psnr_db"), False) for name, row in _baselines(entry)]
+    if own_of_target is not None:
+        rows.append(("Target's own codes", own_of_target.get("psnr_db"), False))
+    dots = [Dot(name, mean, *_ends(v), own) for name, v, own in rows if (mean := number(v)) is not None]
+    return sorted(dots, key=lambda dot: -dot.value)
+
+
+def codebook(metrics: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return utilisation in [0, 1] and perplexity inside the brain, of the anatomy book."""
+    tree = lookup(metrics, "codebook")
+    return number(lookup(tree, "utilisation")), number(lookup(tree, "perplexity"))
+
+
+def books(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the codebooks of an evaluation by name; the numbers in front stand for one book where none is named."""
+    tree = lookup(metrics, "codebook")
+    named = lookup(tree, "books")
+    if isinstance(named, Mapping):
+        return {str(name): book for name, book in named.items() if isinstance(book, Mapping)}
+    return {"codes": {"box": tree, "brain": tree, **tree}} if isinstance(tree, Mapping) and tree else {}
+
+
+def book_counts(book: Mapping[str, Any]) -> list[float] | None:
+    """Return how often each code occurs inside the brain, or None where the evaluation did not say."""
+    given = lookup(book, "brain", "counts")
+    if not isinstance(given, list) or len(given) < 2:
+        return None
+    counts = [number(value) for value in given]
+    return [c for c in counts if c is not None] if all(c is not None and c >= 0 for c in counts) else None
+
+
+def codebook_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Return the use of every codebook."""
+    rows = []
+    for name, book in books(metrics).items():
+        values = [number(lookup(book, "num_codes")), number(lookup(book, "box", "utilisation"))]
+        values += [number(lookup(book, "brain", key)) for key in ("utilisation", "perplexity", "entropy_bits")]
+        kinds = ("{:.0f}", "{:.0%}", "{:.0%}", "{:.0f}", "{:.1f}")
+        texts = ["–" if v is None else kind.format(v) for kind, v in zip(kinds, values, strict=True)]
+        if any(v is not None for v in values):
+            rows.append((Cell(name), *(Cell(text.replace("%", f"{NBSP}%")) for text in texts)))
+    used = (Cell("In use", "whole split"), Cell("In use", "brain"))
+    head = (Cell("Book"), Cell("Codes"), *used, Cell("Perplexity", "brain"), Cell("Entropy", "bits, brain"))
+    return Table(head, tuple(rows)) if rows else None
+
+
+def factor_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Return what anatomy codes and style tell about the site and about known factors of the subjects."""
+    tree = lookup(metrics, "factors")
+    rows = []
+    for factor, name, values in _factor_rows(tree):
+        accuracy = [number(values.get(stream)) for stream in ("anatomy", "style")]
+        explained = [number(values.get(f"{stream}_r2")) for stream in ("anatomy", "style")]
+        classed = any(value is not None for value in accuracy)
+        chance = number(values.get("chance"))
+        measure = ("accuracy" if chance is None else f"accuracy, chance {chance:.2f}") if classed else "R²"
+        texts = ["–" if v is None else f"{v:.2f}" for v in (accuracy if classed else explained)]
+        rows.append((Cell(plain(factor)), Cell(name), *(Cell(text) for text in texts), Cell(measure)))
+    head = (Cell("Factor"), Cell("Contrast"), Cell("From anatomy"), Cell("From style"), Cell("Measure"))
+    return Table(head, tuple(rows)) if rows else None
+
+
+def _factor_rows(tree: Any) -> Iterable[tuple[str, str, Mapping[str, Any]]]:
+    for factor, contrasts in tree.items() if isinstance(tree, Mapping) else ():
+        for name, values in contrasts.items() if isinstance(contrasts, Mapping) else ():
+            if isinstance(values, Mapping):
+                yield str(factor), str(name), values
+
+
+def fact_table(facts: Iterable[tuple[str, str]]) -> Table | None:
+    """Return a table of two columns, or None when there is nothing to say."""
+    rows = tuple((Cell(name), Cell(value)) for name, value in facts if value)
+    return Table((), rows) if rows else None
+
+
+def tree_table(tree: Any) -> Table | None:
+    """Return the leaves of nested mappings as facts."""
+    if not isinstance(tree, Mapping):
+        return None
+    return fact_table((plain(name), shown(value)) for name, value in flat(tree))
+
+
+def cohort_table(data: Mapping[str, Any]) -> Table | None:
+    """Return subjects, sessions, contrasts and sites per split, from ``data.json``."""
+    splits = lookup(data, "splits")
+    if not isinstance(splits, Mapping):
+        return None
+    order = [s for s in ("train", "val", "test") if s in splits] + [
+        s for s in splits if s not in {"train", "val", "test"}
+    ]
+    known = [(str(s), splits[s]) for s in order if isinstance(splits[s], Mapping)]
+    contrasts = list(dict.fromkeys(str(c) for _, row in known for c in _names(row.get("modalities"))))
+    head = [Cell("Split"), Cell("Subjects"), Cell("Sessions"), *(Cell(c, "scans") for c in contrasts), Cell("Sites")]
+    rows = []
+    for name, row in known:
+        scans = [Cell(shown(lookup(row, "modalities", c))) for c in contrasts]
+        rows.append(
+            (Cell(name), Cell(shown(row.get("subjects"))), Cell(shown(row.get("sessions"))), *scans, Cell(_sites(row)))
+        )
+    return Table(tuple(head), tuple(rows)) if rows else None
+
+
+def _names(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, Mapping | list) else ()
+
+
+def _sites(row: Mapping[str, Any]) -> str:
+    sites = row.get("sites")
+    if isinstance(sites, Mapping):
+        return ", ".join(f"{site}: {shown(n)}" for site, n in sites.items())
+    return shown(sites)
+
+
+def shown(value: Any) -> str:
+    """Return a leaf of a file as text; nothing is a dash."""
+    if value is None or value == "" or value == []:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list) and len(value) == 3 and all(isinstance(v, int) for v in value):
+        return " × ".join(str(v) for v in value)
+    if isinstance(value, list):
+        return ", ".join(shown(v) for v in value[:24]) + (" …" if len(value) > 24 else "")
+    return str(value)
+
+
+def plain(key: str) -> str:
+    """Return a key as words: ``shape`` is ``Shape``, ``peak_rss_mb`` is ``Peak rss (MB)``."""
+    unit = next((u for u in UNITS if key.endswith(u)), "")
+    words = key.removesuffix(unit).replace("_", " ").replace(".", " · ")
+    return f"{words[:1].upper()}{words[1:]}{UNITS.get(unit, '')}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as ``5 min 12 s``, or ""."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,20 @@
+"""The training floor: the contract of a method, optimisers, averages, checkpoints, and the run itself."""
+
+from neurotome.training.base import Diverged, Method
+from neurotome.training.ema import EMA
+from neurotome.training.optim import MuonAdamW, OptimizerConfig, Schedule, build_optimizer, orthogonalise
+from neurotome.training.run import FitResult, TrainerConfig, fit
+
+__all__ = [
+    "EMA",
+    "Diverged",
+    "FitResult",
+    "Method",
+    "MuonAdamW",
+    "OptimizerConfig",
+    "Schedule",
+    "TrainerConfig",
+    "build_optimizer",
+    "fit",
+    "orthogonalise",
+]

@@ -1,0 +1,150 @@
+r"""The contract of a training method: a batch in, named losses out.
+
+    loss(batch) -> {"loss": minimised, name: logged as train/name, ...}
+    weights <- optimiser(gradient of loss),   step <- step + 1,   on_step()
+
+A method receives its networks, keeps them as attributes and says in ``loss`` what is minimised. It knows nothing of
+devices, files, checkpoints or progress bars: :func:`neurotome.training.fit` does.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from neurotome.errors import NeurotomeError
+from neurotome.training.optim import OptimizerConfig, Schedule, build_optimizer
+from neurotome.types import Batch
+
+
+class Diverged(NeurotomeError):  # noqa: N818 - says what happened, as Interrupted does
+    """A loss or a gradient is not finite; the text names the step and the subjects of the batch."""
+
+
+class Method(lightning.LightningModule, ABC):
+    """How networks are trained.
+
+    Subclasses call ``super().__init__(optimizer)``, keep their networks as attributes and implement :meth:`loss`.
+
+    Args:
+        optimizer: How weights are updated; None for the defaults.
+
+    Attributes:
+        step: Finished optimiser steps; exact after a resume.
+        max_steps: Steps of the whole run.
+        log_every_steps: Every so many steps the terms are read, and checked where checking each step would stall.
+        gradient_norm: Norm of the last gradient before clipping; None where nothing is clipped.
+    """
+
+    def __init__(self, optimizer: OptimizerConfig | None = None) -> None:
+        super().__init__()
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.step = 0
+        self.max_steps = 1
+        self.log_every_steps = 1
+        self._schedule: Schedule | None = None
+        self._subjects: tuple[str, ...] = ()
+        self.gradient_norm: Tensor | None = None
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the named terms, scalars; ``"loss"`` is minimised, every key is logged as ``train/<key>``."""
+
+    def validate(self, batch: Batch) -> Mapping[str, float | Tensor]:
+        """Return named means over the sessions of a validation batch, logged as ``val/<key>``.
+
+        The module is in evaluation mode, holds the averaged weights where there are some, and needs no gradient.
+        """
+        return {}
+
+    def start_validation(self) -> None:
+        """Called before the first validation batch."""
+
+    def finish_validation(self) -> Mapping[str, float | Tensor]:
+        """Return further ``val/<key>`` values, over the whole validation split: codebook usage, for example."""
+        return {}
+
+    def on_step(self) -> None:
+        """Called after each optimiser step, before weights are averaged; ``self.step`` counts it already."""
+
+    def averaged_modules(self) -> dict[str, nn.Module]:
+        """Return the modules whose parameters a moving average follows; all parts unless overridden."""
+        return dict(self.named_children())
+
+    def edge_parameters(self) -> Sequence[str]:
+        """Return prefixes of parameter names that Muon leaves to AdamW: stem, output, embeddings, codebooks."""
+        return ()
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        return min(1.0, self.step / self.max_steps)
+
+    # What follows is Lightning's side of the contract; methods leave it alone.
+
+    def configure_optimizers(self) -> Optimizer:
+        """Build the optimiser; its rates are set before every step as a function of the step."""
+        optimizer, self._schedule = build_optimizer(
+            self.named_parameters(), self.optimizer_config, self.max_steps, self.edge_parameters()
+        )
+        return optimizer
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rates of this step."""
+        if self._schedule is not None:
+            for optimizer in self.trainer.optimizers:
+                self._schedule.apply(optimizer, self.step)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the rates of the last step: ``lr``, and ``muon_lr`` where Muon is used."""
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        rates = {"muon_lr" if group.get("kind") == "muon" else "lr": group["lr"] for group in groups}
+        return {"lr": rates.get("lr", rates.get("muon_lr", 0.0)), **rates}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the step; the weights follow."""
+        self.step = checkpoint["global_step"]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the terms; only the minimised one keeps its graph."""
+        self._subjects = batch.subject
+        terms = self.loss(batch)
+        if "loss" not in terms:
+            raise ValueError(f"loss() returned {sorted(terms)}; the term to minimise must be named 'loss'")
+        total = terms["loss"]
+        if self._must_check(total) and not math.isfinite(total.item()):
+            raise Diverged(self._divergence("the loss", terms))
+        return {name: term if name == "loss" else term.detach() for name, term in terms.items()}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Scale the gradient down to the configured norm, and refuse one that is not finite."""
+        clip = self.optimizer_config.clip
+        if clip is None:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = self.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+        if self._must_check(norm) and not math.isfinite(norm.item()):
+            raise Diverged(self._divergence("the gradient", {"norm": norm}))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch; on the CPU it is already there."""
+        return batch if device.type == "cpu" else batch.to(device, non_blocking=True)
+
+    def _must_check(self, value: Tensor) -> bool:
+        """Reading a number back stalls an accelerator, so there it is done when numbers are logged anyway."""
+        return value.device.type == "cpu" or (self.step + 1) % self.log_every_steps == 0
+
+    def _divergence(self, what: str, terms: Mapping[str, Tensor]) -> str:
+        values = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
+        return (
+            f"{what} is not finite at step {self.step + 1} of {self.max_steps} ({values}) on the batch of subjects "
+            f"{', '.join(self._subjects) or 'unknown'}; check these scans with `neurotome check`, or "
+            "lower the learning rate and train into a new run folder"
+        )

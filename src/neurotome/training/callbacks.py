@@ -1,0 +1,293 @@
+"""What happens around a step: averaging, the journal, validation, checkpoints, signals.
+
+The order at the end of a step is fixed, and a checkpoint is always last, so that a resumed run continues exactly there:
+
+    step + 1 -> on_step() -> averages -> journal -> validation -> checkpoint -> stop if a signal has come
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from neurotome.errors import Interrupted, UsageError
+from neurotome.training.base import Method
+from neurotome.training.checkpoint import CheckpointFolder, random_state, seed_generators, set_random_state
+from neurotome.training.ema import EMA
+from neurotome.training.folder import RunFolder
+from neurotome.training.journal import Journal, ProgressLine
+from neurotome.types import Batch
+
+
+class StopFlag:
+    """Within the context SIGINT and SIGTERM only set a flag; the step that runs is finished and saved."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+    def install(self) -> None:
+        """Take the signals over; again after another library has taken them."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.signal(number, self._set)
+                self._before.setdefault(number, before)
+
+    def __enter__(self) -> Self:
+        self.install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def validate(
+    method: Method,
+    batches: Iterable[Batch],
+    averages: EMA | None,
+    seed: int,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    stop: Callable[[], object] = bool,
+) -> dict[str, float] | None:
+    """Return the means of ``method.validate`` over sessions, or None where ``stop`` said so between two batches.
+
+    Validation leaves no trace: generators, training modes and buffers are afterwards as they were, so that how often a
+    run is validated does not change what it learns.
+    """
+    generators = random_state()
+    modes = [(module, module.training) for module in method.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
+    totals: dict[str, float] = {}
+    weights: dict[str, int] = {}
+    seed_generators(seed)
+    method.eval()
+    try:
+        with torch.no_grad(), averages.averaged() if averages else nullcontext(), autocast():
+            method.start_validation()
+            for batch in batches:
+                if stop():
+                    return None
+                moved = method.transfer_batch_to_device(batch, method.device, 0)
+                for name, value in method.validate(moved).items():
+                    totals[name] = totals.get(name, 0.0) + len(batch.subject) * float(value)
+                    weights[name] = weights.get(name, 0) + len(batch.subject)
+            summary = {name: float(value) for name, value in method.finish_validation().items()}
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, saved in buffers:
+                buffer.copy_(saved)
+        set_random_state(generators)
+    return {f"val/{name}": value for name, value in ({n: totals[n] / weights[n] for n in totals} | summary).items()}
+
+
+@dataclass
+class Intervals:
+    """After how many steps something happens; None for never.
+
+    Args:
+        log: Rows of metrics.
+        val: Validations; one more follows the last step.
+        checkpoint: Checkpoints; one more follows the last step.
+    """
+
+    log: int
+    val: int | None
+    checkpoint: int
+
+
+@dataclass
+class RunState:
+    """What a checkpoint keeps beside weights, optimiser and Lightning's counters."""
+
+    seconds: float = 0.0
+    validation: dict[str, float] = field(default_factory=dict)
+    validation_due: bool = False
+    generators: dict[str, Any] | None = None
+
+
+class RunCallback(Callback):
+    """Does all that surrounds a step, in the order stated above.
+
+    Args:
+        folder: The run folder.
+        checkpoints: Its checkpoints.
+        intervals: When to log, validate, save.
+        averages: The moving average, or None.
+        stop: Set by a signal.
+        progress: The line that says how far the run is.
+        batches: Returns the validation batches; None for no validation.
+        autocast: Returns the precision context of validation.
+        datamodule: Its ``position`` follows the step; its ``fingerprint``, where it has one, must stay.
+        seed: Of every draw.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        checkpoints: CheckpointFolder,
+        intervals: Intervals,
+        averages: EMA | None,
+        stop: StopFlag,
+        progress: ProgressLine,
+        batches: Callable[[], Iterable[Batch]] | None,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        datamodule: Any,
+        seed: int,
+    ) -> None:
+        self.folder, self.checkpoints, self.intervals, self.averages = folder, checkpoints, intervals, averages
+        self.stop, self.progress, self.batches, self.autocast = stop, progress, batches, autocast
+        self.datamodule, self.seed = datamodule, seed
+        self.journal = Journal(folder)
+        self.state = RunState()
+        self._begin = time.perf_counter()
+        self._status_at = float("-inf")
+
+    def restart_clock(self) -> None:
+        """Start the clock again from what a loaded state says."""
+        self._begin = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Training time in seconds, that of earlier starts included."""
+        return self.state.seconds + time.perf_counter() - self._begin
+
+    def on_train_start(self, trainer: Trainer, method: LightningModule) -> None:
+        """Put generators where they were, or seed them; nothing random happens between here and the first step."""
+        method = _method(method)
+        self.stop.install()
+        if not trainer.global_step == method.step == self.datamodule.position:
+            raise RuntimeError(
+                f"the trainer is at step {trainer.global_step}, the method at {method.step} and the data at "
+                f"{self.datamodule.position}: the checkpoint is inconsistent; delete it to resume from the one before"
+            )
+        if self.averages:
+            self.averages.follow()
+        self.restart_clock()
+        self.folder.status("running", method.step, method.max_steps, self.seconds)
+        if self.state.validation_due:
+            self.validation(method)
+        if self.state.generators is None:
+            seed_generators(self.seed)
+        else:
+            set_random_state(self.state.generators)
+        self.journal.open(method.step)
+        self.journal.lap(method.step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, method: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Finish the step."""
+        method = _method(method)
+        method.step = trainer.global_step
+        last = method.step == method.max_steps
+        method.on_step()
+        if self.averages:
+            self.averages.update()
+        self.journal.add(outputs)
+        if method.gradient_norm is not None:
+            self.journal.add({"grad_norm": method.gradient_norm})
+        if last or method.step % self.intervals.log == 0:
+            self._log(method)
+        if self.progress.due():
+            self.progress.show(method.step, float(outputs["loss"]), method.learning_rates()["lr"])
+        every = self.intervals.val
+        self.state.validation_due = every is not None and (last or method.step % every == 0)
+        if self.state.validation_due:
+            self.validation(method)
+        stopping = bool(self.stop)
+        if stopping or last or method.step % self.intervals.checkpoint == 0:
+            self.save(trainer, method)
+        if stopping and (not last or self.state.validation_due):
+            name = signal.Signals(self.stop.signal or signal.SIGTERM).name
+            raise Interrupted(
+                f"{name} stopped the training after step {method.step} of {method.max_steps}; "
+                f"all is saved in {self.folder.root}: run the same command again to resume"
+            )
+
+    def validation(self, method: Method) -> None:
+        """Validate now; a signal ends it early, and then it is repeated at the next start."""
+        if self.batches is None:
+            self.state.validation_due = False
+            return
+        with self.journal.pause():
+            means = validate(method, self.batches(), self.averages, self.seed, self.autocast, lambda: self.stop)
+        if means is None:
+            return
+        self.state.validation_due = False
+        self.state.validation = means
+        if means:
+            self.journal.write(method.step, self.seconds, means)
+
+    def save(self, trainer: Trainer, method: Method) -> None:
+        """Write a checkpoint of this step; the generators go on from what it holds, as they will after a resume."""
+        with self.journal.pause():
+            self.state.generators = random_state()
+            self.datamodule.position = method.step
+            trainer.save_checkpoint(self.checkpoints.path(method.step), weights_only=False)
+            set_random_state(self.state.generators)
+
+    def _log(self, method: Method) -> None:
+        values = self.journal.means() | method.learning_rates()
+        self.journal.write(method.step, self.seconds, values | {"steps_per_s": round(self.journal.lap(method.step), 3)})
+        if time.perf_counter() - self._status_at > 2.0:
+            self._status_at = time.perf_counter()
+            self.folder.status("running", method.step, method.max_steps, self.seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of this."""
+        return {
+            "seconds": self.seconds,
+            "validation": self.state.validation,
+            "validation_due": self.state.validation_due,
+            "generators": self.state.generators,
+            "averages": self.averages.state_dict() if self.averages else None,
+            "journal": {"sums": self.journal.sums, "counts": self.journal.counts},
+            "threads": torch.get_num_threads(),
+            "datamodule": self.datamodule.state_dict(),
+            "fingerprint": getattr(self.datamodule, "fingerprint", None),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state.
+
+        Raises:
+            UsageError: The data is not that of the run.
+        """
+        fingerprint = getattr(self.datamodule, "fingerprint", None)
+        if state_dict["fingerprint"] != fingerprint:
+            raise UsageError(
+                f"{self.folder.root} was trained on other data (fingerprint {state_dict['fingerprint']}, now "
+                f"{fingerprint}): give the same store to resume it, or another --out to start a new run"
+            )
+        self.state = RunState(
+            state_dict["seconds"], state_dict["validation"], state_dict["validation_due"], state_dict["generators"]
+        )
+        if self.averages and state_dict["averages"] is not None:
+            self.averages.load_state_dict(state_dict["averages"])
+        self.journal.sums, self.journal.counts = state_dict["journal"]["sums"], state_dict["journal"]["counts"]
+        torch.set_num_threads(state_dict["threads"])
+        self.datamodule.load_state_dict(state_dict["datamodule"])
+
+
+def _method(module: LightningModule) -> Method:
+    if not isinstance(module, Method):
+        raise TypeError(f"{type(module).__name__} is not a neurotome.training.Method")
+    return module

@@ -1,0 +1,220 @@
+"""The files of a run folder that are not checkpoints.
+
+    config.yaml        what was asked for, resolved; a resume must ask for the same
+    environment.json   versions, machine, threads, revision, seed, command of the first start, and of each resume
+    metrics.jsonl      {"step": 50, "seconds": 2.4, "train/loss": 0.31, "lr": 0.0003, "steps_per_s": 21.0}
+                       {"step": 500, "seconds": 26.0, "val/psnr/T1w": 27.1}
+    status.json        {"state": running|finished|interrupted|failed, "step", "max_steps", "seconds", "peak_rss_mb",
+                        "message"}
+
+Every file but the metrics, which grow, is written under another name and renamed.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neurotome.errors import InputError, OutputError, UsageError
+
+# A resume may change these: none of them changes the weights.
+FREE_KEYS = frozenset(
+    {"keep", "progress", "quiet", "workers", "log_every_steps", "val_every_steps", "checkpoint_every_steps"}
+)
+PACKAGES = ("neurotome", "torch", "lightning", "numpy", "monai", "safetensors", "nibabel", "scikit-learn")
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by their dotted path."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """Return one line per leaf that a resume may not change and that differs."""
+    before, after = flat(old), flat(new)
+    absent = "absent"
+    return [
+        f"{key}: {before.get(key, absent)!r} -> {after.get(key, absent)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if key.rsplit(".", 1)[-1] not in FREE_KEYS and before.get(key, absent) != after.get(key, absent)
+    ]
+
+
+def peak_rss_mb() -> float:
+    """Return the largest memory this process has held, in MB of 2^20 bytes."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def environment(seed: int, threads: int, device: str) -> dict[str, Any]:
+    """Return what a reader needs to repeat a run; paths under the home folder are written with ``~``."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cpu_count": os.cpu_count(),
+        "threads": threads,
+        "device": device,
+        "revision": _revision(),
+        "seed": seed,
+        "command": [_homeless(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])],
+    }
+
+
+def _homeless(word: str) -> str:
+    home = str(Path.home())
+    return word.replace(home, "~") if len(home) > 1 else word
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _revision() -> str | None:
+    """Return the commit of the checkout this package lies in; None when it was installed from a wheel."""
+    here = Path(__file__).resolve().parent
+    if not any((parent / ".git").exists() and (parent / "pyproject.toml").exists() for parent in here.parents):
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+class RunFolder:
+    """Reads and writes the files of one run.
+
+    Args:
+        root: The run folder; made if it is not there.
+
+    Raises:
+        OutputError: It cannot be made or written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"the run folder {root} cannot be made ({error}); choose another --out") from error
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a file as a whole.
+
+        Raises:
+            OutputError: The disk is full or the folder cannot be written to.
+        """
+        temporary = self.root / f".{name}.writing"
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.root / name)
+        except OSError as error:
+            raise OutputError(
+                f"{self.root / name} could not be written ({error}); free some space and run again"
+            ) from error
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON object, or an empty one where the file is missing or half-written."""
+        try:
+            value = json.loads((self.root / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def claim(self, config: str) -> None:
+        """Write ``config.yaml``, or compare it with the one that is there.
+
+        Raises:
+            UsageError: The run was started with another configuration; the message lists the keys.
+        """
+        path = self.root / "config.yaml"
+        try:
+            before = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            self.write("config.yaml", config)
+            return
+        except OSError as error:
+            raise InputError(f"cannot be read ({error})", file=path) from error
+        changed = differences(yaml.safe_load(before), yaml.safe_load(config))
+        if changed:
+            raise UsageError(
+                f"{self.root} holds a run with another configuration ({'; '.join(changed[:20])}): "
+                "give the same values to resume it, or another --out to start a new run"
+            )
+        if before != config:
+            self.write("config.yaml", config)
+
+    def start(self, facts: Mapping[str, Any]) -> None:
+        """Record the environment of a first start or, beside it, of a resume."""
+        before = self.read_json("environment.json")
+        record = {**before, "resumes": [*before.get("resumes", []), dict(facts)]} if before else dict(facts)
+        self.write("environment.json", json.dumps(record, indent=2) + "\n")
+
+    def status(self, state: str, step: int, max_steps: int, seconds: float, message: str = "") -> None:
+        """Write ``status.json``."""
+        record = {
+            "state": state,
+            "step": step,
+            "max_steps": max_steps,
+            "seconds": round(seconds, 3),
+            "peak_rss_mb": peak_rss_mb(),
+            "message": message,
+        }
+        self.write("status.json", json.dumps(record, indent=2) + "\n")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Append one row of metrics; a number that is not finite becomes null.
+
+        Raises:
+            OutputError: The disk is full or the file cannot be written to.
+        """
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        path = self.root / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(clean) + "\n")
+        except OSError as error:
+            raise OutputError(f"{path} could not be written ({error}); free some space and run again") from error
+
+    def rewind(self, step: int) -> None:
+        """Drop rows after ``step``, and one that a fault cut short: a resume writes them again."""
+        path = self.root / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
+                kept.append(line + "\n")
+        self.write("metrics.jsonl", "".join(kept))

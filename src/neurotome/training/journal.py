@@ -1,0 +1,152 @@
+"""What a run says while it goes: rows of metrics, TensorBoard events, and one line of progress."""
+
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
+from typing import Any
+
+from torch import Tensor
+
+from neurotome.errors import OutputError
+from neurotome.training.folder import RunFolder
+
+
+class ProgressLine:
+    """One line on a terminal, redrawn at most twice a second; elsewhere one line every 15 seconds.
+
+    Args:
+        max_steps: Steps of the whole run.
+        quiet: Whether to write nothing.
+        stream: Where to write; standard error if None.
+    """
+
+    def __init__(self, max_steps: int, quiet: bool = False, stream: Any = None) -> None:
+        self.max_steps = max_steps
+        self.quiet = quiet
+        self.stream = sys.stderr if stream is None else stream
+        self.live = self.stream.isatty()
+        self._interval = 0.5 if self.live else 15.0
+        self._last: tuple[float, int] | None = None
+        self._rate = 0.0
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last line."""
+        return not self.quiet and (self._last is None or time.perf_counter() - self._last[0] >= self._interval)
+
+    def show(self, step: int, loss: float, lr: float) -> None:
+        """Write the line of ``step``."""
+        now = time.perf_counter()
+        if self._last is not None and step > self._last[1]:
+            rate = (step - self._last[1]) / (now - self._last[0])
+            self._rate = rate if not self._rate else 0.7 * self._rate + 0.3 * rate
+        self._last = (now, step)
+        left = f"{_clock((self.max_steps - step) / self._rate)} left" if self._rate else "…"
+        share = step / self.max_steps
+        bar = "█" * round(20 * share)
+        line = f"{bar:░<20} {share:4.0%}  step {step}/{self.max_steps}  loss {loss:.4f}  lr {lr:.1e}  "
+        line += f"{self._rate:.1f}/s  {left}"
+        self._write(f"\r\x1b[2K{line}" if self.live else f"{line}\n")
+
+    def close(self) -> None:
+        """End the line."""
+        if self.live and not self.quiet and self._last is not None:
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):  # the reader has gone away; the training goes on
+            self.quiet = True
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Journal:
+    """Means of the terms since the last row, written to ``metrics.jsonl`` and as TensorBoard events.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self._writer: Any = None
+        self._mark = time.perf_counter()
+        self._step = 0
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Count the terms of one step; nothing is read back from an accelerator."""
+        for name, term in terms.items():
+            if name in self.sums:
+                self.sums[name].add_(term)
+                self.counts[name] += 1
+            else:
+                self.sums[name] = term.float().clone()
+                self.counts[name] = 1
+
+    def means(self) -> dict[str, float]:
+        """Return the means of the terms and start over."""
+        means = {f"train/{name}": float(total) / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return means
+
+    def open(self, step: int) -> None:
+        """Open the event file; events after ``step``, from before a fault, are void."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self._writer = SummaryWriter(str(self.folder.root / "events"), purge_step=step + 1)
+
+    def write(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Append a row."""
+        self.folder.append({"step": step, "seconds": round(seconds, 3), **values})
+        try:
+            self.open(step - 1)
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder.root / 'events'} could not be written ({error}); free some space"
+            ) from error
+
+    def pause(self) -> AbstractContextManager[None]:
+        """Time spent within the context does not count as training in ``steps_per_s``."""
+        return _Pause(self)
+
+    def lap(self, step: int) -> float:
+        """Return the steps per second of training since the last lap."""
+        now = time.perf_counter()
+        rate = (step - self._step) / max(now - self._mark, 1e-9)
+        self._mark, self._step = now, step
+        return rate
+
+    def shift(self, seconds: float) -> None:
+        """Leave ``seconds`` out of the current lap."""
+        self._mark += seconds
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            with suppress(OSError):  # metrics.jsonl holds the same numbers
+                self._writer.close()
+            self._writer = None
+
+
+class _Pause(AbstractContextManager[None]):
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.begin = 0.0
+
+    def __enter__(self) -> None:
+        self.begin = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.journal.shift(time.perf_counter() - self.begin)

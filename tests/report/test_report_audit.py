@@ -1,0 +1,168 @@
+"""The sentences about the split: neither too kind nor too harsh, and silent where nothing was measured."""
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neurotome.report.audit import Audit, findings, level, read_audit, verdict
+
+# The published objective with swaps (one trial's figures) and the aligned one.
+SWAPPED = Audit(1.60, 0.002, 0.003, 0.72, 0.78, 0.80, 1.0, 1.0, 1.0)
+ALIGNED = Audit(0.08, 0.27, 0.07, 0.83, 0.52, 0.54, 0.75, 1.0, 1.0)
+SPLIT = Audit(0.05, 0.50, 0.07, 0.83, 0.51, 0.53, 0.53, 0.60, 1.0)
+COLLAPSED = Audit(0.05, 0.898, 0.897, 0.98, 0.52, 0.52, 0.5, 0.5, 1.0)
+shares = st.none() | st.floats(0, 1)
+
+
+def words(audit: Audit) -> str:
+    return " ".join(verdict(audit))
+
+
+def test_swap_training_alone_is_no_split() -> None:
+    assert level(SWAPPED) == "absent"
+    text = words(SWAPPED)
+    assert "not real" in text
+    assert "1.60" in text
+    assert "0.2\u00a0%" in text
+    assert "0.78" in text
+    assert "may still look right" in text
+
+
+def test_partial_split_names_what_is_missed() -> None:
+    assert level(ALIGNED) == "partial"
+    text = words(ALIGNED)
+    assert "Partly" in text
+    assert "27\u00a0%" in text
+    assert "7.0\u00a0%" in text
+    assert "83\u00a0%" in text
+    assert "histogram of a whole scan names the contrast" in text
+    assert "not real" not in text
+
+
+def test_a_split_that_reaches_every_goal_is_granted_with_its_limits() -> None:
+    assert level(SPLIT) == "hidden"
+    assert "every measure taken here" in words(SPLIT)
+    assert "stronger probe" in words(SPLIT)
+
+
+def test_agreement_of_collapsed_codes_is_not_praised() -> None:
+    assert level(COLLAPSED) == "collapsed"
+    assert "no split is claimed" in words(COLLAPSED)
+    assert "says little" in next(row for row in findings(COLLAPSED) if row.measure == "Code agreement").sentence
+
+
+def test_nothing_measured_is_no_claim() -> None:
+    assert findings(Audit()) == []
+    assert level(Audit()) == "unknown"
+    assert "do not show" in words(Audit())
+
+
+@pytest.mark.parametrize("missing", [f.name for f in fields(Audit)[:8]])
+def test_one_missing_measure_withholds_the_claim(missing: str) -> None:
+    assert level(replace(SPLIT, **{missing: None})) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"gap": 0.10}, "hidden"),
+        ({"gap": 0.101}, "partial"),
+        ({"gap": 0.51}, "absent"),
+        ({"token_vector": 0.55}, "hidden"),
+        ({"token_vector": 0.551}, "partial"),
+        ({"token_vector": 0.66}, "absent"),
+        ({"token_onehot": 0.58}, "hidden"),
+        ({"token_onehot": 0.581}, "partial"),
+        ({"token_onehot": 0.66}, "absent"),
+        ({"pooled_histogram": 0.75}, "hidden"),
+        ({"pooled_histogram": 0.76}, "partial"),
+        ({"pooled_mean": 0.66}, "partial"),
+        ({"agreement": 0.415}, "hidden"),
+        ({"agreement": 0.41}, "partial"),
+        ({"agreement": 0.09}, "absent"),
+        ({"agreement": 0.12}, "partial"),
+        ({"style": 0.5}, "partial"),
+        ({"token_vector": 0.30}, "partial"),
+        ({"chance": 0.5}, "collapsed"),
+    ],
+)
+def test_thresholds(changes: dict[str, float], expected: str) -> None:
+    assert level(replace(SPLIT, **changes)) == expected
+
+
+@given(
+    st.builds(
+        Audit,
+        gap=st.none() | st.floats(0, 4),
+        agreement=shares,
+        chance=shares,
+        self_agreement=shares,
+        token_vector=shares,
+        token_onehot=shares,
+        pooled_mean=shares,
+        pooled_histogram=shares,
+        style=shares,
+        guess=st.sampled_from([1 / 2, 1 / 3, 1 / 4]),
+    )
+)
+def test_a_claim_needs_every_measure_and_a_denial_says_why(audit: Audit) -> None:
+    rows, found = findings(audit), level(audit)
+    if found == "hidden":
+        assert audit.measured
+        assert all(row.tone in {"good", "none", "fair"} for row in rows)
+        assert all(row.tone == "good" for row in rows if row.goal is not None)
+    if found == "absent":
+        assert len(verdict(audit)[1].split(" Translation may")[0]) > 30
+    if not audit.measured:
+        assert found in {"unknown", "absent", "collapsed"}
+    assert all(row.scale[0] <= row.value <= row.scale[1] for row in rows)
+    assert len(rows) == sum(getattr(audit, f.name) is not None for f in fields(Audit)[:9]) - sum(
+        value is not None for value in (audit.chance, audit.self_agreement)
+    )
+
+
+def test_agreement_without_chance_is_not_judged() -> None:
+    row = next(r for r in findings(replace(SPLIT, chance=None)) if r.measure == "Code agreement")
+    assert row.tone == "none"
+    assert "cannot be judged" in row.sentence
+
+
+def test_a_probe_below_chance_is_not_a_success() -> None:
+    row = next(r for r in findings(replace(SPLIT, pooled_histogram=0.2)) if "histogram" in r.measure)
+    assert row.tone == "fair"
+    assert "does not show that the contrast is hidden" in row.sentence
+
+
+def test_thresholds_move_with_the_number_of_contrasts() -> None:
+    three = replace(SPLIT, guess=1 / 3, token_vector=0.36, token_onehot=0.36, pooled_mean=0.36, pooled_histogram=0.4)
+    assert level(three) == "hidden"
+    assert level(replace(three, token_vector=0.52)) == "absent"
+
+
+def test_read_audit_takes_the_layout_of_an_evaluation() -> None:
+    tree = {
+        "code_gap": {"mean": 0.08, "ci95": [0.07, 0.09], "n": 8},
+        "agreement": {"agreement": {"mean": 0.27}, "chance": 0.07, "self_agreement": 0.83},
+        "self_agreement": {"T1w": 0.8, "T2w": 0.86},
+        "probes": {
+            "token_vector": 0.52,
+            "token_onehot": 0.54,
+            "pooled_mean": 0.75,
+            "pooled_histogram": 1.0,
+            "style": 1.0,
+            "chance": 0.5,
+            "samples": {"token_vector": {"train": 20000, "test": 20000}, "pooled_mean": {"train": 64, "test": 16}},
+        },
+    }
+    audit = read_audit({"audit": tree})
+    assert replace(audit, samples={}) == ALIGNED
+    assert {row.measure: row.samples for row in findings(audit)}["Probe: mean vector of a scan"] == "16 test scans"
+
+
+@pytest.mark.parametrize(
+    "tree", [None, [], "x", {"probes": 3}, {"code_gap": "x", "agreement": [1]}, {"code_gap": float("nan")}]
+)
+def test_read_audit_of_nonsense_is_empty(tree: object) -> None:
+    assert level(read_audit({"audit": tree})) == "unknown"

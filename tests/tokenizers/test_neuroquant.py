@@ -1,0 +1,93 @@
+"""NeuroQuant: the published sizes, its streams, and the published bugs that are not here."""
+
+import torch
+
+from neurotome.tokenizers import NeuroQuant
+from neurotome.training.ema import EMA
+from tests.tokenizers.test_battery import DEMO, IDS, NEUROQUANT, image
+
+
+def count(module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_published_sizes():
+    with torch.device("meta"):
+        tokenizer = NeuroQuant(spatial_dims=3)
+    assert count(tokenizer) == 36_432_611
+    parts = {
+        "encoder": count(tokenizer.encoder) + count(tokenizer.anatomy_head) + count(tokenizer.modality_head),
+        "decoder": count(tokenizer.decoder), "film": count(tokenizer.film),
+        "adversary": count(tokenizer.adversary), "embedding": count(tokenizer.embedding),
+    }  # fmt: skip
+    assert parts == {
+        "encoder": 16_600_608, "decoder": 19_230_721, "film": 575_872, "adversary": 25_346, "embedding": 64
+    }  # fmt: skip
+    assert tokenizer.quantizer.codebook.numel() == 262_144
+    assert "quantizer.codebook" not in dict(tokenizer.named_parameters())
+
+
+def test_published_latent():
+    with torch.device("meta"):
+        tokenizer = NeuroQuant(spatial_dims=3)
+    assert tokenizer.latent_shape((144, 192, 144)) == (9, 12, 9)
+    assert tokenizer.latent_shape((1, 192, 144)) == (1, 12, 9)
+    assert tokenizer.bits((144, 192, 144)) == 972 * 12 + 16 * 32
+
+
+def test_the_image_does_not_depend_on_the_contrast_at_the_start():
+    tokenizer = NeuroQuant(**NEUROQUANT).eval()
+    encoded = tokenizer.encode(image(3), IDS)
+    with torch.no_grad():
+        assert torch.equal(tokenizer.decode(encoded, IDS), tokenizer.decode(encoded, IDS.flip(0)))
+
+
+def test_a_slice_goes_through_the_very_network_of_a_volume():
+    """The published 2-D path replaced the strided convolution by interpolation: other features, same weights."""
+    tokenizer = NeuroQuant(**NEUROQUANT).eval()
+    slab = image(3)[..., 8:9]
+    kept = []
+    for stage in tokenizer.encoder.stages:
+        stage.down.register_forward_hook(lambda module, args, out: kept.append(out.shape[2:]))
+    tokenizer.encode(slab, IDS)
+    assert kept == [(8, 8, 1), (4, 4, 1)]
+
+
+def test_averaged_weights_carry_the_live_codebook():
+    """The published average copied no buffers, so that averaged checkpoints kept a random codebook."""
+    tokenizer = NeuroQuant(**DEMO)
+    average = EMA({"tokenizer": tokenizer}, decay=0.5)
+    tokenizer.train()
+    for _ in range(40):
+        tokenizer.encode(torch.rand(8, 1, 16, 16, 16), torch.arange(8) % 2)
+    with torch.no_grad():
+        tokenizer.anatomy_head.weight.add_(1.0)
+    live = tokenizer.quantizer.codebook.clone()
+    average.update()
+    with average.averaged():
+        assert torch.equal(tokenizer.quantizer.codebook, live)
+        averaged = tokenizer.anatomy_head.weight.clone()
+    assert not torch.equal(averaged, tokenizer.anatomy_head.weight)
+
+
+def test_style_is_pooled_over_the_foreground():
+    tokenizer = NeuroQuant(**DEMO).eval()
+    x = image(3)
+    brain = torch.full((2, 1, 24, 16, 16), -1.0)
+    brain[:, :, :16] = x
+    with torch.no_grad():
+        z = torch.randn(2, 4, 6, 4, 4)
+        near = tokenizer._pool(z[:, :, :4], x)
+        far = tokenizer._pool(z, brain)
+    assert torch.allclose(near, far, atol=1e-6)
+
+
+def test_shared_code_has_nothing_private():
+    tokenizer = NeuroQuant(**DEMO, tell_encoder=True, private_codes=4).eval()
+    tokenizer.private.state[2] = 1
+    encoded = tokenizer.encode(image(3), IDS)
+    shared = tokenizer.shared(encoded)
+    assert set(encoded.codes) == {"anatomy", "private"}
+    assert set(shared.codes) == {"anatomy"}
+    assert torch.equal(shared.latent[:, :4], encoded.latent[:, :4])
+    assert not shared.latent[:, 4:].any()
