@@ -64,7 +64,7 @@ def candidates(filename: str) -> tuple[str, ...]:
     words = stem.split("_")
     if len(words) > 1 and words[0].startswith("sub-"):
         for contrast in sorted(CONTRASTS.values(), key=lambda c: not c.entity):
-            if words[-1] == contrast.suffix and (not contrast.entity or "ce-" in stem):
+            if words[-1] == contrast.suffix and (not contrast.entity or any(w.startswith("ce-") for w in words)):
                 return (contrast.name,)
     parts = [p for p in re.split(r"[^a-z0-9]+", stem.lower()) if p]
     return tuple(c.name for c in CONTRASTS.values() if any(p in (c.name.lower(), *c.aliases) for p in parts))

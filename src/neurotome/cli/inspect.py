@@ -1,0 +1,141 @@
+"""``neurotome inspect``: says what was found at a path and what would be done with it; writes nothing."""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurotome.cli import add_common, answer, existing
+from neurotome.errors import printable
+
+if TYPE_CHECKING:
+    from neurotome.data.manifest import Manifest
+
+_MAX_LINES = 20
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb ``inspect``."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="say what was found and what would be done",
+        description="Says what was found: a BIDS dataset, a table of scans, a folder, one image, or a prepared store.",
+    )
+    parser.add_argument("path", metavar="PATH", help="BIDS dataset, .tsv or .csv table, folder, image or store")
+    add_common(parser, seed=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb."""
+    path = existing(args.path, "file or folder")
+    if (path / "index.json").is_file():
+        result = _store(path)
+    elif path.is_file() and not path.name.lower().endswith((".tsv", ".csv")):
+        result = _image(path)
+    else:
+        from neurotome.data.manifest import scan
+
+        result = _manifest(scan(path), args.seed)
+    answer(args, result, _text(result))
+    return 0
+
+
+def _manifest(manifest: "Manifest", seed: int) -> dict[str, Any]:
+    from neurotome.data.splits import SPLITS, split_subjects
+
+    scans = Counter(m for s in manifest.sessions for m in s.scans)
+    splits = Counter(split_subjects(manifest.subjects, seed).values())
+    chosen = [f"{_name(s.subject, s.session)}: {note}" for s in manifest.sessions for note in s.notes]
+    sessions = [
+        {
+            "subject": s.subject,
+            "session": s.session,
+            "site": s.site,
+            "scans": {m: manifest.relative(p) for m, p in s.scans.items()},
+            "mask": manifest.relative(s.mask) if s.mask else None,
+            "labels": manifest.relative(s.labels) if s.labels else None,
+        }
+        for s in manifest.sessions
+    ]
+    return {
+        "kind": manifest.kind,
+        "root": str(manifest.root),
+        "subjects": len(manifest.subjects),
+        "sessions": len(manifest.sessions),
+        "scans": {m: scans[m] for m in manifest.modalities},
+        "complete_sessions": sum(len(s.scans) == len(manifest.modalities) for s in manifest.sessions),
+        "sites": list(manifest.sites),
+        "masks": sum(s.mask is not None for s in manifest.sessions),
+        "labels": sum(s.labels is not None for s in manifest.sessions),
+        "would_split": {name: splits[name] for name in SPLITS},
+        "notes": [*manifest.notes, *chosen],
+        "found": sessions,
+    }
+
+
+def _image(path: Path) -> dict[str, Any]:
+    from neurotome.data.nifti import read_volume
+    from neurotome.modality import candidates
+
+    volume = read_volume(path, nonfinite="keep")
+    geometry = volume.geometry
+    return {
+        "kind": "image",
+        "root": str(path),
+        "modality": list(candidates(path.name)),
+        "shape": list(geometry.shape),
+        "spacing_mm": [round(d, 4) for d in geometry.spacing_mm],
+        "type": volume.provenance.dtype,
+        "range": [float(volume.array.min()), float(volume.array.max())],
+        "sha256": volume.provenance.sha256,
+        "notes": list(volume.provenance.notes),
+    }
+
+
+def _store(path: Path) -> dict[str, Any]:
+    from neurotome.data.splits import SPLITS
+    from neurotome.data.store import Store
+
+    store = Store.open(path)
+    return {
+        "kind": "store",
+        "root": str(path),
+        "sessions": len(store.sessions),
+        "modalities": list(store.modalities),
+        "sites": list(store.sites),
+        "preparation": store.preparation.to_json(),
+        "subjects": {name: len(store.subjects(name)) for name in SPLITS},
+        "fingerprint": store.fingerprint,
+        "notes": [],
+    }
+
+
+def _text(result: dict[str, Any]) -> str:
+    lines = [f"{key:<18} {_cell(value)}" for key, value in result.items() if key not in ("notes", "found")]
+    found = result.get("found", [])
+    lines += ["", *(f"  {_row(one)}" for one in found[:_MAX_LINES])] if found else []
+    if len(found) > _MAX_LINES:
+        lines.append(f"  and {len(found) - _MAX_LINES} more sessions (--json lists all)")
+    notes = result["notes"]
+    lines += ["", *(f"note: {printable(note)}" for note in notes[:_MAX_LINES])] if notes else []
+    if len(notes) > _MAX_LINES:
+        lines.append(f"and {len(notes) - _MAX_LINES} more notes (--json lists all)")
+    return "\n".join(lines)
+
+
+def _row(one: dict[str, Any]) -> str:
+    extras = [word for word in ("mask", "labels") if one[word]]
+    site = f"  site {printable(one['site'])}" if one["site"] else ""
+    return f"{_name(one['subject'], one['session']):<24} {' '.join([*one['scans'], *extras])}{site}"
+
+
+def _name(subject: str, session: str) -> str:
+    return printable(f"sub-{subject}" + (f" ses-{session}" if session else ""))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return " ".join(_cell(one) for one in value) or "-"
+    return printable(str(value))

@@ -1,0 +1,275 @@
+"""Bytes of a file, verified in and atomic out.
+
+In: only regular files are opened; a gzip stream is read to its end, so that its checksum and size are verified; never
+more bytes are decoded than the caller asked for. Out: a temporary file in the same folder, fsync, rename.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from neurotome.errors import InputError, OutputError
+
+zlib_engine: ModuleType = zlib
+decode_errors: list[type[Exception]] = [zlib.error]
+try:
+    from isal import isal_zlib
+
+    zlib_engine = isal_zlib
+    decode_errors.append(isal_zlib.error)  # type: ignore[arg-type]  # its stub says instance where it is a class
+except ImportError:  # an accelerator only: zlib reads and writes the same streams
+    pass
+
+CHUNK = 1 << 20
+# A deflate stream cannot expand by more than this factor (zlib's technical notes).
+MAX_DEFLATE_RATIO = 1032
+_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_WBITS = 31
+_COPY_AGAIN = "copy the file again from its source"
+
+
+class VerifiedStream:
+    """The decoded bytes of a plain or gzip file, in order.
+
+    Args:
+        path: A regular file.
+        compressed: Whether the file is a gzip stream (of one or several members).
+
+    Raises:
+        InputError: Not a regular file, unreadable, or not gzip although ``compressed``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, compressed: bool) -> None:
+        self.path = Path(path)
+        self.compressed = compressed
+        self._file = _open_regular(self.path)
+        self.file_bytes = os.fstat(self._file).st_size
+        self._digest = hashlib.sha256()
+        self._decoder: Any = None
+        self._pending = b""
+        if compressed:
+            self._pending = self._next_chunk()
+            if self._pending[:2] != _GZIP_MAGIC:
+                self.close()
+                raise InputError(
+                    "the name says gzip, but the content is not a gzip stream", file=self.path, remedy=_COPY_AGAIN
+                )
+
+    def __enter__(self) -> "VerifiedStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file's own bytes read so far; of the whole file after :meth:`expect_end`."""
+        return self._digest.hexdigest()
+
+    def can_hold(self, num_bytes: int) -> bool:
+        """Return whether a file of this size could decode to ``num_bytes``: a bound before anything is allocated."""
+        return num_bytes <= self.file_bytes * (MAX_DEFLATE_RATIO if self.compressed else 1)
+
+    def read(self, num_bytes: int) -> bytes:
+        """Return exactly ``num_bytes`` decoded bytes.
+
+        Raises:
+            InputError: The stream ends early or is damaged.
+        """
+        buffer = bytearray(num_bytes)
+        self.read_into(memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` (of bytes) with the next decoded bytes.
+
+        Raises:
+            InputError: The stream ends early or is damaged.
+        """
+        filled = 0
+        while filled < len(buffer):
+            block = self._next_block(min(CHUNK * 4, len(buffer) - filled))
+            if not block:
+                missing = len(buffer) - filled
+                raise InputError(
+                    f"the file ends {missing} bytes before the data its header promises",
+                    file=self.path,
+                    remedy=_COPY_AGAIN,
+                )
+            buffer[filled : filled + len(block)] = block
+            filled += len(block)
+
+    def read_rest(self, limit: int) -> bytes:
+        """Return what is left, at most ``limit`` bytes.
+
+        Raises:
+            InputError: More than ``limit`` bytes follow, or the stream is damaged.
+        """
+        rest = b""
+        while block := self._next_block(limit + 1 - len(rest)):
+            rest += block
+            if len(rest) > limit:
+                raise InputError(f"more than {limit} bytes follow the image data", file=self.path, remedy=_COPY_AGAIN)
+        return rest
+
+    def expect_end(self) -> None:
+        """Check that nothing follows; for gzip this verifies checksum and size.
+
+        Raises:
+            InputError: Bytes follow the data that the header promises, or the checksum is wrong.
+        """
+        if self._next_block(1):
+            raise InputError(
+                "more data than the header promises; header or content is damaged",
+                file=self.path,
+                remedy=f"{_COPY_AGAIN}, or write it anew with the tool that made it",
+            )
+
+    def _next_block(self, want: int) -> bytes:
+        if not self.compressed:
+            return self._next_chunk(want)
+        try:
+            return self._decode(want)
+        except tuple(decode_errors) as error:
+            raise InputError(
+                f"the compressed stream is damaged ({error})", file=self.path, remedy=_COPY_AGAIN
+            ) from error
+
+    def _decode(self, want: int) -> bytes:
+        """Return 1 to ``want`` decoded bytes, or none at the verified end of the last member."""
+        while True:
+            if self._decoder is None:
+                if len(self._pending) < len(_GZIP_MAGIC):
+                    self._pending += self._next_chunk()
+                if not self._pending:
+                    return b""
+                if self._pending[:2] != _GZIP_MAGIC:
+                    raise InputError(
+                        "bytes that are not gzip follow the compressed stream", file=self.path, remedy=_COPY_AGAIN
+                    )
+                self._decoder = zlib_engine.decompressobj(wbits=_GZIP_WBITS)
+            block: bytes = self._decoder.decompress(self._pending, want)
+            if self._decoder.eof:
+                self._pending, self._decoder = self._decoder.unused_data, None
+            else:
+                self._pending = self._decoder.unconsumed_tail
+                if not self._pending and not block:
+                    self._pending = self._next_chunk()
+                    if not self._pending:
+                        raise InputError(
+                            "the compressed stream is cut off before its end", file=self.path, remedy=_COPY_AGAIN
+                        )
+            if block:
+                return block
+
+    def _next_chunk(self, want: int = CHUNK) -> bytes:
+        try:
+            chunk = os.read(self._file, want)
+        except OSError as error:
+            raise InputError(f"the file cannot be read ({error.strerror})", file=self.path) from error
+        self._digest.update(chunk)
+        return chunk
+
+
+def _open_regular(path: Path) -> int:
+    """Open a regular file for reading; pipes, devices and folders are refused without waiting for them."""
+    try:
+        # O_NONBLOCK: opening a pipe without a writer would wait for ever
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    except OSError as error:
+        raise InputError(
+            f"the file cannot be opened ({error.strerror})", file=path, remedy="check the path and its permissions"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"not a path ({error})", file=path, remedy="check the path") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise InputError("not a regular file", file=path, remedy="give a file, not a folder, pipe or device")
+    return handle
+
+
+def gzip_bytes(parts: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """Compress ``parts`` to one gzip member without time or file name: equal parts give equal bytes."""
+    # level 2 of isal is as small as level 6 of zlib on float images and about ten times as fast
+    level = 2 if zlib_engine is not zlib else 6
+    encoder = zlib_engine.compressobj(level=level, wbits=_GZIP_WBITS)
+    for part in parts:
+        yield encoder.compress(part)
+    yield encoder.flush()
+
+
+def write_atomically(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview]) -> str:
+    """Write ``parts`` to a temporary file beside ``path``, flush it to disk, then rename; return its SHA-256.
+
+    Raises:
+        OutputError: The folder is missing or read-only, or the disk is full; nothing is left behind.
+    """
+    path = Path(path)
+    # a short name of our own: a suffix to a 255-byte name would be refused
+    temporary = path.parent / f".neurotome-{secrets.token_hex(8)}.tmp"
+    digest = hashlib.sha256()
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                for part in parts:
+                    file.write(part)
+                    digest.update(part)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(_output_reason(path, error)) from error
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the folder's entry, so that the rename survives a power loss; not every file system offers it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _output_reason(path: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    remedy = {
+        errno.ENOSPC: "free some disk space or choose another output folder",
+        errno.EROFS: "choose an output folder that can be written to",
+        errno.EACCES: "choose an output folder that can be written to",
+        errno.ENOENT: "create the output folder first",
+    }.get(error.errno or 0, "choose another output folder")
+    return f"{path}: cannot be written ({reason}). Remedy: {remedy}."
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a regular file.
+
+    Raises:
+        InputError: Not a regular file, or unreadable.
+    """
+    with VerifiedStream(path, compressed=False) as stream:
+        while stream._next_chunk():
+            pass
+        return stream.sha256

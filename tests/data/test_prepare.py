@@ -1,0 +1,137 @@
+import shutil
+
+import numpy as np
+import pytest
+from scans import brain_array, write_bids, write_nifti
+
+from neurotome.data import prepare as module
+from neurotome.data.prepare import prepare
+from neurotome.data.store import Store
+from neurotome.data.transforms import Preparation
+from neurotome.errors import InputError, UsageError
+
+PREPARATION = Preparation(3.0, (20, 24, 16))
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_equal_inputs_give_equal_bytes(dataset, prepared, tmp_path):
+    again = prepare(dataset, tmp_path / "store", preparation=PREPARATION)
+    assert contents(tmp_path / "store") == contents(prepared.path)
+    assert (again.num_built, again.num_kept) == (12, 0)
+    third = prepare(dataset, tmp_path / "store", preparation=PREPARATION)
+    assert (third.num_built, third.num_kept) == (0, 12)
+    assert contents(tmp_path / "store") == contents(prepared.path)
+
+
+def test_a_stopped_run_goes_on_and_ends_alike(dataset, prepared, tmp_path, monkeypatch):
+    count = []
+
+    def stop(done, total, name):
+        count.append(name)
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(dataset, tmp_path / "store", preparation=PREPARATION, progress=stop)
+    assert not (tmp_path / "store" / "index.json").exists()
+    with (tmp_path / "store" / "journal.jsonl").open("a") as journal:
+        journal.write('["torn')
+    (tmp_path / "store" / "entries" / ".neurotome-0.tmp").write_bytes(b"half")
+    report = prepare(dataset, tmp_path / "store", preparation=PREPARATION)
+    assert (report.num_built, report.num_kept) == (7, 5)
+    assert contents(tmp_path / "store") == contents(prepared.path)
+
+
+def test_bad_sessions_are_named_and_the_others_stored(tmp_path):
+    root = write_bids(tmp_path / "data", [f"{n}" for n in range(6)])
+    broken = root / "sub-1/anat/sub-1_T1w.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:-20])
+    write_nifti(root / "sub-2/anat/sub-2_T2w.nii.gz", np.full((20, 24, 18), 5.0, np.float32))
+    write_nifti(root / "derivatives/truth/sub-4/anat/sub-4_dseg.nii.gz", brain_array())
+    report = prepare(root, tmp_path / "store", preparation=PREPARATION)
+    assert {f.subject: f.reason.split(": ")[0] for f in report.failures}.keys() == {"1", "2", "4"}
+    assert [s.subject for s in report.store.sessions] == ["0", "3", "5"]
+    with pytest.raises(
+        InputError, match=r"3 of 6 sessions.*sub-1: .*sub-1_T1w.nii.gz.*sub-2: .*whole head.*sub-4: .*labels from"
+    ) as e:
+        report.raise_failures()
+    assert e.value.exit_code == 3
+    assert Store.open(tmp_path / "store").fingerprint == report.store.fingerprint
+
+
+def test_a_changed_source_is_another_entry(tmp_path):
+    root = write_bids(tmp_path / "data", ["1", "2", "3"])
+    before = prepare(root, tmp_path / "store", preparation=PREPARATION).store
+    write_nifti(root / "sub-2/anat/sub-2_T1w.nii.gz", brain_array(seed=99))
+    report = prepare(root, tmp_path / "store", preparation=PREPARATION)
+    assert (report.num_built, report.num_kept) == (1, 2)
+    changed = [a.subject for a, b in zip(report.store.sessions, before.sessions, strict=True) if a.digest != b.digest]
+    assert changed == ["2"]
+
+
+def test_another_preparation_or_a_foreign_folder_is_refused(dataset, prepared, tmp_path):
+    shutil.copytree(prepared.path, tmp_path / "store")
+    other = Preparation(3.0, (24, 24, 16))
+    with pytest.raises(UsageError, match=r"another preparation.*--overwrite"):
+        prepare(dataset, tmp_path / "store", preparation=other)
+    assert contents(tmp_path / "store") == contents(prepared.path)
+    store = prepare(dataset, tmp_path / "store", preparation=other, overwrite=True).store
+    assert store.preparation == other
+    assert len(list((tmp_path / "store" / "entries").iterdir())) == 12
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="not empty and holds no store"):
+            prepare(dataset, tmp_path / "mine", preparation=other, overwrite=overwrite)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_a_damaged_index_is_written_anew(dataset, prepared, tmp_path):
+    shutil.copytree(prepared.path, tmp_path / "store")
+    (tmp_path / "store" / "index.json").write_text("{")
+    prepare(dataset, tmp_path / "store", preparation=PREPARATION)
+    assert contents(tmp_path / "store") == contents(prepared.path)
+
+
+def test_splits_of_the_user_are_respected(dataset, tmp_path):
+    table = tmp_path / "splits.tsv"
+    table.write_text(
+        "participant_id\tsplit\n" + "".join(f"sub-{n:02d}\t{'test' if n else 'train'}\n" for n in range(12))
+    )
+    store = prepare(dataset, tmp_path / "store", preparation=PREPARATION, splits=table).store
+    assert store.subjects("train") == ("00",)
+    assert len(store.subjects("test")) == 11
+    assert "00\ttrain\n" in (tmp_path / "store" / "splits.tsv").read_text()
+
+
+def test_wanted_contrasts_must_occur(dataset, tmp_path):
+    with pytest.raises(InputError, match="no session has FLAIR; there are T1w, T2w"):
+        prepare(dataset, tmp_path / "store", preparation=PREPARATION, modalities=["flair"])
+    assert not (tmp_path / "store").exists()
+
+
+def test_several_visits_of_a_subject_share_a_split(tmp_path):
+    for subject in range(5):
+        for visit in range(3):
+            name = f"sub-{subject}/ses-{visit}/anat/sub-{subject}_ses-{visit}_T1w.nii.gz"
+            write_nifti(tmp_path / "data" / name, brain_array(seed=subject * 3 + visit))
+    store = prepare(tmp_path / "data", tmp_path / "store", preparation=PREPARATION).store
+    assert len(store.sessions) == 15
+    splits = {}
+    for entry in store.sessions:
+        assert splits.setdefault(entry.subject, entry.split) == entry.split
+
+
+def test_workers_make_the_same_store(dataset, prepared, tmp_path):
+    prepare(dataset, tmp_path / "store", preparation=PREPARATION, workers=2)
+    assert contents(tmp_path / "store") == contents(prepared.path)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "file_sha256", lambda path: "0" * 64)
+    report = prepare(dataset, tmp_path / "store", preparation=PREPARATION)
+    assert len(report.failures) == 12
+    assert all("changed while it was read" in f.reason for f in report.failures)
