@@ -161,3 +161,10 @@ def test_batches_refuse_what_the_store_cannot_give(prepared, tmp_path):
     empty = Store(prepared.path, prepared.preparation, prepared.modalities, prepared.split("val"))
     with pytest.raises(ValueError, match="train split is empty"):
         TrainingBatches(empty, TrainingPlan(crop=8), 10, 0)
+
+
+def test_the_last_stage_sees_slices_alone(prepared):
+    batches = TrainingBatches(prepared, TrainingPlan(crop=8, slice_fraction=0.25, slice_sessions=1), 40, 0)
+    kinds = [batches.kind(step)[0] for step in range(40)]
+    assert set(kinds[30:]) == {"slice"}
+    assert "slice" not in kinds[:30]

@@ -41,6 +41,7 @@ class TrainingPlan:
         whole_sessions: Sessions of a step of whole volumes.
         slice_prob: Probability that a step is one of slices, along an axis drawn for the step.
         slice_sessions: Sessions of a step of slices.
+        slice_fraction: The last share of the steps sees slices alone (the second stage of NeuroQuant's schedule).
         modalities_per_session: Views drawn per session; None for all.
 
     Raises:
@@ -55,10 +56,11 @@ class TrainingPlan:
     whole_sessions: int = 1
     slice_prob: float = 0.0
     slice_sessions: int = 8
+    slice_fraction: float = 0.0
     modalities_per_session: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("brain_prob", "flip_prob", "whole_fraction", "slice_prob"):
+        for name in ("brain_prob", "flip_prob", "whole_fraction", "slice_prob", "slice_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; admissible is 0 to 1")
         for name in ("batch_sessions", "whole_sessions", "slice_sessions"):
@@ -127,7 +129,7 @@ class TrainingBatches(Dataset[Batch]):
         plan = self.plan
         rng = _rng(self.seed, _KIND, step, 0)
         draw, axis = rng.random(), int(rng.integers(3))
-        if draw < plan.slice_prob:
+        if draw < plan.slice_prob or step >= round(self.max_steps * (1.0 - plan.slice_fraction)):
             return "slice", axis
         if plan.crop is None or step >= round(self.max_steps * (1.0 - plan.whole_fraction)):
             return "whole", axis
