@@ -1,0 +1,1 @@
+"""Plain restatements of published designs, written here; never copied code."""

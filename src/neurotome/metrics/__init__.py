@@ -1,0 +1,1 @@
+"""Numbers about images, codes and the split between anatomy and contrast: functions of tensors, without networks."""

@@ -1,0 +1,207 @@
+r"""How close an image is to the truth: PSNR, structural similarity, and whether it is as sharp.
+
+    PSNR = 10 log10(range² / mean (x - y)²)
+    SSIM = (2 m_x m_y + c1)(2 s_xy + c2) / ((m_x² + m_y² + c1)(s_xx + s_yy + c2))        (Wang et al., 2004)
+    HF   = sum (x - G x)² / sum (y - G y)²      G is a Gaussian of sigma = 1 voxel; 1 is as sharp as the truth y
+
+m and s are means and (population) covariances over a sliding window, c1 = (0.01 range)², c2 = (0.03 range)². Images
+lie in [-1, 1], so the range is 2 unless said. Four windowed means suffice, of x, y, x² + y² and xy, since s_xx and s_yy
+occur in their sum alone; the gradient needs as many adjoints.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from neurotome.metrics.windows import BoxWindow, GaussianWindow, Window, apply_bands, gaussian_weights
+from neurotome.types import Image, Mask
+
+PerImage = Float[Tensor, " b"]
+
+
+def psnr(x: Image, y: Image, data_range: float = 2.0, mask: Mask | None = None) -> PerImage:
+    """Return the peak signal-to-noise ratio of each image in dB; infinite where the images are equal.
+
+    Args:
+        x: Output.
+        y: Truth.
+        data_range: Largest admissible minus smallest admissible value, 2 on [-1, 1].
+        mask: Voxels that count, ``(b, 1, x, y, z)``; all of them if None. NaN where it is empty.
+    """
+    _same_shape(x, y)
+    return 10 * torch.log10(data_range**2 / mean_over((_at_least_single(x) - _at_least_single(y)) ** 2, mask))
+
+
+def ssim(
+    x: Image,
+    y: Image,
+    *,
+    mask: Mask | None = None,
+    window: str = "uniform",
+    size: int = 7,
+    sigma: float = 1.5,
+    data_range: float = 2.0,
+    border: str = "valid",
+) -> PerImage:
+    """Return the mean structural similarity of each image, differentiable in ``x`` and ``y``.
+
+    Args:
+        x: Output.
+        y: Truth.
+        mask: Average over these window centres only, ``(b, 1, x, y, z)``; NaN where none is left.
+        window: "uniform" (the box of the training loss) or "gaussian" (Wang et al. use 11 places, sigma 1.5).
+        size: Places per axis; an axis of length 1 takes one.
+        sigma: Standard deviation of the Gaussian in voxels.
+        data_range: Largest admissible minus smallest admissible value.
+        border: "valid" takes windows that lie fully inside, "same" one per voxel with the border voxel repeated.
+
+    Raises:
+        ValueError: Shapes differ, or the window does not fit.
+    """
+    similarity = ssim_map(x, y, window=window, size=size, sigma=sigma, data_range=data_range, border=border)
+    return mean_over(similarity, None if mask is None else window_centres(mask, similarity.shape[2:]))
+
+
+def ssim_map(
+    x: Image,
+    y: Image,
+    *,
+    window: str = "uniform",
+    size: int = 7,
+    sigma: float = 1.5,
+    data_range: float = 2.0,
+    border: str = "valid",
+) -> Float[Tensor, "b c *windows"]:
+    """Return the structural similarity at every place of the window; arguments as in :func:`ssim`.
+
+    With ``border="valid"`` an axis shrinks by ``size - 1``: the first value belongs to voxel ``(size - 1) // 2``.
+    """
+    _same_shape(x, y)
+    if window not in ("uniform", "gaussian"):
+        raise ValueError(f'window is {window!r}; admissible are "uniform" and "gaussian"')
+    if border not in ("valid", "same"):
+        raise ValueError(f'border is {border!r}; admissible are "valid" and "same"')
+    x, y = _at_least_single(x), _at_least_single(y)
+    if border == "same":
+        pads = [p for s in x.shape[:1:-1] for p in ((size - 1) // 2 * (s > 1), size // 2 * (s > 1))]
+        x, y = F.pad(x, pads, mode="replicate"), F.pad(y, pads, mode="replicate")
+    shape = x.shape[2:]
+    slider: Window = BoxWindow(shape, size) if window == "uniform" else GaussianWindow(shape, size, sigma, x)
+    constants = ((0.01 * data_range) ** 2, (0.03 * data_range) ** 2)
+    apply: Callable[..., Tensor] = _StructuralSimilarity.apply
+    similarity = apply(x.flatten(0, 1), y.flatten(0, 1), slider, constants)
+    return similarity.view(*x.shape[:2], *similarity.shape[1:])
+
+
+class _StructuralSimilarity(torch.autograd.Function):
+    """SSIM of maps ``(n, x, y, z)`` with its gradient by hand, so that nothing but four maps is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, window: Window, constants: tuple[float, float]) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            maps = x.new_empty(4, *x.shape)
+            maps[0], maps[1] = x, y
+            torch.mul(x, x, out=maps[2]).addcmul_(y, y)
+            torch.mul(x, y, out=maps[3])
+            moments = window.mean(maps.flatten(0, 1)).view(4, len(x), *window.valid)
+            a, b, c, e = _factors(moments, constants)
+            ctx.save_for_backward(x, y, moments)
+            ctx.window, ctx.constants = window, constants
+            return a.mul_(b).div_(c.mul_(e))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, y, moments = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+        with torch.autocast(x.device.type, enabled=False):
+            # S = a b / (c e); dS/d E[xy] = 2 a / (c e); dS/d E[x² + y²] = -S / e; dS/dm_x and dS/dm_y mirror each other
+            a, b, c, e = _factors(moments, ctx.constants)
+            m_x, m_y = moments[0], moments[1]
+            g = gradient / (c * e)
+            d_product, d_square = 2 * g * a, -g * a * b / e
+            cross, own = 2 * g * (b - a), 2 * g * a * b * (1 / e - 1 / c)
+            d_means = [
+                torch.addcmul(cross * n, own, m) for m, n, w in ((m_x, m_y, wanted[0]), (m_y, m_x, wanted[1])) if w
+            ]
+            maps = ctx.window.adjoint(torch.cat([d_product, d_square, *d_means])).view(-1, *x.shape)
+            means = iter(maps[2:])
+            gradients = [
+                next(means).addcmul_(image, maps[1], value=2).addcmul_(other, maps[0]) if w else None
+                for image, other, w in ((x, y, wanted[0]), (y, x, wanted[1]))
+            ]
+        return gradients[0], gradients[1], None, None
+
+
+def _factors(moments: Tensor, constants: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the two numerators (luminance, structure) and the two denominators from the four windowed means."""
+    m_x, m_y, squares, product = moments
+    c1, c2 = constants
+    m_xy = m_x * m_y
+    m_squares = torch.addcmul(m_x * m_x, m_y, m_y)
+    structure = (product - m_xy).mul_(2).add_(c2)
+    spread = (squares - m_squares).add_(c2)
+    return m_xy.mul_(2).add_(c1), structure, m_squares.add_(c1), spread
+
+
+def high_frequency_ratio(output: Image, truth: Image, mask: Mask | None = None, sigma: float = 1.0) -> PerImage:
+    """Return the energy of fine detail (x minus its Gaussian blur) in ``output`` over that in ``truth``.
+
+    One means as sharp as the truth, less is blurred, more is noisier. The blur mirrors at the border and is cut at four
+    standard deviations.
+
+    Args:
+        output: Image under test.
+        truth: Image to compare with.
+        mask: Voxels that count, ``(b, 1, x, y, z)``; all of them if None.
+        sigma: Standard deviation of the Gaussian in voxels.
+    """
+    _same_shape(output, truth)
+    return mean_over(fine_detail(output, sigma) ** 2, mask) / mean_over(fine_detail(truth, sigma) ** 2, mask)
+
+
+def fine_detail(x: Image, sigma: float = 1.0) -> Image:
+    """Return ``x - G x`` with a Gaussian of ``sigma`` voxels."""
+    x = _at_least_single(x)
+    bands = [None if s == 1 else _mirrored_blur(s, sigma).to(x) for s in x.shape[2:]]
+    with torch.autocast(x.device.type, enabled=False):
+        return x - apply_bands(x.flatten(0, 1), bands).view_as(x)
+
+
+def _mirrored_blur(length: int, sigma: float) -> Tensor:
+    """Return the matrix (length, length) of a Gaussian blur of a line that mirrors at its ends (half-sample)."""
+    reach = int(4 * sigma + 0.5)
+    rows = torch.arange(length)
+    blur = torch.zeros(length, length, dtype=torch.float64)
+    for k, weight in zip(range(-reach, reach + 1), gaussian_weights(2 * reach + 1, sigma), strict=True):
+        place = (rows + k) % (2 * length)
+        blur.index_put_((rows, torch.minimum(place, 2 * length - 1 - place)), weight, accumulate=True)
+    return blur
+
+
+def window_centres(mask: Mask, windows: Sequence[int]) -> Bool[Tensor, "b 1 *windows"]:
+    """Return the part of ``mask`` at the centres of the windows of a map with spatial shape ``windows``."""
+    for axis, (length, places) in enumerate(zip(mask.shape[2:], windows, strict=True), start=2):
+        mask = mask.narrow(axis, (length - places) // 2, places)
+    return mask
+
+
+def mean_over(values: Float[Tensor, "b c *spatial"], mask: Bool[Tensor, "b 1 *spatial"] | None) -> PerImage:
+    """Return the mean of each image's values where ``mask`` holds; NaN where it is empty."""
+    if mask is None:
+        return values.flatten(1).mean(1)
+    weights = mask.to(values.dtype).expand_as(values).flatten(1)
+    return (values.flatten(1) * weights).sum(1) / weights.sum(1)
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _same_shape(x: Tensor, y: Tensor) -> None:
+    if x.shape != y.shape:
+        raise ValueError(f"output has shape {tuple(x.shape)}, truth {tuple(y.shape)}; they must be equal")
