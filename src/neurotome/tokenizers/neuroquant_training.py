@@ -111,12 +111,8 @@ class NeuroQuantTraining(Method):
 
     def edge_parameters(self) -> Sequence[str]:
         """Return what Muon leaves to AdamW: stem, output, embeddings."""
-        return (
-            "tokenizer.encoder.conv_in",
-            "tokenizer.decoder.conv_out",
-            "tokenizer.embedding",
-            "tokenizer.encoder.embedding",
-        )
+        told = ("encoder.embedding",) if self.tokenizer.tell_encoder else ()
+        return tuple(f"tokenizer.{name}" for name in ("encoder.conv_in", "decoder.conv_out", "embedding", *told))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the objective and its terms."""

@@ -1,0 +1,144 @@
+r"""What a method must beat, fitted on the training split.
+
+    mean_image          y(v) = mean over training subjects of y(v)
+    trilinear           y = U D x             D averages blocks of the latent grid's cells, U is trilinear
+    lookup_full_rate    y(v) = f(x(v))        "no bottleneck": sees the whole source
+    lookup_equal_rate   y = f(U D x)          the same f behind the latent grid
+    lookup_refitted     y = g(U D x)          g fitted on what it is applied to
+
+f is the mean target intensity per source intensity inside the brain, a histogram of 256 bins smoothed by its counts.
+The background is the mask's, so that no baseline pays for it. Of the plain ways down, averaging blocks and antialiased
+trilinear, the first keeps more and is the one used: a rival should be as strong as it can be.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neurotome.metrics.windows import apply_bands, gaussian_weights
+from neurotome.types import Image, Mask
+
+BINS = 256
+SMOOTHING_BINS = 1.5
+BACKGROUND = -1.0
+
+Curve = Float[Tensor, " bins"]
+
+
+def down_up(image: Image, factor: Sequence[int]) -> Image:
+    """Return ``image`` after averaging blocks of ``factor`` voxels and trilinear interpolation back.
+
+    The centre of a cell is the centre of its block; beyond the outermost centres the value stays. An axis of length 1
+    stays.
+
+    Raises:
+        ValueError: An axis is not a multiple of its factor.
+    """
+    shape = image.shape[2:]
+    if any(s % f for s, f in zip(shape, factor, strict=True) if s > 1):
+        raise ValueError(f"shape {tuple(shape)} is not a multiple of {tuple(factor)}: pad it first")
+    bands = [
+        _interpolation(s // f, f).to(image) @ _averaging(s // f, f).to(image) if s > 1 and f > 1 else None
+        for s, f in zip(shape, factor, strict=True)
+    ]
+    return apply_bands(image.flatten(0, 1), bands).view_as(image)
+
+
+def _averaging(cells: int, factor: int) -> Tensor:
+    return torch.eye(cells, dtype=torch.float64).repeat_interleave(factor, 1) / factor
+
+
+def _interpolation(cells: int, factor: int) -> Tensor:
+    place = ((torch.arange(cells * factor, dtype=torch.float64) + 0.5) / factor - 0.5).clamp(0, cells - 1)
+    return (1 - (place[:, None] - torch.arange(cells, dtype=torch.float64)).abs()).clamp_min(0)
+
+
+class Lookup:
+    """A voxel-wise function from one contrast to another, learned as a smoothed histogram regression."""
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(BINS, dtype=torch.float64)
+        self.count = torch.zeros(BINS, dtype=torch.float64)
+
+    def update(self, source: Image, target: Image, mask: Mask) -> None:
+        """Count one pair of images in [-1, 1] inside the brain."""
+        x, y = source[mask].double(), target[mask].double()
+        bins = ((x + 1) / 2 * BINS).long().clamp(0, BINS - 1)
+        self.count += torch.bincount(bins, minlength=BINS)
+        self.total += torch.bincount(bins, weights=y, minlength=BINS)
+
+    def curve(self) -> Curve:
+        """Return the mean target at the centre of each bin; a bin nobody saw takes the nearest value seen.
+
+        Raises:
+            ValueError: Nothing was counted.
+        """
+        if not self.count.sum():
+            raise ValueError("a lookup needs at least one training session that holds both contrasts")
+        reach = int(4 * SMOOTHING_BINS)
+        weights = gaussian_weights(2 * reach + 1, SMOOTHING_BINS).view(1, 1, -1)
+        total, count = (
+            torch.conv1d(v.view(1, 1, -1), weights, padding=reach).view(-1) for v in (self.total, self.count)
+        )
+        seen = (count > 0).nonzero().view(-1)
+        nearest = seen[(torch.arange(BINS)[:, None] - seen).abs().argmin(1)]
+        return (total[nearest] / count[nearest]).float()
+
+    def __call__(self, source: Image, mask: Mask) -> Image:
+        """Return the looked-up target, linear between bin centres, with background outside the mask."""
+        curve = self.curve().to(source.device)
+        place = ((source + 1) / 2 * BINS - 0.5).clamp(0, BINS - 1)
+        low = place.floor().long().clamp_max(BINS - 2)
+        share = place - low
+        value = (1 - share) * curve[low] + share * curve[low + 1]
+        return torch.where(mask, value, BACKGROUND)
+
+
+class Baselines:
+    """All baselines of a set of contrasts, fitted session by session.
+
+    Args:
+        modalities: Contrasts.
+        factor: Voxels per latent cell and axis.
+    """
+
+    def __init__(self, modalities: Sequence[str], factor: Sequence[int]) -> None:
+        self.factor = tuple(factor)
+        self.pairs = [(a, b) for a in modalities for b in modalities if a != b]
+        self._sums: dict[str, Tensor] = {}
+        self._counts = dict.fromkeys(modalities, 0)
+        self._full = {pair: Lookup() for pair in self.pairs}
+        self._refitted = {pair: Lookup() for pair in self.pairs}
+
+    def update(self, views: dict[str, Image], mask: Mask) -> None:
+        """Fit one training session; ``views`` maps contrasts to images ``(1, c, x, y, z)``, missing ones left out."""
+        coarse = {name: down_up(image, self.factor) for name, image in views.items()}
+        for name, image in views.items():
+            self._sums[name] = self._sums[name] + image if name in self._sums else image.double()
+            self._counts[name] += 1
+        for a, b in self.pairs:
+            if a in views and b in views:
+                self._full[a, b].update(views[a], views[b], mask)
+                self._refitted[a, b].update(coarse[a], views[b], mask)
+
+    def reconstruct(self, name: str, image: Image, mask: Mask) -> dict[str, Image]:
+        """Return the baselines of a reconstruction of ``image``."""
+        outputs = {"trilinear": torch.where(mask, down_up(image, self.factor), BACKGROUND)}
+        if self._counts[name]:
+            mean = (self._sums[name] / self._counts[name]).to(image)
+            outputs["mean_image"] = mean.expand_as(image)
+        return outputs
+
+    def translate(self, source: str, target: str, image: Image, mask: Mask) -> dict[str, Image]:
+        """Return the baselines of a translation of ``image``; without the lookups where no training pair exists."""
+        outputs = {}
+        if self._counts[target]:
+            outputs["mean_image"] = (self._sums[target] / self._counts[target]).to(image).expand_as(image)
+        if self._full[source, target].count.sum():
+            coarse = down_up(image, self.factor)
+            outputs["lookup_full_rate"] = self._full[source, target](image, mask)
+            outputs["lookup_equal_rate"] = self._full[source, target](coarse, mask)
+            outputs["lookup_refitted"] = self._refitted[source, target](coarse, mask)
+        return outputs

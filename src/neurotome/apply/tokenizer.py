@@ -1,0 +1,322 @@
+r"""A trained tokenizer for scans: volumes in, volumes out, on the grid and with the header they came with.
+
+    encode      volume -> prepare -> network.encode -> code, geometry, intensities
+    decode      code -> network.decode -> undo the preparation -> volume
+    translate   decode(shared code, style of the target contrast)
+
+The style of another contrast is, unless a reference is given, its mean over the *training* subjects, and the intensity
+range is the mean range of that contrast over the training subjects (a source's own range says nothing about another
+contrast); outside the brain the value is 0.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import quote, unquote
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurotome import modality as contrasts
+from neurotome.apply.latent_scan import LatentScan
+from neurotome.apply.model_folder import read_model_folder, subject_hash, write_model_folder
+from neurotome.data.transforms import Preparation, Record
+from neurotome.data.volume import Volume
+from neurotome.errors import InputError, UsageError
+from neurotome.tokenizers.base import Encoded, Tokenizer
+
+ALL_SITES = "all"
+
+
+class SyntheticVolume(Volume):
+    """A volume that a model made; its header always says so."""
+
+    def save(self, path: str | os.PathLike[str], *, synthetic: bool = True) -> str:
+        """Write a NIfTI file marked as synthetic and return the SHA-256 of its bytes."""
+        return super().save(path, synthetic=True)
+
+
+class ScanTokenizer:
+    """A network with the preparation, styles and statistics it was trained with.
+
+    Args:
+        network: The tokenizer; put into evaluation mode.
+        preparation: What it expects.
+        stats: Statistics per latent channel, and ``intensity``: mean low and high per contrast.
+        styles: Mean style vector by (contrast, site); site "all" pools them.
+        covariances: Covariance of the style vector, by the same keys.
+        training_subjects: Salt and salted hashes.
+        digest: What a latent is stamped with.
+        card: README of the model folder.
+        precision: "bf16" runs the network in mixed precision.
+    """
+
+    def __init__(
+        self,
+        network: Tokenizer,
+        preparation: Preparation,
+        stats: Mapping[str, Any],
+        styles: Mapping[tuple[str, str], Tensor],
+        covariances: Mapping[tuple[str, str], Tensor],
+        training_subjects: tuple[str, frozenset[str]],
+        digest: str,
+        card: str = "",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        self.network = network.eval()
+        self.preparation = preparation
+        self.stats = dict(stats)
+        self.styles = dict(styles)
+        self.covariances = dict(covariances)
+        self.training_subjects = training_subjects
+        self.digest = digest
+        self.card = card
+        self.precision = precision
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32"
+    ) -> Self:
+        """Read a model folder.
+
+        Raises:
+            UsageError: No such folder.
+            InputError: It is damaged, changed, of a newer format, or not of this package.
+        """
+        content = read_model_folder(Path(folder))
+        try:
+            preparation = Preparation.from_json(content.preparation)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"not a preparation ({error})", file=Path(folder) / "preprocess.json") from error
+        means = {_style_key(k): v for k, v in content.styles.items() if k.endswith("/mean")}
+        covariances = {_style_key(k): v for k, v in content.styles.items() if k.endswith("/covariance")}
+        return cls(
+            content.network.to(device),
+            preparation,
+            content.stats,
+            means,
+            covariances,
+            content.training_subjects,
+            content.digest,
+            content.card,
+            precision,
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write a model folder; see :func:`write_model_folder`."""
+        self.digest = write_model_folder(
+            Path(folder),
+            self.network,
+            preparation=self.preparation.to_json(),
+            stats=self.stats,
+            styles=named_styles(self.styles, self.covariances),
+            subjects=self.training_subjects,
+            card=self.card,
+            overwrite=overwrite,
+        )
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The contrasts the model knows."""
+        return self.network.modalities
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return next(self.network.parameters()).device
+
+    def trained_on(self, subject: str) -> bool:
+        """Return whether a subject was among those the model was trained on."""
+        salt, hashes = self.training_subjects
+        return subject_hash(salt, subject) in hashes
+
+    def encode(
+        self, volume: Volume, modality: str | None = None, mask: Volume | None = None, allow_head: bool = False
+    ) -> LatentScan:
+        """Return the code of a scan.
+
+        Args:
+            volume: A brain on a background of one value, or a head with ``mask``.
+            modality: Its contrast; None takes it from the file name.
+            mask: Brain mask on any grid that overlaps the scan's.
+            allow_head: Accept a scan that looks like a whole head.
+
+        Raises:
+            UsageError: The contrast is not given, ambiguous, or not one the model knows.
+            InputError: The scan looks like a whole head, or cannot be prepared.
+        """
+        name = self.known(self._modality(volume, modality))
+        prepared = self.preparation.apply({name: volume}, mask, allow_head=allow_head)
+        image = torch.from_numpy(np.ascontiguousarray(prepared.image[:1, None], dtype=np.float32))  # (1, 1, x, y, z)
+        with torch.inference_mode(), self._autocast():
+            encoded = self.network.encode(image.to(self.device), self._id(name))
+        return LatentScan(
+            _on_cpu(encoded),
+            name,
+            prepared.records[name],
+            np.asarray(prepared.mask, dtype=bool),
+            self.preparation,
+            self.digest,
+        )
+
+    def decode(
+        self,
+        latent: LatentScan,
+        modality: str | None = None,
+        style: Tensor | None = None,
+        intensity: Record | None = None,
+    ) -> Volume:
+        """Return the scan of a code on its source's grid, float32.
+
+        Args:
+            latent: Made by this very model.
+            modality: Contrast to paint; None for the source's own. Another sees only the shared part of the code.
+            style: Style vector ``(d,)``; None for the code's own, or the training mean of another contrast.
+            intensity: Record of a scan whose intensity range the result takes; None for the source's own range, or the
+                training mean of another contrast.
+
+        Raises:
+            InputError: The code was made by another model.
+            UsageError: The model does not know the contrast.
+        """
+        self._check_latent(latent)
+        target = latent.modality if modality is None else self.known(modality)
+        encoded = latent.encoded
+        if target != latent.modality:
+            encoded = self.network.shared(encoded)
+            style = self.mean_style(target) if style is None and encoded.style is not None else style
+        if style is not None:
+            encoded = replace(encoded, style=style.reshape(1, -1).to(encoded.latent.dtype))
+        with torch.inference_mode(), self._autocast():
+            image = self.network.decode(_moved(encoded, self.device), self._id(target))
+        voxels = image[0, 0].float().clamp(-1, 1).cpu().numpy()
+        record = latent.record
+        if intensity is not None:
+            record = replace(record, low=intensity.low, high=intensity.high, background=intensity.background)
+        elif target != latent.modality:
+            low, high = self.intensity(target)
+            record = replace(record, low=low, high=high, background=0.0)
+        restored = record.restore(voxels, latent.mask)
+        return SyntheticVolume(restored.array, restored.geometry, restored.provenance)
+
+    def reconstruct(
+        self, volume: Volume, modality: str | None = None, mask: Volume | None = None, allow_head: bool = False
+    ) -> Volume:
+        """Return what is left of a scan after encoding and decoding."""
+        return self.decode(self.encode(volume, modality, mask, allow_head))
+
+    def translate(
+        self,
+        volume: Volume,
+        to: str,
+        style_from: Volume | None = None,
+        modality: str | None = None,
+        mask: Volume | None = None,
+        allow_head: bool = False,
+    ) -> Volume:
+        """Return a scan's anatomy in the contrast ``to``.
+
+        Args:
+            volume: The source.
+            to: Target contrast.
+            style_from: A scan of that contrast whose style and intensity range are taken; None for the training mean.
+            modality: Contrast of the source; None takes it from the file name.
+            mask: Brain mask of the source.
+            allow_head: As in :meth:`encode`, for source and reference.
+        """
+        target = self.known(to)
+        code = self.encode(volume, modality, mask, allow_head)
+        if style_from is None:
+            return self.decode(code, target)
+        reference = self.encode(style_from, target, None, allow_head)
+        if reference.encoded.style is None:
+            raise UsageError(f"{type(self.network).__name__} has no style vector, so a reference cannot lend one")
+        return self.decode(code, target, reference.encoded.style, reference.record)
+
+    def mean_style(self, modality: str, site: str = ALL_SITES) -> Tensor:
+        """Return the mean style vector of a contrast over training subjects.
+
+        Raises:
+            UsageError: The model folder holds none.
+        """
+        if (modality, site) not in self.styles:
+            stored = ", ".join(f"{m} at {s}" for m, s in sorted(self.styles)) or "none"
+            raise UsageError(
+                f"the model stores no style for {modality} at site {site!r} (stored: {stored}); give a reference"
+            )
+        return self.styles[modality, site]
+
+    def intensity(self, modality: str) -> tuple[float, float]:
+        """Return the mean intensity range of a contrast over training subjects; (0, 1) where it is not stored."""
+        entry = self.stats.get("intensity", {}).get(modality, {})
+        return float(entry.get("low", 0.0)), float(entry.get("high", 1.0))
+
+    def known(self, name: str) -> str:
+        """Return our name of a contrast.
+
+        Raises:
+            UsageError: Not a contrast, or the model was not trained on it.
+        """
+        try:
+            canonical = contrasts.canonical(name)
+            self.network.modality_id(canonical)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        return canonical
+
+    def _modality(self, volume: Volume, given: str | None) -> str:
+        if given is not None:
+            return given
+        name = Path(volume.provenance.path or "").name
+        found = contrasts.candidates(name)
+        if len(found) != 1:
+            what = f"could mean {' or '.join(found)}" if found else "names no contrast"
+            raise UsageError(
+                f"the file name {name!r} {what}; say which with modality=, one of {', '.join(self.modalities)}"
+            )
+        return found[0]
+
+    def _check_latent(self, latent: LatentScan) -> None:
+        if latent.tokenizer != self.digest:
+            raise InputError(
+                f"the latent was made by model {latent.tokenizer[:12]}, this one is {self.digest[:12]}",
+                remedy="decode it with the model that made it, or encode the scan again",
+            )
+        expected = (1, self.network.latent_channels, *self.network.latent_shape(latent.encoded.shape))
+        if tuple(latent.encoded.latent.shape) != expected:
+            raise InputError(f"the latent has shape {tuple(latent.encoded.latent.shape)}, admissible is {expected}")
+
+    def _id(self, name: str) -> Tensor:
+        return torch.tensor([self.network.modality_id(name)], device=self.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def named_styles(
+    means: Mapping[tuple[str, str], Tensor], covariances: Mapping[tuple[str, str], Tensor]
+) -> dict[str, Tensor]:
+    """Return the tensors of ``styles.safetensors``: ``T1w/SITE/mean``, ``T1w/SITE/covariance``, SITE quoted."""
+    named = {f"{m}/{quote(s, safe='')}/mean": value for (m, s), value in means.items()}
+    return named | {f"{m}/{quote(s, safe='')}/covariance": value for (m, s), value in covariances.items()}
+
+
+def _style_key(name: str) -> tuple[str, str]:
+    modality, site = name.split("/")[:2]
+    return modality, unquote(site)
+
+
+def _on_cpu(encoded: Encoded) -> Encoded:
+    """Return the code alone, in float32 and on the CPU: what only training looks at stays behind."""
+    codes = {name: value.cpu() for name, value in encoded.codes.items()}
+    style = None if encoded.style is None else encoded.style.float().cpu()
+    return Encoded(encoded.latent.float().cpu(), codes, style, {}, encoded.shape)
+
+
+def _moved(encoded: Encoded, device: torch.device) -> Encoded:
+    codes = {name: value.to(device) for name, value in encoded.codes.items()}
+    style = None if encoded.style is None else encoded.style.to(device)
+    return Encoded(encoded.latent.to(device), codes, style, {}, encoded.shape)

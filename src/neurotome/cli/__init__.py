@@ -1,0 +1,88 @@
+"""The command line: one file per verb family, each with ``add_parser(subparsers)`` and ``run(args) -> int``.
+
+Only this folder prints. Results go to standard output, everything else to standard error. A verb imports what is heavy
+inside ``run``, so that ``neurotome --help`` answers at once.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from neurotome.errors import UsageError
+
+
+def add_common(
+    parser: argparse.ArgumentParser, *, seed: bool = False, compute: bool = False, overwrite: bool = False
+) -> None:
+    """Add the flags every verb has, and those of verbs with chance, computation or an output."""
+    group = parser.add_argument_group("common flags")
+    group.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    loudness = group.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="print the result alone")
+    loudness.add_argument("--verbose", action="store_true", help="print more; keep the traceback of an internal error")
+    if overwrite:
+        group.add_argument("--overwrite", action="store_true", help="replace an output that is there (default: refuse)")
+    if seed:
+        group.add_argument("--seed", type=natural, default=0, metavar="S", help="seed of every draw (default: 0)")
+    if compute:
+        group.add_argument(
+            "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)"
+        )
+        group.add_argument(
+            "--precision", choices=("fp32", "bf16"), default=None, help="arithmetic (default: fp32, or the config's)"
+        )
+        group.add_argument("--threads", type=positive, default=None, metavar="N", help="CPU threads (default: all)")
+        group.add_argument("--workers", type=natural, default=0, metavar="N", help="loader processes (default: 0)")
+
+
+def positive(text: str) -> int:
+    """Read an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def natural(text: str) -> int:
+    """Read an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; give 0 or more")
+    return value
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """Print progress to standard error, unless ``--quiet``."""
+    if not getattr(args, "quiet", False):
+        _write(sys.stderr, text)
+
+
+def answer(args: argparse.Namespace, result: Mapping[str, Any], text: str) -> None:
+    """Print the result: ``result`` as JSON with ``--json``, else ``text``."""
+    _write(sys.stdout, json.dumps(result, indent=2, default=str) if getattr(args, "json", False) else text)
+
+
+def _write(stream: Any, text: str) -> None:
+    """Print a line; a reader that has gone away (``| head``) must not stop the work."""
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def existing(path: str, what: str) -> Path:
+    """Return ``path`` if something is there.
+
+    Raises:
+        UsageError: Nothing is there.
+    """
+    found = Path(path)
+    if not found.exists():
+        from neurotome.errors import printable
+
+        raise UsageError(f"{printable(path)}: there is no such {what}; check the path")
+    return found

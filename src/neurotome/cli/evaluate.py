@@ -1,0 +1,133 @@
+"""``neurotome evaluate MODEL STORE --out DIR``: metrics with intervals, beside baselines."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from neurotome.cli import add_common, answer, existing, say
+from neurotome.errors import UsageError, printable
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="measure a model on a split it was not trained on",
+        description="Measure reconstruction, translation, codes and the split of anatomy and contrast, with intervals "
+        "over subjects and beside baselines. PSNR in dB and SSIM inside the brain, range 2 on [-1, 1].",
+    )
+    parser.add_argument("model", metavar="MODEL", help="model folder (RUN/model)")
+    parser.add_argument("store", metavar="STORE", help="folder that `neurotome prepare` wrote")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="subjects (default: test)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for metrics.json and panels")
+    parser.add_argument("--allow-train", action="store_true", help="evaluate subjects the model was trained on")
+    parser.add_argument("--truth", metavar="TSV", help="known factors, one row per subject (participant_id, numbers)")
+    add_common(parser, seed=True, compute=True, overwrite=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and write."""
+    existing(args.model, "model folder")
+    existing(args.store, "store")
+    out = Path(args.out)
+    if (out / "metrics.json").exists() and not args.overwrite:
+        raise UsageError(f"{printable(out / 'metrics.json')}: is there already; give --overwrite or another --out")
+    metrics = evaluate(args, out)
+    answer(args, metrics, headline(metrics) + f"\n{out / 'metrics.json'}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Return the metrics of a model on a split, written to ``out``."""
+    from neurotome.apply.evaluate import evaluate as measure
+    from neurotome.apply.files import check_writable
+    from neurotome.cli.apply import load_tokenizer
+    from neurotome.data.store import Store
+
+    check_writable(out)
+    truth = None if args.truth is None else read_truth(Path(args.truth))
+    tokenizer = load_tokenizer(args)
+    store = Store.open(Path(args.store))
+    tenth = 0
+
+    def progress(share: float) -> None:
+        nonlocal tenth
+        if int(10 * share) > tenth:
+            tenth = int(10 * share)
+            say(args, f"evaluated {share:.0%}")
+
+    return measure(
+        tokenizer,
+        store,
+        args.split,
+        out,
+        allow_train=args.allow_train,
+        seed=args.seed,
+        truth=truth,
+        progress=progress,
+    )
+
+
+def read_truth(path: Path) -> dict[str, dict[str, float]]:
+    """Return the numeric columns of a table by subject.
+
+    Raises:
+        InputError: It cannot be read, or has no column participant_id.
+    """
+    from neurotome.data.bids import read_table
+    from neurotome.errors import InputError
+
+    header, rows = read_table(path)
+    if "participant_id" not in header:
+        raise InputError(f"no column participant_id; the columns are {', '.join(header)}", file=path)
+    found: dict[str, dict[str, float]] = {}
+    for _, row in rows:
+        numbers = {}
+        for name, cell in row.items():
+            try:
+                numbers[name] = float(cell)
+            except ValueError:
+                continue
+        found[row["participant_id"].removeprefix("sub-")] = numbers
+    return found
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """Return the numbers that matter most, one line each."""
+    lines = []
+    for section, name in (("reconstruction", "reconstruct"), ("translation", "translate")):
+        for key, row in (metrics.get(section) or {}).items():
+            value = _mean(row.get("psnr_db"))
+            if value is None:
+                continue
+            others = {
+                k: _mean(v.get("psnr_db") if isinstance(v, dict) else v) for k, v in row.get("baselines", {}).items()
+            }
+            beside = ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in others.items() if v is not None)
+            lines.append(f"{name} {key:<10} {value:5.1f} dB in the brain{f'   ({beside})' if beside else ''}")
+    utilisation = _mean((metrics.get("codebook") or {}).get("utilisation"))
+    if utilisation is not None:
+        lines.append(f"codebook used {utilisation:.0%}")
+    return "\n".join([*lines, *_split_lines(metrics.get("audit") or {})]) or "no headline number: see metrics.json"
+
+
+def _split_lines(audit: dict[str, Any]) -> list[str]:
+    """Return how far anatomy and contrast are apart, in words that claim no more than was measured."""
+    agreement, probes = audit.get("agreement") or {}, audit.get("probes") or {}
+    same, chance, own = (_mean(agreement.get(key)) for key in ("agreement", "chance", "self_agreement"))
+    gap, token, guess = _mean(audit.get("code_gap")), _mean(probes.get("token_vector")), _mean(probes.get("chance"))
+    lines = []
+    if same is not None and chance is not None and own is not None:
+        lines.append(
+            f"same code in both contrasts at {same:.0%} of places (chance {chance:.0%}, under noise {own:.0%})"
+        )
+    if gap is not None:
+        lines.append(f"code gap {gap:.2f} (0: the contrasts' codes are one, 1: unrelated)")
+    if token is not None and guess is not None:
+        lines.append(f"the contrast is read from one code in {token:.0%} of cases (chance {guess:.0%})")
+    return lines
+
+
+def _mean(entry: Any) -> float | None:
+    value = entry.get("mean") if isinstance(entry, dict) else entry
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,214 @@
+"""``neurotome train CONFIG STORE --out RUN``: train, resume, export."""
+
+import argparse
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurotome.cli import add_common, answer, existing, say
+from neurotome.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from neurotome.cli.experiment import Experiment
+    from neurotome.data.datamodule import VolumeModule
+    from neurotome.data.store import Store
+    from neurotome.training.run import FitResult
+
+OWN_FILES = ("checkpoints", "model", "config.yaml", "environment.json", "metrics.jsonl", "status.json", "report.html")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a method on a store; the same command resumes",
+        description="Train a shipped config (`neurotome configs`) or a YAML file of yours on a prepared store. The "
+        "same command resumes a run that was stopped. Any key of the config can be set: --trainer.max_steps 100, "
+        "--optimizer.lr 1e-3, --method.tokenizer.num_codes 512.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="name of a shipped config, or a .yaml file")
+    parser.add_argument("store", metavar="STORE", help="folder that `neurotome prepare` wrote")
+    parser.add_argument("--out", required=True, metavar="RUN", help="run folder; one that holds this run is resumed")
+    parser.add_argument("--init-from", metavar="MODEL", help="model folder whose weights the tokenizer starts from")
+    parser.add_argument("--dry-run", action="store_true", help="check all, print the resolved config, train nothing")
+    add_common(parser, compute=True, overwrite=True)
+    parser.add_argument("--seed", type=int, default=None, metavar="S", help="seed (default: the config's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and export."""
+    out = Path(args.out)
+    existing(args.store, "store")
+    if not args.dry_run:
+        clear(out, overwrite=args.overwrite)
+    return train(args, out)
+
+
+def clear(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder with other things in it; with ``--overwrite`` remove the run that is there, and nothing else.
+
+    Raises:
+        UsageError: OUT is a file, or a folder that holds something but no run.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{printable(out)}: is a file; --out names a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.yaml").exists():
+        raise UsageError(f"{printable(out)}: is not empty and holds no run; choose another --out")
+    if overwrite and out.is_dir():
+        for name in OWN_FILES:
+            part = out / name
+            shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink(missing_ok=True)
+
+
+def train(args: argparse.Namespace, out: Path) -> int:
+    """Run an experiment into ``out`` and write its model folder."""
+    from neurotome.cli.config import load_config
+    from neurotome.data.store import Store
+
+    overrides = [*args.overrides, *([("seed", str(args.seed))] if args.seed is not None else [])]
+    overrides += [("trainer.precision", _precision(args.precision))] if args.precision is not None else []
+    config = load_config(args.config, overrides)
+    from neurotome.cli.experiment import check_experiment  # after the config has been read: a typing error answers fast
+
+    check_experiment(config)
+    store = Store.open(Path(args.store))
+    experiment = check_experiment(config, tuple(store.modalities))
+    settings = experiment.trainer.build(
+        seed=experiment.seed, device=_device(args.device), threads=args.threads, quiet=args.quiet or args.json
+    )
+    method = experiment.build_method()
+    if args.init_from is not None:
+        start_from(method, Path(args.init_from))
+    if args.dry_run:
+        _data(experiment, method, store, settings.max_steps, 0)
+        return _dry_run(args, experiment, method, store)
+    return _fit(args, out, experiment, method, store, settings)
+
+
+def start_from(method: Any, folder: Path) -> None:
+    """Load the weights of a model folder into a method's tokenizer.
+
+    Raises:
+        UsageError: Other sizes or contrasts; the message names them.
+    """
+    from neurotome.apply.model_folder import read_model_folder
+
+    source, own = read_model_folder(folder).network, method.tokenizer
+    if type(source) is not type(own):
+        raise UsageError(
+            f"--init-from {printable(folder)} is a {type(source).__name__}, the config a {type(own).__name__}"
+        )
+    if source.modalities != own.modalities:
+        raise UsageError(
+            f"--init-from {printable(folder)} knows {', '.join(source.modalities)}, the run {', '.join(own.modalities)}"
+        )
+    try:
+        own.load_exported(source.exported_state())
+    except ValueError as error:
+        raise UsageError(f"--init-from {printable(folder)}: {error}; use the config it was trained with") from error
+
+
+def describe_store(store: "Store") -> dict[str, Any]:
+    """Return what the report says about the cohort: counts per split."""
+    splits = {}
+    for split in ("train", "val", "test"):
+        entries = store.split(split)
+        splits[split] = {
+            "subjects": len({e.subject for e in entries}),
+            "sessions": len(entries),
+            "modalities": dict(Counter(m for e in entries for m in e.modalities)),
+            "sites": dict(Counter(e.site or "unknown" for e in entries)),
+        }
+    preparation = store.preparation
+    return {"spacing_mm": preparation.spacing_mm, "shape": list(preparation.shape), "splits": splits}
+
+
+def _fit(
+    args: argparse.Namespace, out: Path, experiment: "Experiment", method: Any, store: "Store", settings: Any
+) -> int:
+    from neurotome.training.run import fit
+
+    module = _data(experiment, method, store, settings.max_steps, args.workers)
+    result = fit(method, module, out, settings, experiment.resolved())
+    model = out / "model"
+    if not (result.already_finished and (model / "config.json").exists()):
+        _export(args, out, experiment, method, store, result)
+    say(args, result.message)
+    summary = {
+        "run": str(out),
+        "model": str(model),
+        "step": result.step,
+        "seconds": round(result.seconds, 1),
+        "already_finished": result.already_finished,
+        "validation": dict(result.validation),
+    }
+    answer(args, summary, str(model))
+    return 0
+
+
+def _data(experiment: "Experiment", method: Any, store: "Store", max_steps: int, workers: int) -> "VolumeModule":
+    """Return the batches, after a look at whether store, plan and network fit each other.
+
+    Raises:
+        UsageError: An empty training split, a crop larger than the grid, a grid the network cannot take.
+    """
+    from neurotome.data.datamodule import VolumeModule
+    from neurotome.data.dataset import TrainingBatches
+
+    plan, modalities = experiment.data.build(), getattr(getattr(method, "tokenizer", None), "modalities", None)
+    try:
+        TrainingBatches(store, plan, max_steps, experiment.seed, modalities=modalities)
+        if modalities is not None:
+            method.tokenizer.latent_shape(store.preparation.shape)
+    except ValueError as error:
+        raise UsageError(f"the store does not fit the config: {error}") from error
+    return VolumeModule(store, plan, max_steps, experiment.seed, workers, modalities=modalities)
+
+
+def _export(
+    args: argparse.Namespace, out: Path, experiment: "Experiment", method: Any, store: "Store", result: "FitResult"
+) -> None:
+    from neurotome.apply.export import export_model
+    from neurotome.data.stream import write_atomically
+
+    start = time.monotonic()
+    facts = {
+        "Config": experiment.name if "/" not in experiment.name else Path(experiment.name).name,
+        "Steps": result.step,
+        "Training seconds": round(result.seconds),
+        "Seed": experiment.seed,
+        **{f"Last {key}": f"{value:.4g}" for key, value in result.validation.items()},
+    }
+    write_atomically(out / "data.json", [json.dumps(describe_store(store), indent=2).encode() + b"\n"])
+    with result.averaged():
+        export_model(method.tokenizer, store, out / "model", facts=facts, overwrite=True)
+    say(args, f"wrote {out / 'model'} ({time.monotonic() - start:.0f} s for statistics over the training subjects)")
+
+
+def _dry_run(args: argparse.Namespace, experiment: "Experiment", method: Any, store: "Store") -> int:
+    import yaml
+
+    shape, size = store.preparation.shape, sum(p.numel() for p in method.parameters())
+    facts = {
+        "parameters": size,
+        "bits_per_voxel": method.tokenizer.bits_per_voxel(shape) if hasattr(method, "tokenizer") else None,
+        "training_sessions": len(store.split("train")),
+        "grid": list(shape),
+    }
+    text = experiment.resolved()
+    lines = [text.rstrip(), "", *(f"# {key}: {value}" for key, value in facts.items())]
+    answer(args, {"config": yaml.safe_load(text), **facts}, "\n".join(lines))
+    return 0
+
+
+def _precision(flag: str) -> str:
+    return {"fp32": "32-true", "bf16": "bf16-mixed"}[flag]
+
+
+def _device(flag: str) -> str:
+    from neurotome.cli.apply import chosen_device
+
+    return chosen_device(flag)

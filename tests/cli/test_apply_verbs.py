@@ -1,0 +1,253 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from toy import ToyTokenizer, brain, head, names, oblique
+
+from neurotome.apply.export import export_model
+from neurotome.cli.main import main
+from neurotome.data.nifti import read_volume
+from neurotome.data.store import Store
+from neurotome.data.volume import Volume
+
+pytestmark = pytest.mark.usefixtures("toys")
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    path = tmp_path / "sub-9_T1w.nii.gz"
+    brain(9, geometry=oblique()).save(path)
+    (tmp_path / "sub-9_T1w.json").write_text(json.dumps({"PatientName": "Doe^John", "Site": "x"}))
+    return path
+
+
+def go(*words: object) -> int:
+    return main([str(w) for w in words])
+
+
+def state(path: Path) -> tuple[bytes, int]:
+    return path.read_bytes(), path.stat().st_mtime_ns
+
+
+def test_reconstruct_and_translate_a_file(
+    tmp_path: Path, toy_model: Path, scan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = state(scan)
+    out = tmp_path / "o" / "sub-9_desc-synth_T2w.nii.gz"
+    assert go("reconstruct", toy_model, scan, tmp_path / "recon.nii", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["written"] == [str(tmp_path / "recon.nii")]
+    assert go("translate", toy_model, scan, out, "--to", "T2w") == 0
+    source = nib.load(scan)
+    for path in (tmp_path / "recon.nii", out):
+        result = nib.load(path)
+        assert np.array_equal(result.affine, source.affine)
+        assert result.shape == source.shape
+        assert b"synthetic" in bytes(result.header["descrip"])
+    sidecar = json.loads((tmp_path / "o" / "sub-9_desc-synth_T2w.json").read_text())
+    assert sidecar["Synthetic"] is True
+    assert (sidecar["SourceModality"], sidecar["Modality"], sidecar["Sources"]) == ("T1w", "T2w", [scan.name])
+    assert sidecar["SourceSHA256"] == read_volume(scan).provenance.sha256
+    assert len(sidecar["ModelSHA256"]) == 64
+    everything = b"".join(p.read_bytes() for p in tmp_path.rglob("*desc*")) + out.read_bytes()
+    assert b"Doe" not in everything
+    assert str(tmp_path).encode() not in everything
+    assert state(scan) == before
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_the_file_interface_equals_the_python_interface(tmp_path: Path, toy_model: Path, scan: Path) -> None:
+    from neurotome import Tokenizer
+
+    model, volume = Tokenizer.from_pretrained(toy_model), read_volume(scan)
+    assert go("encode", toy_model, scan, tmp_path / "c.safetensors", "--quiet") == 0
+    assert go("decode", toy_model, tmp_path / "c.safetensors", tmp_path / "own.nii", "--quiet") == 0
+    assert go("decode", toy_model, tmp_path / "c.safetensors", tmp_path / "t2.nii", "--modality", "T2w", "--quiet") == 0
+    assert np.array_equal(read_volume(tmp_path / "own.nii").array, model.reconstruct(volume).array)
+    assert np.array_equal(read_volume(tmp_path / "t2.nii").array, model.translate(volume, "T2w").array)
+    brain(3, gain=5.0).save(tmp_path / "ref_T2w.nii")
+    lent = ["--style-from", tmp_path / "ref_T2w.nii", "--quiet"]
+    assert go("translate", toy_model, scan, tmp_path / "lent.nii", "--to", "T2w", *lent) == 0
+    expected = model.translate(volume, "T2w", read_volume(tmp_path / "ref_T2w.nii"))
+    assert np.array_equal(read_volume(tmp_path / "lent.nii").array, expected.array)
+
+
+def test_equal_calls_give_equal_bytes(tmp_path: Path, toy_model: Path, scan: Path) -> None:
+    for name in ("a", "b"):
+        assert go("translate", toy_model, scan, tmp_path / name / "x_T2w.nii.gz", "--to", "T2w", "--quiet") == 0
+    assert state(tmp_path / "a" / "x_T2w.nii.gz")[0] == state(tmp_path / "b" / "x_T2w.nii.gz")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        ("reconstruct MODEL missing.nii out.nii", 2, "no such file"),
+        ("reconstruct nowhere SCAN out.nii", 2, "no such model folder"),
+        ("reconstruct DIR SCAN out.nii", 3, "config.json"),
+        ("reconstruct MODEL SCAN SCAN", 2, "same file"),
+        ("reconstruct MODEL SCAN there.nii", 2, "--overwrite"),
+        ("reconstruct MODEL SCAN out.png", 2, "written as"),
+        ("reconstruct MODEL SCAN out.nii --modality FLAIR", 2, "knows T1w, T2w, not FLAIR"),
+        ("reconstruct MODEL SCAN out.nii --modality T3w", 2, "unknown modality"),
+        ("reconstruct MODEL untold.nii out.nii", 2, "say which with --modality"),
+        ("reconstruct MODEL two_T1_T2.nii out.nii", 2, "could be T1w or T2w"),
+        ("reconstruct MODEL SCAN out.nii --mask missing.nii", 2, "no such file"),
+        ("translate MODEL SCAN out.nii", 2, "--to"),
+        ("translate MODEL SCAN out.nii --to FLAIR", 2, "not FLAIR"),
+        ("translate MODEL SCAN sub-9_T2w.nii.gz --to T2w", 2, "reads as a raw scan"),
+        ("translate MODEL SCAN out.nii --to T2w --style-from missing.nii", 2, "no such file"),
+        ("decode MODEL SCAN out.nii", 3, "not a safetensors file"),
+        ("reconstruct MODEL cut_T1w.nii.gz out.nii", 3, "cut_T1w.nii.gz"),
+        ("reconstruct MODEL empty_T1w.nii out.nii", 3, "empty_T1w.nii"),
+        ("reconstruct MODEL head_T1w.nii out.nii", 3, "with --mask FILE; --allow-head"),
+        ("reconstruct MODEL raw raw/out", 2, "lies over"),
+        ("reconstruct MODEL raw full", 2, "not empty"),
+        ("reconstruct MODEL raw o --mask SCAN", 2, "for one scan"),
+        ("reconstruct MODEL raw o --modality FLAIR", 2, "no scan of FLAIR"),
+        ("reconstruct MODEL SCAN out.nii --device cuda", 2, "this machine has none"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(
+    tmp_path: Path,
+    toy_model: Path,
+    toy_raw: Path,
+    scan: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    code: int,
+    text: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "there.nii").touch()
+    (tmp_path / "DIR").mkdir()
+    for name in ("untold.nii", "two_T1_T2.nii"):
+        brain().save(tmp_path / name)
+    head().save(tmp_path / "head_T1w.nii")
+    (tmp_path / "cut_T1w.nii.gz").write_bytes(scan.read_bytes()[:-20])
+    (tmp_path / "empty_T1w.nii").touch()
+    shutil.copytree(toy_raw, tmp_path / "raw")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    places = {"MODEL": str(toy_model), "SCAN": scan.name}
+    assert main([places.get(w, w) for w in words.split()]) == code
+    out, err = capsys.readouterr()
+    assert text in err
+    assert out == ""
+    assert err.count("\n") == 1
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_head_is_taken_with_a_mask_or_with_permission(tmp_path: Path, toy_store: Path) -> None:
+    volume = head()
+    volume.save(tmp_path / "head_T1w.nii")
+    Volume((brain().array > 0).astype(np.uint8), volume.geometry).save(tmp_path / "mask.nii")
+    export_model(ToyTokenizer(), Store.open(toy_store), tmp_path / "model", facts={})
+    assert (
+        go(
+            "reconstruct",
+            tmp_path / "model",
+            tmp_path / "head_T1w.nii",
+            tmp_path / "out.nii",
+            "--mask",
+            tmp_path / "mask.nii",
+        )
+        == 0
+    )
+    result = read_volume(tmp_path / "out.nii").array
+    assert np.mean((result > 30) == (brain().array > 30)) > 0.95
+
+
+def test_a_folder_of_scans_and_one_that_is_broken(
+    tmp_path: Path, toy_model: Path, toy_raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(toy_raw, tmp_path / "raw")
+    broken = tmp_path / "raw" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert go("translate", toy_model, tmp_path / "raw", tmp_path / "out", "--to", "T2w", "--json") == 3
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["written"]) == 5
+    assert len(result["refused"]) == 1
+    assert "sub-01_T1w.nii.gz" in result["refused"][0]
+    names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert "sub-00/anat/sub-00_desc-synthFromT1w_T2w.nii.gz" in names
+    assert "dataset_description.json" in names
+    assert not any("sub-01" in name for name in names)
+    assert len(names) == 5 * 2 + 1
+    assert go("translate", toy_model, tmp_path / "raw", tmp_path / "out", "--to", "T2w") == 2
+    assert go("translate", toy_model, tmp_path / "raw", tmp_path / "out", "--to", "T2w", "--overwrite", "--quiet") == 3
+
+
+def test_a_folder_of_latents_goes_out_and_back(tmp_path: Path, toy_model: Path, toy_raw: Path) -> None:
+    assert go("encode", toy_model, toy_raw, tmp_path / "lat", "--modality", "T1w", "--quiet") == 0
+    assert go("decode", toy_model, tmp_path / "lat", tmp_path / "out", "--quiet") == 0
+    path = tmp_path / "out" / "sub-00" / "anat" / "sub-00_desc-recon_T1w.nii.gz"
+    assert (
+        go("reconstruct", toy_model, toy_raw / "sub-00" / "anat" / "sub-00_T1w.nii.gz", tmp_path / "one.nii", "--quiet")
+        == 0
+    )
+    assert np.array_equal(read_volume(path).array, read_volume(tmp_path / "one.nii").array)
+
+
+def test_a_latent_of_another_model_is_refused_by_name(
+    tmp_path: Path, toy_model: Path, toy_store: Path, scan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_model(ToyTokenizer(width=2), Store.open(toy_store), tmp_path / "other", facts={})
+    assert go("encode", toy_model, scan, tmp_path / "c.safetensors", "--quiet") == 0
+    capsys.readouterr()
+    assert go("decode", tmp_path / "other", tmp_path / "c.safetensors", tmp_path / "x.nii") == 3
+    err = capsys.readouterr().err
+    assert "c.safetensors: the latent was made by model" in err
+    assert "Remedy: decode it with the model that made it" in err
+    assert not (tmp_path / "x.nii").exists()
+
+
+def test_a_changed_byte_in_the_model_is_refused(
+    tmp_path: Path, toy_model: Path, scan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(toy_model, tmp_path / "model")
+    data = bytearray((tmp_path / "model" / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "model" / "model.safetensors").write_bytes(data)
+    assert go("reconstruct", tmp_path / "model", scan, tmp_path / "out.nii") == 3
+    assert "model.safetensors: its content is not what config.json promises. Remedy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [28, 30, 13])
+def test_a_disk_that_refuses_leaves_nothing(
+    tmp_path: Path,
+    toy_model: Path,
+    scan: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: int,
+) -> None:
+    from neurotome.data import stream
+
+    before = state(scan)
+
+    def refuse(handle: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(stream.os, "fsync", refuse)
+    assert go("reconstruct", toy_model, scan, tmp_path / "o" / "x.nii.gz") == 1
+    text = capsys.readouterr().err
+    assert "x.nii.gz" in text or "neurotome-" in text
+    assert "Remedy" in text
+    assert text.count("\n") == 1
+    assert names(tmp_path / "o") == []
+    assert state(scan) == before
+
+
+def test_hostile_names_are_taken_literally(tmp_path: Path, toy_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a b'c_T1w.nii", "$(touch sang)_T1w.nii", "x;touch sang_T1w.nii", "new\nline_T1w.nii", "ä_T1w.nii"):
+        brain().save(tmp_path / name)
+        assert go("reconstruct", toy_model, name, f"out {name}", "--quiet", "--overwrite") == 0
+        assert (tmp_path / f"out {name}").exists()
+    assert not (tmp_path / "sang").exists()

@@ -1,0 +1,55 @@
+"""What every test gets: one thread, no spinning, shapes checked at run time; toys for those who ask."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from jaxtyping import install_import_hook
+
+# shape strings are checked in tests only; must come before the first import of the package
+install_import_hook("neurotome", "shape_check.check")
+
+
+@pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toys are public names of the package."""
+    import toy
+
+    toy.publish(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def toy_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BIDS dataset of toy brains; read it only."""
+    import toy
+
+    return toy.bids(tmp_path_factory.mktemp("toy") / "raw")
+
+
+@pytest.fixture(scope="session")
+def toy_store(tmp_path_factory: pytest.TempPathFactory, toy_raw: Path) -> Path:
+    """The toy brains prepared at 3 mm; read it only."""
+    from neurotome.data.prepare import prepare
+    from neurotome.data.transforms import Preparation
+
+    folder = tmp_path_factory.mktemp("toy") / "store"
+    prepare(toy_raw, folder, preparation=Preparation(3.0, (20, 24, 20)), modalities=["T1w", "T2w"], seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory, toy_store: Path) -> Path:
+    """An exported toy; copy it before you change it."""
+    import toy
+
+    from neurotome.apply.export import export_model
+    from neurotome.data.store import Store
+
+    folder = tmp_path_factory.mktemp("toy") / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        toy.publish(patch)
+        export_model(toy.ToyTokenizer(), Store.open(toy_store), folder, facts={"Config": "toy"})
+    return folder
