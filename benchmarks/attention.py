@@ -1,4 +1,4 @@
-"""J11: attention along three axes, forward and backward, against explicit softmax(QK^T)V; outputs are image and gradient."""
+"""J11: attention along three axes, forward and backward, against explicit scores; outputs are image and gradient."""
 
 # isort: off
 from benchmarks import base  # before torch: sets the threads

@@ -1,7 +1,7 @@
 """J4: code search, lookup and moving-average update in one training pass, against vector-quantize-pytorch and MONAI.
 
-Outputs are the squared distance of each vector to its code: where two codes are equally near to rounding, either side may
-take either, and the distance is the same.
+Outputs are the squared distance of each vector to its code: where two codes are equally near to rounding, either side
+may take either, and the distance is the same.
 """
 
 # isort: off

@@ -27,6 +27,6 @@ class PlainAxisAttention(nn.Module):
 
     def lines(self, x: Tensor) -> Tensor:
         """Cut ``(b, c, x, y, z)`` into the lines along the axis."""
-        b, c, *_ = x.shape
+        c = x.shape[1]
         x = x.movedim(1, -1).movedim(1 + self.axis, -2)  # (b, p, q, length, c)
         return x.reshape(-1, x.shape[-2], self.num_heads, c // self.num_heads).transpose(1, 2)

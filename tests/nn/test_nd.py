@@ -60,7 +60,7 @@ def test_space_to_depth_keeps_neighbours_together():
 
 
 def test_refusals_name_what_is_admissible():
-    with pytest.raises(ValueError, match="2 .slices. or 3"):
+    with pytest.raises(ValueError, match=r"2 .slices. or 3"):
         per_axis(3, 4)
     with pytest.raises(ValueError, match="odd"):
         Conv(3, 1, 1, kernel_size=4)

@@ -93,9 +93,7 @@ def test_arguments_rebuild_the_network_and_the_state_round_trips(make):
     twin.load_exported(state)
     x = image(3)
     with torch.no_grad():
-        assert torch.equal(
-            tokenizer.decode(tokenizer.encode(x, IDS), IDS), twin.decode(twin.encode(x, IDS), IDS)
-        )
+        assert torch.equal(tokenizer.decode(tokenizer.encode(x, IDS), IDS), twin.decode(twin.encode(x, IDS), IDS))
 
 
 def test_a_wrong_state_is_refused(make):

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from neurotome.losses.reconstruction import ReconstructionLoss
+from neurotome.nn.quantize import nearest_codes
 from neurotome.tokenizers import NeuroQuant
-from neurotome.tokenizers.alignment import Alignment, calibrate, code_logits, distance
+from neurotome.tokenizers.alignment import Alignment, balance, calibrate, code_logits, distance
 from neurotome.tokenizers.neuroquant_training import NeuroQuantTraining, Ramp, Views
 from neurotome.types import Batch
 from tests.tokenizers.test_battery import DEMO, NEUROQUANT, image
@@ -155,6 +156,29 @@ def test_calibration_makes_a_dear_code_of_one_used_too_often():
         calibrate(price, seen, follower, leader, 0.1, torch.tensor(1.0))
     assert price[0] > 0 > price[1]
     assert price.abs().max() <= 3
+
+
+def test_balance_equalises_the_histograms_of_a_shrunken_follower():
+    """A follower that regresses to the mean over-uses central codes; prices undo it without touching the vectors."""
+    torch.manual_seed(0)
+    leader = torch.randn(20_000, 2)
+    follower = 0.7 * leader + 0.3 * torch.randn(20_000, 2)
+    book, price = leader[:16].clone(), torch.zeros(16)
+    codes = nearest_codes(leader, book)
+    taken = nearest_codes(follower, book)
+    before = (torch.bincount(codes, minlength=16) - torch.bincount(taken, minlength=16)).abs().sum() / 40_000
+    left = balance(price, book, follower, leader)
+    assert left < 0.2 * before
+    assert (nearest_codes(follower, book, price) == codes).float().mean() > 0.95 * (taken == codes).float().mean()
+
+
+def test_finish_sets_prices_and_leaves_parameters_alone():
+    m = method(ALIGNED, swap_prob=0.5, alignment=Alignment())
+    before = {k: v.clone() for k, v in m.named_parameters()}
+    m.finish([batch(), batch()])
+    assert m.tokenizer.price[0].abs().sum() == 0
+    assert m.tokenizer.price[1].abs().sum() > 0
+    assert all(torch.equal(v, before[k]) for k, v in m.named_parameters())
 
 
 def test_private_codes_stay_home():

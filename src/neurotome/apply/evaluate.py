@@ -171,6 +171,11 @@ class _Evaluation:
         self.found.seconds["encode"].append((middle - start) / len(names))
         outputs = {(name, name): own[i : i + 1] for i, name in enumerate(names)}
         shared = self.network.shared(encoded)
+        if len(shared.codes) < len(encoded.codes):  # what the private codes buy stands beside what the shared ones hold
+            alone = self._decode(shared, names)
+            for i, name in enumerate(names):
+                metrics = image_metrics(alone[i : i + 1], views[name], mask)
+                self.found.score(name, "shared_codes_alone", entry.subject, metrics)
         for target in self.modalities:
             painted = self._decode(self._styled(shared, target), [target] * len(names))
             outputs |= {(name, target): painted[i : i + 1] for i, name in enumerate(names) if name != target}

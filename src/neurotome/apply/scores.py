@@ -195,6 +195,7 @@ def codebook_tree(books: Mapping[str, Mapping[str, Tensor]], sizes: Mapping[str,
                 "perplexity": codebook.perplexity(counts),
                 "entropy_bits": codebook.entropy_bits(counts),
             }
+        trees[name]["brain"]["counts"] = book["brain"].tolist()
     if not trees:
         return {}
     first = next(iter(trees.values()))

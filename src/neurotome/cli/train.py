@@ -172,6 +172,7 @@ def _export(
     args: argparse.Namespace, out: Path, experiment: "Experiment", method: Any, store: "Store", result: "FitResult"
 ) -> None:
     from neurotome.apply.export import export_model
+    from neurotome.data.dataset import batch_of
     from neurotome.data.stream import write_atomically
 
     start = time.monotonic()
@@ -184,6 +185,8 @@ def _export(
     }
     write_atomically(out / "data.json", [json.dumps(describe_store(store), indent=2).encode() + b"\n"])
     with result.averaged():
+        modalities = getattr(getattr(method, "tokenizer", None), "modalities", None)
+        method.finish(batch_of(store, [entry], modalities=modalities) for entry in store.split("train"))
         export_model(method.tokenizer, store, out / "model", facts=facts, overwrite=True)
     say(args, f"wrote {out / 'model'} ({time.monotonic() - start:.0f} s for statistics over the training subjects)")
 

@@ -13,6 +13,7 @@ from neurotome.report.figures import Dot
 from neurotome.report.run import flat, lookup, number
 
 BASELINES = {
+    "shared_codes_alone": "This model, shared codes alone",
     "trilinear": "Trilinear, same latent grid",
     "lookup_equal_rate": "Voxel lookup, equal rate",
     "lookup_refitted": "Voxel lookup, refitted",

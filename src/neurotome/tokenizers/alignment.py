@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neurotome.nn.quantize import nearest_codes
 from neurotome.types import Vectors
 
 
@@ -42,7 +43,7 @@ class Alignment:
     distance_weight: float = 0.3
     index_weight: float = 0.1
     temperature: float = 1.0
-    calibration_rate: float = 0.05
+    calibration_rate: float = 0.01
     one_way_prob: float = 0.5
     ramp_fraction: float = 0.1
 
@@ -84,3 +85,29 @@ def calibrate(price: Tensor, seen: Tensor, follower: Tensor, leader: Tensor, rat
     excess = torch.log((seen[0] + 0.5) / (seen[1] + 0.5)).clamp(-1, 1)
     price.add_(rate * tau * excess)
     price.copy_(torch.minimum(torch.maximum(price, -3 * tau), 3 * tau))
+
+
+@torch.no_grad()
+def balance(price: Tensor, codebook: Tensor, follower: Vectors, leader: Vectors, rounds: int = 300) -> float:
+    """Set one contrast's prices in place so that, over all given places, both sides use every code equally often.
+
+    The update of :func:`calibrate` with exact counts in place of running ones; small steps, because codes compete.
+
+    Args:
+        price: b, ``(K,)``.
+        codebook: ``(K, d)``.
+        follower: Vectors of the follower, ``(n, d)``.
+        leader: Vectors of the canonical contrast at the same places.
+        rounds: Steps.
+
+    Returns:
+        Half the L1 distance of the two histograms that remains, in [0, 1].
+    """
+    codes = nearest_codes(leader, codebook)
+    tau = (leader - codebook[codes]).square().sum(1).mean()
+    wanted = torch.bincount(codes, minlength=len(price)).to(price.dtype)
+    taken = wanted
+    for _ in range(rounds):
+        taken = torch.bincount(nearest_codes(follower, codebook, price), minlength=len(price)).to(price.dtype)
+        price.add_(0.03 * tau * torch.log((taken + 5) / (wanted + 5)))
+    return float((taken - wanted).abs().sum() / (2 * wanted.sum()))

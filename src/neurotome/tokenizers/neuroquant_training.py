@@ -10,7 +10,7 @@ dialects; :class:`Alignment` adds the fourth. Departures from the paper are mark
 ``docs/explanation/neuroquant.md``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,12 +21,14 @@ from neurotome.losses.reconstruction import ReconstructionLoss
 from neurotome.metrics.codebook import perplexity, utilisation
 from neurotome.metrics.reconstruction import psnr
 from neurotome.nn.adversary import reversal_ramp
-from neurotome.tokenizers.alignment import Alignment, calibrate, code_logits, distance
+from neurotome.tokenizers.alignment import Alignment, balance, calibrate, code_logits, distance
 from neurotome.tokenizers.base import Encoded
 from neurotome.tokenizers.neuroquant import NeuroQuant
 from neurotome.training.base import Method
 from neurotome.training.optim import OptimizerConfig
 from neurotome.types import Batch, Image
+
+BALANCED_CELLS = 200_000
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class NeuroQuantTraining(Method):
         if not (0 <= (swap_prob or 0) <= 1 and 0 <= private_drop <= 1):
             raise ValueError(f"swap_prob is {swap_prob}, private_drop {private_drop}; give probabilities in [0, 1]")
         # channels beside each other in memory: the layout both CPU and GPU convolutions run fastest in
-        self.tokenizer = tokenizer.to(memory_format=torch.channels_last_3d)
+        self.tokenizer = tokenizer
+        self.tokenizer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack it
         self.reconstruction = reconstruction or ReconstructionLoss()
         self.commitment_weight, self.swap_prob, self.slice_weight = commitment_weight, swap_prob, slice_weight
         self.cross, self.adversary = cross or Ramp(0.5, 2000, 2000), adversary or Ramp(0.001, 5000)
@@ -215,6 +218,26 @@ class NeuroQuantTraining(Method):
                 price[kind], self.tokenizer.seen[kind], taken[of_kind], codes[of_kind], align.calibration_rate, tau
             )
         return loss + strength * align.index_weight * terms["align_index"]
+
+    @torch.no_grad()
+    def finish(self, batches: Iterable[Batch]) -> None:
+        """Set the prices exactly on the training subjects, at most ``BALANCED_CELLS`` cells per contrast."""
+        if self.alignment is None or not self.alignment.calibration_rate:
+            return
+        self.tokenizer.eval()
+        pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for batch in batches:
+            image, modality = batch.flat()
+            encoded, views = self.tokenizer.encode(image, modality), Views.of(batch)
+            leader, cells = views.canonical(modality, self.canonical), self._foreground(batch, encoded)
+            z = encoded.aux["anatomy"].movedim(1, -1)  # (n, x, y, z, d)
+            for i in torch.nonzero(leader != views.index).flatten().tolist():
+                both = z[i][cells[i]], z[leader[i]][cells[i]]
+                pairs.setdefault(int(modality[i]), []).append(both)
+        for kind, found in pairs.items():
+            follower, lead = (torch.cat(side) for side in zip(*found, strict=True))
+            step = -(-len(follower) // BALANCED_CELLS)
+            balance(self.tokenizer.price[kind], self.tokenizer.quantizer.codebook, follower[::step], lead[::step])
 
     def _foreground(self, batch: Batch, encoded: Encoded) -> Tensor:
         """Return which latent cells of each present view are at least half brain, ``(n, x, y, z)``."""

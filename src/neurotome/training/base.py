@@ -9,7 +9,7 @@ devices, files, checkpoints or progress bars: :func:`neurotome.training.fit` doe
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -68,6 +68,12 @@ class Method(lightning.LightningModule, ABC):
     def finish_validation(self) -> Mapping[str, float | Tensor]:
         """Return further ``val/<key>`` values, over the whole validation split: codebook usage, for example."""
         return {}
+
+    def finish(self, batches: Iterable[Batch]) -> None:
+        """Called once before export with whole volumes of every training subject: what is set exactly, not learned.
+
+        The method holds the weights that are exported; it must leave parameters alone.
+        """
 
     def on_step(self) -> None:
         """Called after each optimiser step, before weights are averaged; ``self.step`` counts it already."""

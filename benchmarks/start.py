@@ -1,0 +1,77 @@
+"""J12: how long a user waits: `neurotome --help` in a process of its own, and loading a model.
+
+The first is seconds beside the goal of half a second; the second a ratio to reading the file from the page cache.
+"""
+
+# isort: off
+from benchmarks import base  # before torch: sets the threads
+
+# isort: on
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neurotome.apply.model_folder import read_model_folder
+from neurotome.apply.tokenizer import ScanTokenizer
+from neurotome.data.transforms import Preparation
+from neurotome.tokenizers import NeuroQuant
+
+TINY = {"channels": [8, 8], "attention_levels": [False, False], "norm_groups": 4, "num_codes": 8}
+
+
+def help_seconds(rounds: int) -> list[float]:
+    """Time `neurotome --help` from the start of the process to its end."""
+    command = [sys.executable, "-m", "neurotome", "--help"]
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark."""
+    arguments = sys.argv[1:] if argv is None else argv
+    tiny = "--tiny" in arguments
+    out = Path(arguments[arguments.index("--out") + 1]) if "--out" in arguments else base.RESULTS
+    rounds = 2 if tiny else base.ROUNDS
+    found = help_seconds(rounds)
+    print(f"neurotome --help: median {statistics.median(found):.3f} s of {rounds} (goal < 0.5 s)")
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        network = NeuroQuant(**(TINY if tiny else {}))
+        ScanTokenizer(network, Preparation(1.0, (144, 192, 144)), {}).save_pretrained(model)
+        weights = model / "model.safetensors"
+
+        def load() -> torch.Tensor:
+            read_model_folder(model)
+            return torch.zeros(1)
+
+        def read() -> torch.Tensor:
+            weights.read_bytes()
+            return torch.zeros(1)
+
+        size = weights.stat().st_size / 2**20
+        case = base.Case(f"from_pretrained, {size:.0f} MB", load, read, "read the file")
+        result = base.compare(case, rounds=rounds)
+    print(base.table([result]))
+    print(f"loading takes {1 / result.ratio:.1f} times a page-cache read of the file")
+    content: dict[str, Any] = {
+        "job": "start", "tiny": tiny, "environment": base.environment("cpu"), "help_seconds": found,
+        "load_over_read": 1 / result.ratio, "load_seconds": result.ours_s, "read_seconds": result.peer_s,
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "start.json").write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
