@@ -91,3 +91,16 @@ def test_shared_code_has_nothing_private():
     assert set(shared.codes) == {"anatomy"}
     assert torch.equal(shared.latent[:, :4], encoded.latent[:, :4])
     assert not shared.latent[:, 4:].any()
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        tokenizer = NeuroQuant(**NEUROQUANT, recompute=recompute)
+        calls = []
+        tokenizer.decoder.stages[0].register_forward_pre_hook(lambda *args, calls=calls: calls.append(1))
+        tokenizer.decode(tokenizer.encode(image(3), IDS), IDS).square().sum().backward()
+        assert len(calls) == 1 + recompute
+        gradients.append([p.grad for name, p in tokenizer.named_parameters() if not name.startswith("adversary")])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
