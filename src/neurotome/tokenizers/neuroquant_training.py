@@ -132,7 +132,9 @@ class NeuroQuantTraining(Method):
             loss, terms[name] = loss + self.commitment_weight * term, term
         if not flat:
             loss = loss + self._adversarial(encoded, modality, terms)
-            loss = loss + self._aligned(batch, encoded, modality, views, terms)
+            # distances to codes want single precision, and every number of cells would be a new kernel in bfloat16
+            with torch.autocast(image.device.type, enabled=False):
+                loss = loss + self._aligned(batch, encoded, modality, views, terms)
         return {**terms, "loss": self.slice_weight * loss if flat else loss}
 
     def _published(
