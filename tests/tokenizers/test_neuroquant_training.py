@@ -149,6 +149,22 @@ def test_alignment_terms_and_logits():
     assert torch.allclose(code_logits(z, book, price, torch.tensor(2.0)), by_hand, atol=1e-5)
 
 
+def test_alignment_is_in_single_precision_under_autocast(monkeypatch):
+    from neurotome.tokenizers import neuroquant_training
+
+    seen = []
+
+    def spy(*args):
+        seen.append(code_logits(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(neuroquant_training, "code_logits", spy)
+    m = method(ALIGNED, swap_prob=0.5, alignment=Alignment(ramp_fraction=0.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        m.loss(batch())
+    assert seen[0].dtype == torch.float32
+
+
 def test_calibration_makes_a_dear_code_of_one_used_too_often():
     price, seen = torch.zeros(3), torch.zeros(2, 3)
     follower, leader = torch.tensor([0] * 90 + [1] * 10), torch.tensor([0] * 50 + [1] * 50)
