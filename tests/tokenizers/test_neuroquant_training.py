@@ -105,6 +105,7 @@ def test_any_number_of_contrasts(views, swap):
     m = method({**NEUROQUANT, "modalities": names}, swap_prob=swap, cross=Ramp(0.5))
     b = batch(present=((True,) * 3, (True,) * 3), views=views)
     m.loss(b)["loss"].backward()
+    assert all(g.grad is not None for g in m.tokenizer.encoder.parameters())
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
