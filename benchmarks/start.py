@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from neurotome.apply.model_folder import read_model_folder
-from neurotome.apply.tokenizer import ScanTokenizer
+from neurotome.apply.model_folder import read_model_folder, write_model_folder
 from neurotome.data.transforms import Preparation
 from neurotome.tokenizers import NeuroQuant
 
@@ -48,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         network = NeuroQuant(**(TINY if tiny else {}))
-        ScanTokenizer(network, Preparation(1.0, (144, 192, 144)), {}).save_pretrained(model)
+        preparation = Preparation(1.0, (144, 192, 144)).to_json()
+        write_model_folder(model, network, preparation=preparation, stats={}, styles={}, subjects=(), card="")
         weights = model / "model.safetensors"
 
         def load() -> torch.Tensor:

@@ -69,7 +69,7 @@ def test_scheme(metrics):
     assert set(metrics["translation"]) == {"T1w->T2w", "T2w->T1w"}
     own, translated = metrics["reconstruction"]["T1w"], metrics["translation"]["T1w->T2w"]
     assert set(own) == set(translated) == METRICS | {"baselines", "paired"}
-    assert set(own["baselines"]) == {"mean_image", "trilinear"}
+    assert set(own["baselines"]) == {"mean_image", "trilinear", "shared_codes_alone"}
     assert set(translated["baselines"]) == {"mean_image", "lookup_full_rate", "lookup_equal_rate", "lookup_refitted"}
     for row in (*own["baselines"].values(), *translated["baselines"].values()):
         assert set(row) == METRICS
