@@ -6,8 +6,8 @@ r"""NeuroQuant: one encoder, two streams (Li et al., 2026, arXiv:2604.05171).
     x_hat  = D(q, {(gamma_l, beta_l)(u_m)})                     eq. 9-11
 
 The anatomy is quantised with one codebook for all contrasts; the appearance modulates the decoder. The constructor's
-defaults are the published sizes. Every argument after ``film_hidden`` departs from them; what each buys is measured in
-``docs/explanation/neuroquant.md``.
+defaults are the published sizes. Departures from the paper are arguments, listed in ``docs/explanation/neuroquant.md``;
+they have not been ablated one by one.
 """
 
 import math
@@ -241,7 +241,7 @@ class NeuroQuant(Tokenizer):
         start_after: Training passes with a continuous latent before the codebooks start from k-means.
         adversary: Whether the modality adversary is built (training only).
         recompute: Whether training computes activations again in the backward pass (gradient checkpointing, stage by
-            stage): less memory, about a third more time, the same gradients.
+            stage): less memory for more time, the same gradients.
 
     Raises:
         ValueError: Arguments that do not fit each other.
