@@ -1,8 +1,13 @@
 """NeuroQuant: the published sizes, its streams, and the published bugs that are not here."""
 
+import math
+from dataclasses import replace
+
+import pytest
 import torch
 
 from neurotome.tokenizers import NeuroQuant
+from neurotome.tokenizers.neuroquant_training import take
 from neurotome.training.ema import EMA
 from tests.tokenizers.test_battery import DEMO, IDS, NEUROQUANT, image
 
@@ -104,3 +109,63 @@ def test_recomputed_activations_give_the_same_gradients():
         assert len(calls) == 1 + recompute
         gradients.append([p.grad for name, p in tokenizer.named_parameters() if not name.startswith("adversary")])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def gained() -> tuple[NeuroQuant, torch.Tensor]:
+    tokenizer = NeuroQuant(**DEMO | {"gain_factor": 2}).eval()
+    torch.nn.init.normal_(tokenizer.gain.head.weight, std=1.0)
+    return tokenizer, image(3)
+
+
+def test_the_gain_is_a_bounded_field_without_a_mean():
+    tokenizer, x = gained()
+    x[..., :8] = -1  # no brain on one side
+    encoded = tokenizer.encode(x, IDS)
+    cells = tokenizer.gain.cells(tokenizer.latent_shape(x.shape[2:]))
+    assert encoded.gain.shape == (len(x), 1, *cells)
+    assert 0 < encoded.gain.abs().max() < 2 * tokenizer.gain.limit
+    brain = torch.nn.functional.adaptive_avg_pool3d((x > tokenizer.foreground_above).float(), cells)
+    mean = (encoded.gain * brain).sum((2, 3, 4)) / brain.sum((2, 3, 4))
+    assert torch.allclose(mean, torch.zeros_like(mean), atol=1e-5)
+
+
+def test_the_gain_multiplies_the_brightness():
+    tokenizer, x = gained()
+    encoded = tokenizer.encode(x, IDS)
+    dim = replace(encoded, gain=torch.full_like(encoded.gain, -math.log(4)))  # dark enough that nothing is clamped
+    darker = replace(encoded, gain=torch.full_like(encoded.gain, -math.log(8)))
+    a, b = (tokenizer.train(False).decode(e, IDS) for e in (dim, darker))
+    inside = (a < 1) & (a > -1)
+    assert inside.any()
+    assert torch.allclose((a + 1)[inside], 2 * (b + 1)[inside], atol=1e-5)
+
+
+def test_the_gain_is_counted_in_bits_and_travels_with_the_scan():
+    tokenizer, x = gained()
+    plain = NeuroQuant(**DEMO)
+    cells = math.prod(tokenizer.gain.cells(tokenizer.latent_shape((16, 16, 16))))
+    assert tokenizer.bits((16, 16, 16)) == plain.bits((16, 16, 16)) + 16 * cells
+    encoded = tokenizer.encode(x, IDS)
+    assert torch.equal(tokenizer.shared(encoded).gain, encoded.gain)
+    assert torch.equal(take(encoded, torch.tensor([1, 0])).gain, encoded.gain[[1, 0]])
+
+
+def test_an_adopted_state_is_the_loaded_one():
+    arguments = DEMO | {"adversary": True}
+    source = NeuroQuant(**arguments).eval()
+    with torch.device("meta"):
+        bare = NeuroQuant(**arguments)
+    bare.eval().adopt(dict(source.exported_state()))
+    assert not any(t.is_meta for t in (*bare.parameters(), *bare.buffers()))
+    assert count(bare.adversary) == count(source.adversary)
+    encoded = bare.encode(image(3), IDS)
+    assert torch.equal(bare.decode(encoded, IDS), source.decode(source.encode(image(3), IDS), IDS))
+
+
+def test_a_state_that_lacks_a_weight_is_not_adopted():
+    with torch.device("meta"):
+        bare = NeuroQuant(**DEMO)
+    state = NeuroQuant(**DEMO).exported_state()
+    state.pop("embedding.weight")
+    with pytest.raises(ValueError, match=r"embedding\.weight"):
+        bare.adopt(state)

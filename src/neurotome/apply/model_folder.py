@@ -25,6 +25,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from neurotome.errors import InputError, UsageError, printable
-from neurotome.tokenizers.base import Tokenizer
+from neurotome.tokenizers.base import Tokenizer, is_finite
 
 FORMAT_VERSION = 1
 METHOD_FOLDERS = ("tokenizers", "disentangle", "generative", "tasks")
@@ -168,15 +169,20 @@ def read_model_folder(folder: Path) -> ModelFolder:
     config = _parsed(read_bounded(config_file, JSON_BYTES), config_file)
     _check_config(config, config_file)
     contents = {}
-    for name in FILES:
-        limit = WEIGHT_BYTES if name == "model.safetensors" else JSON_BYTES
-        contents[name] = read_bounded(folder / name, limit)
-        if hashlib.sha256(contents[name]).hexdigest() != config["sha256"][name]:
-            raise InputError("its content is not what config.json promises", file=folder / name, remedy=FETCH_AGAIN)
+    with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter to build the network meanwhile
+        hashes = {}
+        for name in FILES:
+            contents[name] = read_bounded(folder / name, WEIGHT_BYTES if name == "model.safetensors" else JSON_BYTES)
+            hashes[name] = beside.submit(_sha256, contents[name])
+        network = _network(config, config_file)
+        changed = [name for name in FILES if hashes[name].result() != config["sha256"][name]]
+    if changed:
+        raise InputError("its content is not what config.json promises", file=folder / changed[0], remedy=FETCH_AGAIN)
     state = read_tensors(contents.pop("model.safetensors"), folder / "model.safetensors")
+    _adopt(network, state, config, config_file)
     subjects = config["training_subjects"]
     return ModelFolder(
-        network=_network(config, state, config_file),
+        network=network.eval().requires_grad_(False),
         preparation=_parsed(contents["preprocess.json"], folder / "preprocess.json"),
         stats=_parsed(contents["latent_stats.json"], folder / "latent_stats.json"),
         styles=read_tensors(contents["styles.safetensors"], folder / "styles.safetensors"),
@@ -229,7 +235,7 @@ def read_tensors(data: bytes, file: Path) -> dict[str, Tensor]:
 
 def _finite(tensors: Mapping[str, Tensor], file: Path) -> None:
     for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if not is_finite(value):
             raise InputError(
                 f"tensor {name} holds NaN or infinity", file=file, remedy="train again, with a lower rate if it recurs"
             )
@@ -256,8 +262,8 @@ def _check_config(config: Any, file: Path) -> None:
         raise InputError(f"the key {wrong[0]} is missing or of another kind", file=file, remedy=FETCH_AGAIN)
 
 
-def _network(config: Mapping[str, Any], state: Mapping[str, Tensor], file: Path) -> Tokenizer:
-    """Build the network and load its weights; on the meta device first, so that absurd sizes cost nothing."""
+def _network(config: Mapping[str, Any], file: Path) -> Tokenizer:
+    """Build the network on the meta device: absurd sizes cost nothing, and no weight is drawn to be replaced."""
     classes = public_classes(Tokenizer)
     cls = classes.get(config["class"])
     if cls is None:
@@ -269,21 +275,29 @@ def _network(config: Mapping[str, Any], state: Mapping[str, Tensor], file: Path)
     arguments = {key: _tuples(value) for key, value in config["arguments"].items()}
     try:
         with torch.device("meta"):
-            own = {key: value.shape for key, value in cls(**arguments).exported_state().items()}
+            network: Tokenizer = cls(**arguments)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = f"arguments do not fit {config['class']}: {printable(' '.join(str(error).split()))}"
         raise InputError(reason, file=file, remedy=FETCH_AGAIN) from error
+    if list(network.modalities) != config["modalities"]:
+        raise InputError("modalities are not those of the network", file=file, remedy=FETCH_AGAIN)
+    return network
+
+
+def _adopt(network: Tokenizer, state: dict[str, Tensor], config: Mapping[str, Any], file: Path) -> None:
+    """Make the stored weights those of the network."""
+    own = {key: value.shape for key, value in network.exported_state().items()}
     if own != {key: value.shape for key, value in state.items()}:
         strange = sorted(own.keys() ^ state.keys()) or sorted(k for k in own if own[k] != state[k].shape)
         raise InputError(
             f"weights do not fit the arguments of {config['class']} ({strange[0]})", file=file, remedy=FETCH_AGAIN
         )
-    with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
-        network: Tokenizer = cls(**arguments)
-    network.load_exported(state)
-    if list(network.modalities) != config["modalities"]:
-        raise InputError("modalities are not those of the network", file=file, remedy=FETCH_AGAIN)
-    return network.eval().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):  # parts that only training needs are drawn anew
+        network.adopt(state)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _digest(config: Mapping[str, Any]) -> str:

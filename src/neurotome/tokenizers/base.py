@@ -27,6 +27,7 @@ class Encoded:
         terms: The bottleneck's own named losses, scalars.
         shape: Spatial shape of the source image.
         aux: Tensors that only training looks at (continuous codes before quantisation, for example).
+        gain: Log gain on a coarse grid, ``(b, 1, x, y, z)``: the part of the appearance a vector cannot hold, or None.
     """
 
     latent: Tensor
@@ -35,6 +36,7 @@ class Encoded:
     terms: Mapping[str, Tensor]
     shape: tuple[int, int, int]
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+    gain: Tensor | None = None
 
 
 class Tokenizer(nn.Module, ABC):
@@ -125,12 +127,7 @@ class Tokenizer(nn.Module, ABC):
 
     def exported_state(self) -> dict[str, Tensor]:
         """Return the state without what only training needs."""
-        only = self.training_only
-        return {
-            key: value.detach()
-            for key, value in self.state_dict().items()
-            if not any(key == name or key.startswith(f"{name}.") for name in only)
-        }
+        return {key: value.detach() for key, value in self.state_dict().items() if not self._only_trains(key)}
 
     def load_exported(self, state: Mapping[str, Tensor]) -> None:
         """Load an exported state; every key but the training-only ones must be there, and nothing else.
@@ -145,6 +142,39 @@ class Tokenizer(nn.Module, ABC):
         for key, value in state.items():
             if value.shape != own[key].shape:
                 raise ValueError(f"weight {key} has shape {tuple(value.shape)}, the network {tuple(own[key].shape)}")
-            if value.is_floating_point() and not torch.isfinite(value).all():
+            if not is_finite(value):
                 raise ValueError(f"weight {key} holds NaN or Inf; train again or fetch the model folder again")
         self.load_state_dict(dict(state), strict=False)
+
+    def adopt(self, state: dict[str, Tensor]) -> None:
+        """Make the tensors of a checked exported state this network's own, without a copy.
+
+        For a network built on the meta device; what only training needs starts anew.
+
+        Raises:
+            ValueError: Something else than the training-only parts is missing.
+        """
+        self.load_state_dict(state, strict=False, assign=True)
+        for name, module in self.named_modules():
+            own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+            bare = [f"{name}.{key}".removeprefix(".") for key, tensor in own.items() if tensor.is_meta]
+            if any(not self._only_trains(key) for key in bare):
+                raise ValueError(f"{type(self).__name__} holds tensors that its exported state lacks: {bare[:3]}")
+            for key, tensor in own.items():
+                if tensor.is_meta:
+                    fresh = torch.zeros_like(tensor, device="cpu")
+                    setattr(module, key, nn.Parameter(fresh) if isinstance(tensor, nn.Parameter) else fresh)
+            if bare and callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+
+    def _only_trains(self, key: str) -> bool:
+        """Return whether a tensor of the state is needed in training alone."""
+        return any(key == name or key.startswith(f"{name}.") for name in self.training_only)
+
+
+def is_finite(value: Tensor) -> bool:
+    """Return whether no element is NaN or infinite; one pass, nothing allocated."""
+    if not value.is_floating_point() or not value.numel():
+        return True
+    low, high = torch.aminmax(value)
+    return math.isfinite(low) and math.isfinite(high)

@@ -206,6 +206,39 @@ class Decoder(nn.Module):
         return sizes[::-1]
 
 
+class GainField(nn.Module):
+    r"""A scan's own smooth brightness, from the appearance features h and the share of brain w in each cell.
+
+        g = limit * tanh(pool(w h_g) / pool(w)),   g <- g - mean_w(g)
+
+    Its mean is the style vector's business; so is what no brain lies under.
+
+    Args:
+        parts: Of the network.
+        channels: Of the features.
+        factor: Latent cells per axis and cell of the field.
+        limit: Largest absolute value before the mean is taken off.
+    """
+
+    def __init__(self, parts: Parts, channels: int, factor: int, limit: float = 0.7) -> None:
+        super().__init__()
+        self.factor, self.limit, self.spatial_dims = factor, limit, parts.spatial_dims
+        self.head = parts.conv(channels, 1, 1)
+
+    def cells(self, latent: Sequence[int]) -> Triple:
+        """Return the field's shape for a latent's."""
+        x, y, z = (-(-n // self.factor) for n in latent)
+        return x, y, z
+
+    def forward(self, looks: Tensor, weight: Tensor, latent: Sequence[int]) -> Tensor:
+        """Map ``(b, c, x, y, z)`` and ``(b, 1, x, y, z)`` to the log gain ``(b, 1, x', y', z')``."""
+        cells = self.cells(latent)
+        brain = F.adaptive_avg_pool3d(weight, cells)
+        mean = F.adaptive_avg_pool3d(self.head(looks).float() * weight, cells) / brain.clamp(min=1e-3)
+        g = self.limit * torch.tanh(mean)
+        return g - (g * brain).sum((2, 3, 4), keepdim=True) / brain.sum((2, 3, 4), keepdim=True).clamp(min=1e-3)
+
+
 class NeuroQuant(Tokenizer):
     """Dual-stream tokenizer with a quantised anatomy and a modulating appearance.
 
@@ -234,6 +267,8 @@ class NeuroQuant(Tokenizer):
         decoder_res_blocks: Residual blocks per decoder stage; None for ``num_res_blocks``.
         output: "tanh" (paper), or "clamp": linear in training, clamped to [-1, 1] in evaluation.
         tell_encoder: Whether the encoder is told the contrast: a stem per contrast and FiLM in its blocks.
+        gain_factor: Latent cells per axis and cell of the gain field g, which multiplies the brightness of the image:
+            the appearance that a vector cannot hold, such as a coil's bias field; 0 for none (paper).
         private_codes: Codes per cell that only the own reconstruction sees, on top of the shared ones; 0 for none.
         private_channels: Length of a private code.
         decay: Weight of the past in the codebooks' moving averages.
@@ -276,6 +311,7 @@ class NeuroQuant(Tokenizer):
         output: Literal["tanh", "clamp"] = "tanh",
         decoder_res_blocks: int | None = None,
         tell_encoder: bool = False,
+        gain_factor: int = 0,
         private_codes: int = 0,
         private_channels: int = 4,
         decay: float = 0.99,
@@ -311,6 +347,7 @@ class NeuroQuant(Tokenizer):
             *(nn.Sequential(parts.conv(a, b, stride=2), parts.residual(b, b)) for a, b in pairwise(appearance))
         )
         self.modality_head = parts.conv(appearance[-1], modality_channels, 1)
+        self.gain = GainField(parts, appearance[-1], gain_factor) if gain_factor else None
 
         # bottleneck
         def book(size: int, dim: int) -> EMAQuantizer:
@@ -341,7 +378,10 @@ class NeuroQuant(Tokenizer):
         """See :class:`Tokenizer`; ``aux`` holds ``anatomy`` (before quantisation) and ``anatomy_q``."""
         self.check_input(image, modality)
         trunk = self.encoder(image, modality)
-        style = self._pool(self.modality_head(self.appearance(trunk)), image)
+        looks = self.appearance(trunk)
+        style = self._pool(self.modality_head(looks), image)
+        shape = self.latent_shape(image.shape[2:])
+        gain = None if self.gain is None else self.gain(looks, self._foreground(image, looks.shape[2:]), shape)
         anatomy = self.anatomy_head(trunk).float()
         quantised = self.quantizer(anatomy, self.price[modality] if self.tell_encoder else None)
         latent, codes, terms = quantised.vectors, {"anatomy": quantised.codes}, {"commitment": quantised.commitment}
@@ -352,7 +392,7 @@ class NeuroQuant(Tokenizer):
             latent = torch.cat([latent, own.vectors], dim=1)
             codes["private"], terms["private_commitment"] = own.codes, own.commitment
         x, y, z = image.shape[2:]
-        return Encoded(latent, codes, style, terms, (x, y, z), aux)
+        return Encoded(latent, codes, style, terms, (x, y, z), aux, gain)
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
         """See :class:`Tokenizer`; ``encoded.style`` is the appearance vector of the contrast to paint.
@@ -364,8 +404,9 @@ class NeuroQuant(Tokenizer):
             raise ValueError("the code has no style; give one, for example the training mean of the target contrast")
         films = self.film(torch.cat([encoded.style, self.embedding(modality)], dim=1))  # u_m, eq. 8-9
         image = self.decoder(encoded.latent, films, encoded.shape).float()
-        if self.output == "tanh":
-            return torch.tanh(image)
+        image = torch.tanh(image) if self.output == "tanh" else image
+        if encoded.gain is not None:
+            image = (image + 1) * upsample(encoded.gain, encoded.shape).exp() - 1
         return image if self.training else image.clamp(-1, 1)
 
     def shared(self, encoded: Encoded) -> Encoded:
@@ -380,13 +421,20 @@ class NeuroQuant(Tokenizer):
         """See :class:`Tokenizer`; private codes are counted, because the own reconstruction uses them."""
         books = [self.quantizer.num_codes] + ([self.private.num_codes] if self.private is not None else [])
         per_cell = sum(math.ceil(math.log2(size)) for size in books)
-        return math.prod(self.latent_shape(shape)) * per_cell + 16 * self.modality_channels
+        latent = self.latent_shape(shape)
+        floats = self.modality_channels + (0 if self.gain is None else math.prod(self.gain.cells(latent)))
+        return math.prod(latent) * per_cell + 16 * floats
 
     def _pool(self, z_mod: Tensor, image: Image) -> Style:
         """Return GAP(z_mod), over the foreground where asked, in single precision."""
         z_mod = z_mod.float()
         if self.foreground_above is None:
             return z_mod.mean(dim=(2, 3, 4))
-        x, y, z = z_mod.shape[2:]
-        weight = F.adaptive_avg_pool3d((image[:, :1] > self.foreground_above).float(), (x, y, z))
+        weight = self._foreground(image, z_mod.shape[2:])
         return (z_mod * weight).sum(dim=(2, 3, 4)) / weight.sum(dim=(2, 3, 4)).clamp(min=1e-3)
+
+    def _foreground(self, image: Image, size: Sequence[int]) -> Tensor:
+        """Return the share of foreground in each cell of a coarser grid, ``(b, 1, x, y, z)``."""
+        x, y, z = size
+        level = -1.0 if self.foreground_above is None else self.foreground_above
+        return F.adaptive_avg_pool3d((image[:, :1] > level).float(), (x, y, z))

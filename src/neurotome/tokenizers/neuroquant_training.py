@@ -319,5 +319,6 @@ def take(encoded: Encoded, index: Tensor) -> Encoded:
         latent=encoded.latent[index],
         codes={name: codes[index] for name, codes in encoded.codes.items()},
         style=None if encoded.style is None else encoded.style[index],
+        gain=None if encoded.gain is None else encoded.gain[index],
         aux={name: value[index] for name, value in encoded.aux.items()},
     )
