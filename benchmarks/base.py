@@ -54,6 +54,7 @@ class Case:
         goal: Least ratio of times, or None.
         tolerance: Largest admissible difference of the outputs, relative to the largest value of the peer's.
         memory_goal: Largest ratio of peak memory, ours over peer's, or None.
+        compared: What of a side's output must agree; neither timed nor counted as its memory.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Case:
     goal: float | None = None
     tolerance: float = 1e-5
     memory_goal: float | None = None
+    compared: Callable[[Any], Any] = lambda output: output
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def compare(case: Case, *, rounds: int | None = None, device: str = "cpu", seed:
     Raises:
         ValueError: The outputs differ by more than the tolerance.
     """
-    difference = relative_difference(case.ours(), case.peer())
+    difference = relative_difference(case.compared(case.ours()), case.compared(case.peer()))
     if not difference <= case.tolerance:
         raise ValueError(f"{case.name}: outputs differ by {difference:.2e}, admissible is {case.tolerance:.0e}")
     memory = [peak_mb(side, device) for side in (case.ours, case.peer)]

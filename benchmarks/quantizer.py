@@ -1,7 +1,7 @@
 """J4: code search, lookup and moving-average update in one training pass, against vector-quantize-pytorch and MONAI.
 
-Outputs are the squared distance of each vector to its code: where two codes are equally near to rounding, either side
-may take either, and the distance is the same.
+What must agree is the squared distance of each vector to its code: where two codes are equally near to rounding, either
+side may take either, and the distance is the same.
 """
 
 # isort: off
@@ -33,7 +33,7 @@ def ours(z: torch.Tensor, book: torch.Tensor) -> Callable[[], torch.Tensor]:
     def step() -> torch.Tensor:
         with torch.no_grad():
             out = quantizer(z)
-        return (out.vectors - z).square().sum(1).flatten()
+        return out.vectors.movedim(1, -1).flatten(0, 3)
 
     return step
 
@@ -51,7 +51,7 @@ def vqp(z: torch.Tensor, book: torch.Tensor) -> Callable[[], torch.Tensor]:
     def step() -> torch.Tensor:
         with torch.no_grad():
             out, _, _ = quantizer(vectors)
-        return (out - vectors).square().sum(2).flatten()
+        return out.flatten(0, 1)
 
     return step
 
@@ -67,9 +67,14 @@ def monai(z: torch.Tensor, book: torch.Tensor) -> Callable[[], torch.Tensor]:
     def step() -> torch.Tensor:
         with torch.no_grad():
             out, _, _ = quantizer(z)
-        return (out - z).square().sum(1).flatten()
+        return out.movedim(1, -1).flatten(0, 3)
 
     return step
+
+
+def distances(z: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what makes of quantised vectors ``(n, d)`` their squared distances to the latent."""
+    return lambda vectors: (vectors - z.movedim(1, -1).flatten(0, 3)).square().sum(1)
 
 
 def cases(tiny: bool, device: str) -> Iterator[base.Case]:
@@ -79,7 +84,9 @@ def cases(tiny: bool, device: str) -> Iterator[base.Case]:
         book = torch.randn(codes, dim, generator=torch.Generator().manual_seed(1)).to(device)
         n = grid[0] * grid[1] * grid[2]
         for name, peer in (("vector-quantize-pytorch", vqp), ("MONAI EMAQuantizer", monai)):
-            yield base.Case(f"{n} x {codes} x {dim}", ours(z, book), peer(z, book), name, goal, 1e-4, memory)
+            yield base.Case(
+                f"{n} x {codes} x {dim}", ours(z, book), peer(z, book), name, goal, 1e-4, memory, distances(z)
+            )
 
 
 def main(argv: list[str] | None = None) -> int:

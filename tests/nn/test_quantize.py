@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotome.nn.quantize import EMAQuantizer, kmeans, nearest_codes
+from neurotome.nn.quantize import EMAQuantizer, kmeans, nearest_codes, straight_through
 
 
 def started(num_codes=8, dim=3, **kwargs) -> EMAQuantizer:
@@ -22,11 +22,11 @@ def test_nearest_code_by_brute_force(n, k, d, seed):
     g = torch.Generator().manual_seed(seed)
     vectors, book = torch.randn(n, d, generator=g), torch.randn(k, d, generator=g)
     expected = (vectors[:, None] - book[None]).square().sum(2).argmin(1)
-    assert torch.equal(nearest_codes(vectors, book, chunk=16), expected)
+    assert torch.equal(nearest_codes(vectors, book, distances=16 * k), expected)
     offset = torch.randn(k, generator=g)
     shifted = ((vectors[:, None] - book[None]).square().sum(2) + offset).argmin(1)
-    assert torch.equal(nearest_codes(vectors, book, offset, chunk=16), shifted)
-    assert torch.equal(nearest_codes(vectors, book, offset.expand(n, k), chunk=16), shifted)
+    assert torch.equal(nearest_codes(vectors, book, offset, distances=16 * k), shifted)
+    assert torch.equal(nearest_codes(vectors, book, offset.expand(n, k), distances=16 * k), shifted)
 
 
 def test_moving_averages_by_hand():
@@ -117,3 +117,16 @@ def test_kmeans_finds_separate_clusters_and_refuses_too_few():
 def test_bad_arguments_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         EMAQuantizer(**({"num_codes": 8, "dim": 2} | bad))
+
+
+def test_straight_through_has_the_gradient_of_the_textbook():
+    g = torch.Generator().manual_seed(0)
+    z, q, weight = (torch.randn(7, 3, generator=g, dtype=torch.float64) for _ in range(3))
+    ours, textbook = z.clone().requires_grad_(), z.clone().requires_grad_()
+    vectors, commitment = straight_through(ours, q)
+    assert torch.equal(vectors, q)
+    ((vectors * weight).sum() + 0.25 * commitment).backward()
+    expected = (textbook - q).square().mean()
+    (((textbook + (q - textbook).detach()) * weight).sum() + 0.25 * expected).backward()
+    assert torch.allclose(commitment, expected)
+    assert torch.allclose(ours.grad, textbook.grad)

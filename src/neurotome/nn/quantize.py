@@ -12,6 +12,7 @@ code whose count falls under a share of the mean is put on a token of the batch 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,18 +21,49 @@ from torch import Tensor, nn
 
 from neurotome.types import Codes, Latent, Scalar, Vectors
 
+# numbers held at a time where an array as large as the input is not needed
+CHUNK = 1 << 20
 
-def nearest_codes(vectors: Vectors, codebook: Tensor, offset: Tensor | None = None, chunk: int = 1024) -> Tensor:
+
+class _Straight(torch.autograd.Function):
+    """z_q with its gradient handed on to z, and the mean squared distance of the two; no third array of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, quantised: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(vectors, quantised)
+        rows = max(1, CHUNK // vectors.shape[1])
+        buffer = torch.empty_like(vectors[:rows], memory_format=torch.contiguous_format)
+        total = vectors.new_zeros(())
+        for start in range(0, len(vectors), rows):
+            part = vectors[start : start + rows]
+            error = torch.sub(part, quantised[start : start + rows], out=buffer[: len(part)]).flatten()
+            total += error.dot(error)
+        return quantised.view_as(quantised), total / vectors.numel()
+
+    @staticmethod
+    def backward(ctx: Any, straight: Tensor, commitment: Tensor) -> tuple[Tensor, None]:
+        vectors, quantised = ctx.saved_tensors
+        return torch.sub(vectors, quantised).mul_(2 * commitment / vectors.numel()).add_(straight), None
+
+
+def straight_through(vectors: Vectors, quantised: Vectors) -> tuple[Vectors, Scalar]:
+    """Return z_q with its gradient handed on to z, and the commitment; both arguments are ``(n, d)``."""
+    straight, commitment = _Straight.apply(vectors, quantised)  # type: ignore[no-untyped-call]  # torch leaves it bare
+    return straight, commitment
+
+
+def nearest_codes(vectors: Vectors, codebook: Tensor, offset: Tensor | None = None, distances: int = CHUNK) -> Tensor:
     """Return the index of the nearest code of each vector, ``(n,)``.
 
-    Memory is O(n + K): distances are formed ``chunk`` rows at a time, and |z|^2, the same for every code, is left out.
+    Memory is O(n + K): at most ``distances`` are held at a time, and |z|^2, the same for every code, is left out.
 
     Args:
         vectors: ``(n, d)``.
         codebook: ``(K, d)``.
         offset: Added to the squared distance, ``(K,)`` for all vectors or ``(n, K)``.
-        chunk: Rows at a time.
+        distances: Distances held at a time.
     """
+    chunk = max(1, distances // len(codebook))
     norms = codebook.square().sum(1)
     shared = offset is None or offset.ndim == 1
     bias = norms if offset is None or not shared else norms + offset
@@ -152,10 +184,9 @@ class EMAQuantizer(nn.Module):
             codes = self.search(z, offset)
             flat = codes.reshape(-1)
             quantised = F.embedding(flat, self.codebook)
-            commitment = F.mse_loss(vectors, quantised)
             if self.training:
                 self._update(vectors.detach(), flat)
-            straight = vectors + (quantised - vectors).detach()
+            straight, commitment = straight_through(vectors, quantised)
             return Quantised(straight.view(z.shape[0], *z.shape[2:], self.dim).movedim(-1, 1), codes, commitment)
 
     def search(self, z: Latent, offset: Tensor | None = None) -> Codes:
