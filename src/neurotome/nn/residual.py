@@ -1,6 +1,10 @@
 """Residual blocks, with or without normalisation, one code path for slices and volumes."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from neurotome.nn.modulation import Modulation, modulate
 from neurotome.nn.nd import Conv, FactoredConv
@@ -58,3 +62,10 @@ class ResidualBlock(nn.Module):
         if film is not None:
             h = modulate(h, film)
         return self.skip(x) + self.conv2(self.act(self.norm2(h)))
+
+
+def run_stage(stage: nn.Module, again: bool, *inputs: Any) -> Tensor:
+    """Run a stage; with ``again`` its activations are not kept in training but computed again in the backward pass."""
+    if again and stage.training and torch.is_grad_enabled():
+        return checkpoint(stage, *inputs, use_reentrant=False)
+    return stage(*inputs)
