@@ -65,7 +65,7 @@ def write_bids(root, subjects, modalities=("T1w", "T2w"), sites=("a", "b"), shap
 
 def header_bytes(array, affine=None, **fields):
     """The bytes of an uncompressed NIfTI-1 file, fields set after all checks of nibabel."""
-    image = nibabel.Nifti1Image(array, affine_of() if affine is None else affine)
+    image = nibabel.Nifti1Image(array, affine_of() if affine is None else affine, dtype=array.dtype)
     image.header.set_qform(image.affine, code=1)
     image.header.set_sform(image.affine, code=1)
     block = bytearray(image.to_bytes())

@@ -1,3 +1,5 @@
+import gc
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -168,3 +170,37 @@ def test_the_last_stage_sees_slices_alone(prepared):
     kinds = [batches.kind(step)[0] for step in range(40)]
     assert set(kinds[30:]) == {"slice"}
     assert "slice" not in kinds[:30]
+
+
+def test_memory_does_not_grow_from_epoch_to_epoch(prepared):
+    """One batch kept each epoch would be 60 KB and more; the slope allows a tenth of that."""
+    store = Store.open(prepared.path)
+    plan = TrainingPlan(batch_sessions=4, crop=8, slice_prob=0.2, whole_fraction=0.5)
+    batches = TrainingBatches(store, plan, 400, 0)
+    used = []
+    tracemalloc.start()
+    try:
+        for epoch in range(8):
+            for step in range(16 * epoch, 16 * epoch + 16):
+                batches[(step * 37) % 400]  # all kinds in every epoch
+            for entry in store.sessions:
+                batch_of(store, [entry])
+            gc.collect()
+            used.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    slope = np.polyfit(np.arange(5), used[3:], 1)[0]
+    assert slope < 6_000, f"{slope:.0f} bytes an epoch: {used}"
+
+
+def test_only_so_many_entries_are_mapped_at_once(prepared, monkeypatch):
+    monkeypatch.setattr("neurotome.data.store.MAX_OPEN", 3)
+    checked = []
+    monkeypatch.setattr("neurotome.data.store.is_intact", lambda file, sha: checked.append(file) or True)
+    store = Store.open(prepared.path)
+    for _ in range(3):
+        images = [store.load(entry).image for entry in store.sessions]
+    assert len(store._open) == 3
+    assert len(checked) == len(store.sessions)  # mapped again, but verified once
+    whole = Store.open(prepared.path)
+    assert all((image == whole.load(entry).image).all() for image, entry in zip(images, store.sessions, strict=True))

@@ -1,11 +1,14 @@
+import pickle
 import shutil
+from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
-from scans import brain_array, write_bids, write_nifti
+from scans import affine_of, brain_array, write_bids, write_nifti
 
 from neurotome.data import prepare as module
-from neurotome.data.prepare import prepare
+from neurotome.data.prepare import SessionError, prepare
 from neurotome.data.store import Store
 from neurotome.data.transforms import Preparation
 from neurotome.errors import InputError, UsageError
@@ -55,7 +58,8 @@ def test_bad_sessions_are_named_and_the_others_stored(tmp_path):
     assert {f.subject: f.reason.split(": ")[0] for f in report.failures}.keys() == {"1", "2", "4"}
     assert [s.subject for s in report.store.sessions] == ["0", "3", "5"]
     with pytest.raises(
-        InputError, match=r"3 of 6 sessions.*sub-1: .*sub-1_T1w.nii.gz.*sub-2: .*whole head.*sub-4: .*labels from"
+        InputError,
+        match=r"3 of 6 sessions.*sub-1: .*sub-1_T1w.nii.gz.*sub-2: .*whole head.*sub-4: .*labels are not whole",
     ) as e:
         report.raise_failures()
     assert e.value.exit_code == 3
@@ -135,3 +139,78 @@ def test_a_file_that_changes_while_it_is_read_is_refused(dataset, tmp_path, monk
     report = prepare(dataset, tmp_path / "store", preparation=PREPARATION)
     assert len(report.failures) == 12
     assert all("changed while it was read" in f.reason for f in report.failures)
+
+
+def test_what_nobody_foresaw_names_subject_and_file(dataset, tmp_path, monkeypatch):
+    def fail(path, **options):
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr(module, "read_volume", fail)
+    says = r"^sub-00 \(.*sub-00_T1w\.nii\.gz, .*\): internal error, ZeroDivisionError: by zero"
+    with pytest.raises(SessionError, match=says) as e:
+        prepare(dataset, tmp_path / "store", preparation=PREPARATION)
+    assert e.value.exit_code == 1
+    assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value)  # noqa: S301 - our own object, as it leaves a worker
+
+
+def test_heads_are_stored_only_when_allowed_and_rebuilt_all_the_same(tmp_path):
+    root = write_bids(tmp_path / "data", ["1", "2", "3"], modalities=("T1w",))
+    write_nifti(root / "sub-2/anat/sub-2_T1w.nii.gz", 1 + np.random.default_rng(0).random((20, 24, 16), np.float32))
+    refused = prepare(root, tmp_path / "store", preparation=PREPARATION)
+    assert [f.subject for f in refused.failures] == ["2"]
+    assert "--allow-head" in refused.failures[0].reason
+    store = prepare(root, tmp_path / "store", preparation=PREPARATION, allow_head=True).store
+    assert store.subjects("train") + store.subjects("val") + store.subjects("test")
+    head = next(entry for entry in store.sessions if entry.subject == "2")
+    (store.path / head.file).write_bytes(b"damaged")
+    assert Store.open(store.path).load(head).mask.all()
+
+
+def test_splits_of_the_dataset_are_respected_unless_others_are_given(tmp_path):
+    names = {"a": "test", "b": "train", "c": "val"}
+    rows = ["participant_id\tmodality\tpath\tsplit"]
+    for number, (subject, split) in enumerate(names.items()):
+        write_nifti(tmp_path / "data" / f"{subject}.nii.gz", brain_array(seed=number))
+        rows.append(f"{subject}\tT1w\t{subject}.nii.gz\t{split}")
+    table = tmp_path / "data" / "table.tsv"
+    table.write_text("\n".join(rows) + "\n")
+    store = prepare(table, tmp_path / "store", preparation=PREPARATION).store
+    assert {s.subject: s.split for s in store.sessions} == names
+    other = prepare(table, tmp_path / "other", preparation=PREPARATION, sizes=(1.0, 0.0, 0.0)).store
+    assert {s.split for s in other.sessions} == {"train"}
+    table.write_text("\n".join(rows).replace("\tval", "\tn/a") + "\n")
+    with pytest.raises(InputError, match=r"assigns splits, but none to 1 subjects: c.*--splits"):
+        prepare(table, tmp_path / "third", preparation=PREPARATION)
+
+
+def test_a_killed_run_leaves_nothing_that_stops_the_next(dataset, prepared, tmp_path):
+    """The states a killed process can leave, made by hand: an empty journal alone, a torn table, an old index."""
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "journal.jsonl").touch()
+    prepare(dataset, store, preparation=PREPARATION)
+    (store / "journal.jsonl").write_text("")
+    (store / ".neurotome-1.tmp").write_bytes(b"half an index")
+    (store / "splits.tsv").unlink()
+    report = prepare(dataset, store, preparation=PREPARATION)
+    assert report.num_kept == 12
+    assert contents(store) == contents(prepared.path)
+
+
+def test_the_quaternion_is_read_where_asked_and_is_part_of_the_declaration(tmp_path):
+    root = write_bids(tmp_path / "data", ["0", "1", "2"])
+    for modality in ("T1w", "T2w"):
+        image = nibabel.load(write_nifti(root / f"sub-1/anat/sub-1_{modality}.nii", brain_array()))
+        image.set_qform(affine_of(origin=(9.0, 0.0, 0.0)), code=1, update_affine=False)  # three voxels from the matrix
+        nibabel.save(image, root / f"sub-1/anat/sub-1_{modality}.nii.gz")
+        (root / f"sub-1/anat/sub-1_{modality}.nii").unlink()
+    report = prepare(root, tmp_path / "store", preparation=PREPARATION)
+    assert ["--use-qform" in f.reason for f in report.failures] == [True]
+    asked = replace(PREPARATION, use_qform=True)
+    report = prepare(root, tmp_path / "asked", preparation=asked)
+    assert not report.failures
+    record = report.store.load(report.store.sessions[1]).records["T1w"]
+    assert record.geometry.affine[0, 3] == 9.0
+    assert "use_qform" not in PREPARATION.to_json()
+    assert Preparation.from_json(asked.to_json()) == asked
+    assert asked.digest != PREPARATION.digest

@@ -5,11 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 from scans import brain_array, write_bids, write_nifti
 
 from neurotome.data.prepare import prepare
-from neurotome.data.store import Store, entry_digest
+from neurotome.data.store import Store, entry_digest, safetensors_parts
 from neurotome.data.transforms import Preparation
 from neurotome.errors import InputError, UsageError
 
@@ -67,7 +67,9 @@ def test_memory_maps_protect_the_file_and_are_cheap(store):
     for _ in range(100):
         store.load(entry)
     assert (time.perf_counter() - start) / 100 < 3e-3
-    assert pickle.loads(pickle.dumps(store))._open == {}  # noqa: S301 - our own object, as a loader process gets it
+    loader = pickle.loads(pickle.dumps(store))  # noqa: S301 - our own object, as a loader process gets it
+    assert len(loader._open) == 0
+    assert loader._verified == {entry.digest}
 
 
 def damage(path):
@@ -146,6 +148,18 @@ def test_an_entry_of_another_shape_is_refused(store):
     (store.path / "x.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(InputError, match="header claims"):
         map_entry(store.path / "x.safetensors", entry, store.modalities, (20, 24, 16))
+
+
+@pytest.mark.parametrize("labels", [None, np.uint8, np.int32])
+def test_the_file_is_what_the_library_would_write(labels):
+    rng = np.random.default_rng(0)
+    arrays = {"image": rng.standard_normal((2, 1, 3, 5, 7)).astype(np.float32)}
+    if labels is not None:
+        arrays["labels"] = rng.integers(0, 200, (3, 5, 7)).astype(labels)
+    arrays |= {"mask": rng.integers(0, 2, (3, 5, 7)).astype(np.uint8), "present": np.array([1, 0], np.uint8)}
+    for text in ("", 'a "quoted" \\ backslash', json.dumps({"a": "\u00e9", "b": [1.5, None]})):
+        ours = b"".join(bytes(part) for part in safetensors_parts(arrays, {"neurotome": text}))
+        assert ours == save(arrays, {"neurotome": text})
 
 
 def test_digest_depends_on_sources_preparation_and_order():

@@ -90,8 +90,66 @@ def test_bounds_before_allocation(tmp_path):
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(b"x" * 1000))
     with VerifiedStream(path, compressed=True) as source:
-        assert source.can_hold(1000)
-        assert not source.can_hold(1 << 30)
+        source.check_promise(1000)
+        with pytest.raises(InputError, match="more than a file of 29 bytes can hold"):
+            source.check_promise(1 << 30)
+
+
+def test_expansion_is_bounded_where_it_costs_memory(tmp_path):
+    """Below 256^3 doubles any ratio is taken: an empty mask is no bomb."""
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(b"") + bytes(200_000))
+    with VerifiedStream(path, compressed=True) as source:
+        source.check_promise(stream.FREE_BYTES)
+        with pytest.raises(InputError, match=r"250-fold, like a decompression bomb.*gunzip"):
+            source.check_promise(stream.FREE_BYTES + 1)
+    (tmp_path / "x.nii").write_bytes(b"x" * 1000)
+    with VerifiedStream(tmp_path / "x.nii", compressed=False) as source:
+        source.check_promise(1000)
+        with pytest.raises(InputError, match="can hold"):
+            source.check_promise(1001)
+
+
+def test_many_small_members_take_no_longer_than_their_bytes(tmp_path, engine, monkeypatch):
+    """What follows a member is copied: fed in large pieces, a megabyte of empty members cost gigabytes of copies."""
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(b"") * 20_000 + gzip.compress(DATA))
+    fed = []
+    make = stream.zlib_engine.decompressobj
+
+    class Counting:
+        def __init__(self, **kwargs):
+            self.decoder = make(**kwargs)
+
+        def decompress(self, data, want):
+            fed.append(len(data))
+            return self.decoder.decompress(data, want)
+
+        def __getattr__(self, name):
+            return getattr(self.decoder, name)
+
+    monkeypatch.setattr(stream, "zlib_engine", type("Engine", (), {"decompressobj": Counting}))
+    assert read_all(path) == DATA
+    assert sum(fed) < 20_000 * (1 << 16)
+
+
+def test_skipped_bytes_are_verified(tmp_path, engine):
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(DATA))
+    with VerifiedStream(path, compressed=True) as source:
+        source.skip(SIZE - 5)
+        assert source.read(5) == DATA[-5:]
+        source.expect_end()
+    with VerifiedStream(path, compressed=True) as source, pytest.raises(InputError, match="ends 1 bytes before"):
+        source.skip(SIZE + 1)
+
+
+def test_placeholders_of_data_managers_are_named(tmp_path):
+    (tmp_path / "lfs.nii.gz").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    (tmp_path / "annex.nii.gz").symlink_to(tmp_path / ".git/annex/objects/none")
+    for name, says in (("lfs", "git lfs pull"), ("annex", "datalad get")):
+        with pytest.raises(InputError, match=says):
+            VerifiedStream(tmp_path / f"{name}.nii.gz", compressed=True)
 
 
 def test_equal_parts_give_equal_bytes_without_time_or_name(tmp_path):

@@ -11,8 +11,10 @@ from scans import affine_of, brain_array, rotation_of
 from scipy import ndimage
 from test_resample import flip_affine, orientations
 
+from neurotome.data.brain_box import largest_component, share_on_faces
 from neurotome.data.nifti import read_volume
-from neurotome.data.transforms import Preparation, Record, largest_component, share_on_faces
+from neurotome.data.record import Record
+from neurotome.data.transforms import Preparation
 from neurotome.data.volume import Geometry, Volume
 from neurotome.errors import InputError, UsageError
 
@@ -238,6 +240,16 @@ def test_largest_component_is_filled_and_alone():
         ({"percentiles": (-1, 50)}, "percentiles are"),
         ({"mask_threshold": float("inf")}, "mask_threshold"),
         ({"version": 2}, "version 2"),
+        ({"spacing_mm": (1, 2)}, "spacing_mm has 2 numbers"),
+        ({"spacing_mm": (1, 2, 90)}, "spacing_mm is 1 x 2 x 90"),
+        ({"crop": "left"}, "crop is 'left'; admissible are brain, centre"),
+        ({"intensity": "mean"}, "intensity is 'mean'"),
+        ({"bias_field": "n5"}, "bias_field is 'n5'"),
+        ({"clip": 3}, "only zscore"),
+        ({"intensity": "zscore", "clip": -3}, "clip is -3"),
+        ({"intensity": "zscore", "percentiles": (1, 99)}, "intensity is zscore"),
+        ({"background": -1.5}, "background is -1.5; admissible is -1 to 1"),
+        ({"background": float("nan")}, "background is nan"),
     ],
 )
 def test_preparation_refuses_bad_values(values, says):
@@ -252,6 +264,96 @@ def test_preparation_survives_json_and_has_a_digest():
     assert one.digest == two.digest != Preparation(3, (48, 64, 57)).digest
     with pytest.raises(UsageError, match="not a preparation"):
         Preparation.from_json({**one.to_json(), "colour": 1})
+
+
+SCAN = volume_of(np.where(brain_array() > 0, 10 + 5 * brain_array(), 3).astype(np.float32), affine_of())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"intensity": "percentile", "percentiles": (0, 100)},
+        {"intensity": "minmax"},
+        {"intensity": "zscore"},
+        {"intensity": "zscore", "background": -7.5},
+        {"intensity": "zscore", "clip": 8.0},
+        {"intensity": "minmax", "background": 0.25},
+    ],
+)
+def test_every_kind_of_intensity_is_undone(kind):
+    """Nothing is clipped here, so that all voxels come back, the background's included."""
+    preparation = Preparation(3.0, (16, 20, 14), mask_threshold=5.0, **kind)
+    prepared = preparation.apply({"T1w": SCAN})
+    record = Record.from_json(json.loads(json.dumps(prepared.records["T1w"].to_json())))
+    assert (prepared.image[0][~prepared.mask] == np.float32(preparation.outside)).all()
+    np.testing.assert_allclose(record.restore(prepared.image[0], prepared.mask).array, SCAN.array, rtol=1e-4)
+    if preparation.window is not None:
+        low, high = preparation.window
+        assert low <= prepared.image.min()
+        assert prepared.image.max() <= high
+
+
+def test_intensities_follow_their_formulas():
+    values = SCAN.array[SCAN.array > 5].astype(np.float64)
+
+    def prepared(**kind):
+        one = Preparation(3.0, (16, 20, 14), mask_threshold=5.0, **kind).apply({"T1w": SCAN})
+        return np.sort(one.image[0][one.mask].astype(np.float64))
+
+    zscore = (values - values.mean()) / values.std()
+    np.testing.assert_allclose(prepared(intensity="zscore"), np.sort(zscore), atol=1e-5)
+    np.testing.assert_allclose(prepared(intensity="zscore", clip=1.5), np.sort(np.clip(zscore / 1.5, -1, 1)), atol=1e-5)
+    minmax = 2 * (values - values.min()) / (values.max() - values.min()) - 1
+    np.testing.assert_allclose(prepared(intensity="minmax"), np.sort(minmax), atol=1e-5)
+
+
+def test_windows_and_backgrounds():
+    assert Preparation(3.0, (4, 4, 4)).window == (-1.0, 1.0)
+    assert Preparation(3.0, (4, 4, 4)).outside == -1.0
+    free = Preparation(3.0, (4, 4, 4), intensity="zscore")
+    assert (free.window, free.outside) == (None, 0.0)
+    clipped = Preparation(3.0, (4, 4, 4), intensity="zscore", clip=5)
+    assert (clipped.window, clipped.outside) == ((-1.0, 1.0), -1.0)
+    # one declaration, one digest
+    assert Preparation(3.0, (4, 4, 4), background=-1).digest == Preparation(3.0, (4, 4, 4)).digest
+    assert Preparation((3, 3, 3), (4, 4, 4)).digest == Preparation(3.0, (4, 4, 4)).digest
+
+
+def test_the_first_declaration_keeps_its_digest():
+    """Stores and model folders of the first release hold these bytes; a new choice must not change them."""
+    one = Preparation(3.0, (48, 64, 56))
+    assert one.to_json() == {
+        "spacing_mm": 3.0, "shape": [48, 64, 56], "percentiles": [0.5, 99.5], "mask_threshold": 0.0, "version": 1,
+    }  # fmt: skip
+    assert one.digest == "2c99accc1e316ef1c642b052244f99ef89d221099ad7de352ab1607794f415a7"
+    record = one.apply({"T1w": SCAN}, allow_head=True).records["T1w"]
+    assert list(record.to_json()) == ["geometry", "grid_to_source", "shape", "low", "high", "background"]
+
+
+def test_spacing_may_differ_between_the_axes():
+    prepared = Preparation((3.0, 6.0, 4.5), (24, 16, 16)).apply({"T1w": SCAN}, allow_head=True)
+    record = prepared.records["T1w"]
+    np.testing.assert_allclose(np.linalg.norm(record.affine[:3, :3], axis=0), (3.0, 6.0, 4.5))
+    # smoothed before it is thinned: noise of one voxel is averaged, a step of two voxels halves its variance
+    noise = np.random.default_rng(0).standard_normal((60, 60, 60)).astype(np.float32) + 100
+    thick = Preparation((3.0, 3.0, 12.0), (60, 60, 15)).apply({"T1w": volume_of(noise, affine_of())}, allow_head=True)
+    spread = (thick.image[0] + 1) / 2 * (thick.records["T1w"].high - thick.records["T1w"].low)
+    assert spread[5:-5, 5:-5, 2:-2].std() < 0.6
+
+
+def test_the_grid_may_be_centred_on_the_field_of_view():
+    array = np.zeros((30, 30, 30), np.float32)
+    array[2:14, 4:18, 3:13] = brain_array((12, 14, 10)) + 50
+    scan = volume_of(array, affine_of())
+    brain = Preparation(3.0, (20, 20, 20)).apply({"T1w": scan}).records["T1w"]
+    centre = Preparation(3.0, (30, 32, 30), crop="centre").apply({"T1w": scan})
+    np.testing.assert_array_equal(centre.records["T1w"].grid_to_source[:3, 3], (0, -1, 0))
+    np.testing.assert_array_equal(brain.grid_to_source[:3, 3], (-2, 1, -2))
+    np.testing.assert_allclose(centre.records["T1w"].restore(centre.image[0], centre.mask).array[array == 0], 0)
+    with pytest.raises(InputError, match="brain box needs 26 x 22 x 24 voxels") as error:
+        Preparation(3.0, (20, 20, 20), crop="centre").apply({"T1w": scan})
+    assert "--crop brain" in error.value.remedy
+    Preparation(3.0, (26, 22, 24), crop="centre").apply({"T1w": scan})
 
 
 REAL = os.environ.get("NEUROTOME_TEST_DATA")

@@ -47,4 +47,12 @@ def test_a_cell_counts_from_half_brain_on():
     cells = brain_cells(mask, (2, 2, 1))
     assert cells[0, :, :, 0].tolist() == [[True, False], [False, False]]
     with pytest.raises(ValueError, match="does not divide"):
-        brain_cells(mask, (3, 2, 1))
+        brain_cells(mask, (5, 2, 1))
+
+
+def test_cells_of_a_grid_that_does_not_divide_overlap_and_a_lone_cell_is_brain():
+    mask = torch.zeros(1, 1, 5, 1, 1, dtype=torch.bool)
+    mask[0, 0, :2] = True
+    # voxels 0-1, 1-3, 3-4 of the five
+    assert brain_cells(mask, (3, 1, 1)).flatten().tolist() == [True, False, False]
+    assert brain_cells(mask, (1, 1, 1)).flatten().tolist() == [True]

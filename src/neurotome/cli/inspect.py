@@ -5,11 +5,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, answer, existing
+from neurotome.cli import add_common, answer, existing, natural
 from neurotome.errors import printable
 
 if TYPE_CHECKING:
-    from neurotome.data.manifest import Manifest
+    from neurotome.data.manifest import Manifest, SessionScans
 
 _MAX_LINES = 20
 
@@ -21,7 +21,17 @@ def add_parser(subparsers: Any) -> None:
         help="say what was found and what would be done",
         description="Says what was found: a BIDS dataset, a table of scans, a folder, one image, or a prepared store.",
     )
-    parser.add_argument("path", metavar="PATH", help="BIDS dataset, .tsv or .csv table, folder, image or store")
+    parser.add_argument(
+        "path", metavar="PATH", help="BIDS or nnU-Net dataset, .tsv or .csv table, folder, image or store"
+    )
+    parser.add_argument(
+        "--root", action="append", default=[], metavar="DIR",
+        help="another folder that links and a table's paths may lead to; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--headers", type=natural, default=64, metavar="N",
+        help="sessions whose headers are read, spread over the dataset (default: 64)",
+    )  # fmt: skip
     add_common(parser, seed=True)
 
 
@@ -35,41 +45,55 @@ def run(args: argparse.Namespace) -> int:
     else:
         from neurotome.data.manifest import scan
 
-        result = _manifest(scan(path), args.seed)
+        result = _manifest(scan(path, args.root), args.seed, args.headers)
     answer(args, result, _text(result))
     return 0
 
 
-def _manifest(manifest: "Manifest", seed: int) -> dict[str, Any]:
-    from neurotome.data.splits import SPLITS, split_subjects
+def _manifest(manifest: "Manifest", seed: int, num_headers: int) -> dict[str, Any]:
+    from neurotome.data.dataset_headers import look
 
     scans = Counter(m for s in manifest.sessions for m in s.scans)
-    splits = Counter(split_subjects(manifest.subjects, seed).values())
     chosen = [f"{_name(s.subject, s.session)}: {note}" for s in manifest.sessions for note in s.notes]
-    sessions = [
-        {
-            "subject": s.subject,
-            "session": s.session,
-            "site": s.site,
-            "scans": {m: manifest.relative(p) for m, p in s.scans.items()},
-            "mask": manifest.relative(s.mask) if s.mask else None,
-            "labels": manifest.relative(s.labels) if s.labels else None,
-        }
-        for s in manifest.sessions
-    ]
+    headers = look(manifest, num_headers)
+    views = manifest.modalities
     return {
         "kind": manifest.kind,
         "root": str(manifest.root),
         "subjects": len(manifest.subjects),
         "sessions": len(manifest.sessions),
-        "scans": {m: scans[m] for m in manifest.modalities},
-        "complete_sessions": sum(len(s.scans) == len(manifest.modalities) for s in manifest.sessions),
+        "scans": {m: scans[m] for m in views},
+        "not_chosen": len(manifest.rows) - sum(scans.values()),
+        "complete_sessions": sum(len(s.scans) == len(views) for s in manifest.sessions),
         "sites": list(manifest.sites),
         "masks": sum(s.mask is not None for s in manifest.sessions),
         "labels": sum(s.labels is not None for s in manifest.sessions),
-        "would_split": {name: splits[name] for name in SPLITS},
-        "notes": [*manifest.notes, *chosen],
-        "found": sessions,
+        "would_split": _splits(manifest, seed),
+        "headers": headers.to_json(),
+        "would_run": headers.command(manifest),
+        "notes": [*headers.notes(manifest), *manifest.notes, *chosen],
+        "found": [_session(manifest, s) for s in manifest.sessions],
+    }
+
+
+def _splits(manifest: "Manifest", seed: int) -> dict[str, int]:
+    """Return how many subjects each split would get: as the dataset says, else by the seed."""
+    from neurotome.data.splits import SPLITS, split_subjects
+
+    fixed = manifest.splits
+    free = [s for s in manifest.subjects if s not in fixed]
+    count = Counter([*fixed.values(), *(split_subjects(free, seed).values() if free else ())])
+    return {name: count[name] for name in SPLITS}
+
+
+def _session(manifest: "Manifest", s: "SessionScans") -> dict[str, Any]:
+    return {
+        "subject": s.subject,
+        "session": s.session,
+        "site": s.site,
+        "scans": {m: manifest.relative(p) for m, p in s.scans.items()},
+        "mask": manifest.relative(s.mask) if s.mask else None,
+        "labels": manifest.relative(s.labels) if s.labels else None,
     }
 
 

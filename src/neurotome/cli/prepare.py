@@ -1,10 +1,24 @@
 """``neurotome prepare``: orients, resamples, crops, normalises and stores scans; recorded, invertible, resumable."""
 
 import argparse
-from typing import Any
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from neurotome.cli import add_common, answer, existing, natural, positive, say
-from neurotome.errors import printable
+from neurotome.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from neurotome.data.transforms import Preparation
+
+# flag, and the argument of a preparation it sets; none has a default, so that what is given overrides a preset
+_ARGUMENTS = (
+    "spacing_mm", "shape", "crop", "mask_threshold", "intensity", "percentiles", "clip", "background", "bias_field",
+    "register",
+)  # fmt: skip
+_DEFAULTS = {"spacing_mm": 1.0, "shape": (144, 192, 144)}
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def add_parser(subparsers: Any) -> None:
@@ -21,50 +35,93 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("path", metavar="PATH", help="BIDS dataset, .tsv or .csv table, or folder of images")
     parser.add_argument("store", metavar="STORE", help="folder to write, new or empty, or a store to complete")
     parser.add_argument("--modalities", nargs="+", metavar="M", help="contrasts to keep, in this order (default: all)")
-    parser.add_argument("--spacing", type=float, default=1.0, metavar="MM", help="voxel edge in mm (default: 1)")
-    parser.add_argument(
-        "--shape", type=positive, nargs=3, default=[144, 192, 144], metavar=("X", "Y", "Z"),
-        help="voxels of the grid, in RAS order (default: 144 192 144)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--percentiles", type=float, nargs=2, default=[0.5, 99.5], metavar=("LOW", "HIGH"),
-        help="brain intensities that become -1 and 1 (default: 0.5 99.5)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--mask-threshold", type=float, default=0.0, metavar="T",
-        help="without a mask the brain is what lies above this intensity (default: 0)",
-    )  # fmt: skip
+    _add_preparation(parser)
     parser.add_argument(
         "--split-sizes", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"),
-        help="fractions or numbers of subjects (default: 2/3 1/6 1/6)",
+        help="fractions or numbers of subjects (default: what the dataset says, else 2/3 1/6 1/6)",
     )  # fmt: skip
     parser.add_argument("--splits", metavar="FILE", help="a table participant_id, split that decides instead")
+    parser.add_argument("--allow-head", action="store_true", help="accept scans that look like whole heads")
     parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes (default: 0, this one)")
     add_common(parser, seed=True, overwrite=True)
+
+
+def _add_preparation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("preparation", "stored with the store, the model and every latent")
+    group.add_argument(
+        "--preset", choices=("adni-2mm", "neuroquant"),
+        help="adni-2mm: 2 mm, 91 x 109 x 91, brain above 50, z-score; neuroquant: 1 mm, brain box in 144 x 192 x 144; "
+        "the flags below override it",
+    )  # fmt: skip
+    group.add_argument(
+        "--spacing", dest="spacing_mm", type=float, nargs="+", metavar="MM",
+        help="voxel edge in mm, one number or three (default: 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--shape", type=positive, nargs=3, metavar=("X", "Y", "Z"),
+        help="voxels of the grid, in RAS order (default: 144 192 144)",
+    )  # fmt: skip
+    group.add_argument(
+        "--crop", choices=("brain", "centre"),
+        help="centre the grid on the brain box, or on the field of view of the first contrast (default: brain)",
+    )  # fmt: skip
+    group.add_argument(
+        "--mask-threshold", type=float, metavar="T",
+        help="without a mask the brain is what lies above this intensity of the source (default: 0)",
+    )  # fmt: skip
+    group.add_argument(
+        "--intensity", choices=("percentile", "zscore", "minmax"),
+        help="how brain intensities become -1 to 1; zscore without --clip has no bounds (default: percentile)",
+    )  # fmt: skip
+    group.add_argument(
+        "--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="brain intensities that become -1 and 1 (default: 0.5 99.5)",
+    )  # fmt: skip
+    group.add_argument(
+        "--clip", type=float, metavar="SD",
+        help="standard deviations at which a z-score is clipped, and which become 1 (default: none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--background", type=float, metavar="VALUE",
+        help="value outside the brain (default: -1, or 0 for z-scores without bounds)",
+    )  # fmt: skip
+    group.add_argument(
+        "--bias-field", choices=("none", "n4"),
+        help="n4 divides the coil's brightness out first; not undone; needs SimpleITK (default: none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--register", action="store_true", default=None,
+        help="lay the contrasts of a session on the first by a rigid motion; needs SimpleITK (default: sessions whose "
+        "contrasts do not lie on each other are left out)",
+    )  # fmt: skip
+    group.add_argument(
+        "--use-qform", action="store_true", default=None,
+        help="take the quaternion where a file's quaternion and matrix disagree (default: such files are left out)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
     from neurotome.data.prepare import prepare
-    from neurotome.data.splits import DEFAULT_FRACTIONS, SPLITS
-    from neurotome.data.transforms import Preparation
+    from neurotome.data.splits import SPLITS
 
     path = existing(args.path, "file or folder")
     if args.splits is not None:
         existing(args.splits, "splits table")
-    x, y, z = args.shape
-    low, high = args.percentiles
+        if args.split_sizes is not None:
+            raise UsageError("--splits and --split-sizes both decide the split; give one of them")
     report = prepare(
         path,
         args.store,
-        preparation=Preparation(args.spacing, (x, y, z), (low, high), args.mask_threshold),
+        preparation=_preparation(args),
         modalities=args.modalities,
         seed=args.seed,
-        sizes=args.split_sizes or DEFAULT_FRACTIONS,
+        sizes=args.split_sizes,
         splits=args.splits,
+        allow_head=args.allow_head,
         workers=args.workers,
         overwrite=args.overwrite,
-        progress=_progress(args),
+        progress=_Progress(args),
     )
     store = report.store
     subjects = {name: len(store.subjects(name)) for name in SPLITS}
@@ -89,11 +146,42 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _progress(args: argparse.Namespace) -> Any:
-    """Return a reporter that says every tenth of the work."""
+def _preparation(args: argparse.Namespace) -> "Preparation":
+    """Return the preset, if any, with the flags over it."""
+    from neurotome.data.presets import preset
+    from neurotome.data.transforms import Preparation
 
-    def report(done: int, total: int, name: str) -> None:
-        if done == total or done % max(total // 10, 1) == 0:
-            say(args, f"prepared {done} of {total} (last: {printable(name)})")
+    values: dict[str, Any] = _DEFAULTS if args.preset is None else preset(args.preset)
+    given = {name: getattr(args, name) for name in _ARGUMENTS if getattr(args, name) is not None}
+    return Preparation(**values | {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
-    return report
+
+class _Progress:
+    """A bar with the time left on a terminal, else a line every ten seconds."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.is_terminal = sys.stderr.isatty() and not args.quiet
+        # the rate of late: entries that an earlier run had made take no time
+        self.times = deque([time.monotonic()], maxlen=32)
+        self.said = self.times[0]
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        now = time.monotonic()
+        self.times.append(now)
+        left = (total - done) * (now - self.times[0]) / (len(self.times) - 1)
+        text = f"prepared {done} of {total} ({printable(name)})" + (f", {_duration(left)} left" if done < total else "")
+        if self.is_terminal:
+            full = round(24 * done / total)
+            end = "\n" if done == total else ""
+            print(f"\r[{'#' * full}{'.' * (24 - full)}] {text}\x1b[K", end=end, file=sys.stderr, flush=True)
+        elif done in (1, total) or now - self.said >= _SECONDS_BETWEEN_LINES:
+            self.said = now
+            say(self.args, text)
+
+
+def _duration(seconds: float) -> str:
+    """Return ``3:07``, or ``2:03:07`` from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

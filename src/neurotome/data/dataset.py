@@ -257,8 +257,13 @@ def batch_of(
     views = list(view_indices(store, names))
     loaded = [store.load(entry) for entry in entries]
     labels = [one.labels for one in loaded if one.labels is not None]
+    # copied once, straight from the memory maps
+    image = np.empty((len(loaded), len(views), 1, *store.preparation.shape), dtype=np.float32)
+    for row, one in zip(image, loaded, strict=True):
+        for column, view in zip(row, views, strict=True):
+            column[...] = one.image[view]
     batch = Batch(
-        image=torch.from_numpy(np.stack([one.image[views] for one in loaded])),
+        image=torch.from_numpy(image),
         modality=torch.arange(len(names)).repeat(len(entries), 1),
         present=torch.from_numpy(np.stack([one.present[views] for one in loaded])),
         subject=tuple(e.subject for e in entries),

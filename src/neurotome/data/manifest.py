@@ -1,27 +1,31 @@
 """What there is to prepare: sessions, their scans, and what was decided when they were found.
 
-A manifest is found in a BIDS dataset, in a table with the columns ``participant_id session_id modality path`` (and
-``site``, ``mask``, ``label`` if wanted), or guessed from the names in a folder. No path leaves the folder it was found
-in. Of several scans of one contrast in one session the first by name is taken, and the choice is noted.
+A manifest is found in a BIDS dataset, in the layout of nnU-Net, in a table, or guessed from the names in a folder. No
+path leaves the folder it was found in, or the roots that the caller admits. Of several scans of one contrast in one
+session the one that :func:`bids.preference` ranks first is taken, and the choice is noted; ``rows`` keeps them all.
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from neurotome.data import bids
-from neurotome.data.bids import ScanRow
+from neurotome.data import bids, nnunet
+from neurotome.data.bids import ScanRow, preference
+from neurotome.data.manifest_table import COLUMNS, OPTIONAL_COLUMNS, read_manifest_table
+from neurotome.data.nifti import READABLE_SUFFIXES
 from neurotome.errors import InputError, UsageError, printable
-from neurotome.modality import CONTRASTS, candidates, canonical
+from neurotome.modality import CONTRASTS, candidates
 
-COLUMNS = ("participant_id", "session_id", "modality", "path")
-_OPTIONAL_COLUMNS = ("site", "mask", "label")
-_MAX_PROBLEMS = 20
-_MASK_WORDS = re.compile(r"(?:^|[-_.])(?:mask|seg|dseg|probseg|label|labels|lesion|lesions)(?:$|[-_.])", re.IGNORECASE)
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:|^[\\/]{2}")
+_MASK_WORDS = re.compile(
+    r"(?:^|[-_.+])(?:mask|seg|dseg|probseg|label|labels|lesion|lesions|aseg|aparc)(?:$|[-_.+])", re.IGNORECASE
+)
+
+
+Kind = Literal["bids", "nnunet", "table", "folder"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class SessionScans:
         mask: Brain mask, if there is one.
         labels: Label map, if there is one.
         notes: What was decided for this session.
+        split: Part of the data the subject was assigned to, where the dataset says so.
     """
 
     subject: str
@@ -45,6 +50,7 @@ class SessionScans:
     mask: Path | None = None
     labels: Path | None = None
     notes: tuple[str, ...] = ()
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,16 @@ class Manifest:
         kind: How it was found.
         sessions: Sorted by subject and session.
         notes: What was decided for the whole.
+        rows: Every scan, also those that no session took.
+        roots: Other folders that paths may lie in.
     """
 
     root: Path
-    kind: Literal["bids", "table", "folder"]
+    kind: Kind
     sessions: tuple[SessionScans, ...]
     notes: tuple[str, ...] = ()
+    rows: tuple[ScanRow, ...] = ()
+    roots: tuple[Path, ...] = ()
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -79,23 +89,35 @@ class Manifest:
         """Site names that occur, sorted."""
         return tuple(sorted({s.site for s in self.sessions if s.site is not None}))
 
+    @property
+    def splits(self) -> dict[str, str]:
+        """Splits that the dataset itself assigns: subject to train, val or test."""
+        return {s.subject: s.split for s in self.sessions if s.split is not None}
+
     def relative(self, path: Path) -> str:
-        """Return a path below the root, with forward slashes."""
-        return path.relative_to(self.root).as_posix()
+        """Return a path from the root, with forward slashes; one of another root begins with ``..``."""
+        return Path(os.path.relpath(path, self.root)).as_posix()
 
     def to_tsv(self) -> str:
         """Return the manifest as a table that :func:`scan` reads."""
-        lines = ["\t".join((*COLUMNS, *_OPTIONAL_COLUMNS))]
+        lines = ["\t".join((*COLUMNS, *OPTIONAL_COLUMNS))]
         for s in self.sessions:
-            tail = [s.site or "n/a", *(self.relative(p) if p else "n/a" for p in (s.mask, s.labels))]
+            tail = [s.site or "n/a", *(self.relative(p) if p else "n/a" for p in (s.mask, s.labels)), s.split or "n/a"]
             lines += [
                 "\t".join([s.subject, s.session or "n/a", m, self.relative(p), *tail]) for m, p in s.scans.items()
             ]
         return "\n".join(lines) + "\n"
 
 
-def scan(path: str | os.PathLike[str]) -> Manifest:
-    """Return what there is at a path: a BIDS dataset, a table, a folder of images, or one image.
+def scan(
+    path: str | os.PathLike[str], roots: Sequence[str | os.PathLike[str]] = (), untold: str | None = None
+) -> Manifest:
+    """Return what there is at a path: a BIDS or nnU-Net dataset, a table, a folder of images, or one image.
+
+    Args:
+        path: What to look at.
+        roots: Folders besides its own that links and the paths of a table may lead to.
+        untold: Contrast of images in a plain folder whose names tell none; None leaves them out.
 
     Raises:
         UsageError: Nothing is there.
@@ -106,17 +128,9 @@ def scan(path: str | os.PathLike[str]) -> Manifest:
         raise UsageError(
             f"{printable(path)}: nothing is there; give a BIDS dataset, a folder, a .tsv or .csv table, or an image"
         )
-    lower = path.name.lower()
-    if path.is_file() and lower.endswith((".tsv", ".csv")):
-        root, kind = path.parent.resolve(), "table"
-        rows, notes = read_manifest_table(path)
-    elif path.is_dir() and bids.is_bids(path.resolve()):
-        root, kind = path.resolve(), "bids"
-        rows, notes = bids.find_scans(root)
-    else:
-        root, kind = (path if path.is_dir() else path.parent).resolve(), "folder"
-        rows, notes = guess_scans(root, [root / path.name] if path.is_file() else None)
-    rows, outside = _confined(rows, root)
+    others = tuple(_admitted(root) for root in roots)
+    root, kind, rows, notes = _found(path, others, untold)
+    rows, outside = _confined(rows, (root, *others))
     sessions = tuple(_sessions(rows))
     if not sessions:
         reasons = [*notes, *outside] or ["no readable image"]
@@ -127,95 +141,99 @@ def scan(path: str | os.PathLike[str]) -> Manifest:
             remedy=f"name the contrasts in the file names ({', '.join(CONTRASTS)}), or give a table with the columns "
             + " ".join(COLUMNS),
         )
-    return Manifest(root, kind, sessions, (*notes, *outside))  # type: ignore[arg-type]  # kind is one of three literals
+    return Manifest(root, kind, sessions, (*notes, *outside), tuple(rows), others)
 
 
-def read_manifest_table(path: Path) -> tuple[list[ScanRow], list[str]]:
-    """Return the rows of a manifest table.
+def is_table(path: Path) -> bool:
+    """Return whether a path is a table of scans by its name."""
+    return path.name.lower().endswith((".tsv", ".csv")) and path.is_file()
 
-    Raises:
-        InputError: A missing column, or rows with errors; each is named with line and column.
+
+def _admitted(root: str | os.PathLike[str]) -> Path:
+    folder = Path(root)
+    if not folder.is_dir():
+        raise UsageError(f"--root {printable(folder)}: there is no such folder; check the path")
+    return folder.resolve()
+
+
+def _found(path: Path, roots: tuple[Path, ...], untold: str | None) -> tuple[Path, Kind, list[ScanRow], list[str]]:
+    if is_table(path):
+        return path.parent.resolve(), "table", *read_manifest_table(path, roots)
+    root = (path if path.is_dir() else path.parent).resolve()
+    if path.is_file():
+        return root, "folder", *guess_scans(root, [root / path.name], untold)
+    if nnunet.is_nnunet(root):
+        return root, "nnunet", *nnunet.find_cases(root)
+    if bids.is_bids(root):
+        return root, "bids", *bids.find_scans(root)
+    return root, "folder", *guess_scans(root, untold=untold)
+
+
+def guess_scans(
+    root: Path, files: Iterable[Path] | None = None, untold: str | None = None
+) -> tuple[list[ScanRow], list[str]]:
+    """Return the scans of a plain folder, guessed from the names, and what could not be guessed.
+
+    Args:
+        root: The folder.
+        files: Look at these alone.
+        untold: Contrast of images whose names tell none.
     """
-    header, lines = bids.read_table(path)
-    missing = [c for c in COLUMNS if c not in header and c != "session_id"]
-    if missing:
-        raise InputError(
-            f"line 1: column {', '.join(missing)} is missing; the columns are {', '.join(header)}",
-            file=path,
-            remedy=f"give the columns {' '.join(COLUMNS)}, and {' '.join(_OPTIONAL_COLUMNS)} if wanted",
-        )
-    folder = path.parent.resolve()
-    rows: list[ScanRow] = []
-    problems: list[str] = []
-    seen: dict[Path, int] = {}
-    for number, cells in lines:
-        try:
-            row = _row(cells, folder)
-        except InputError as error:
-            problems.append(f"line {number}, {error.reason}")
-            continue
-        if row.path in seen:
-            problems.append(f"line {number}, column path: {cells['path']!r} is already on line {seen[row.path]}")
-        seen.setdefault(row.path, number)
-        rows.append(row)
-    if problems:
-        more = f"; and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
-        raise InputError("; ".join(problems[:_MAX_PROBLEMS]) + more, file=path, remedy="correct these lines")
-    unused = [c for c in header if c not in (*COLUMNS, *_OPTIONAL_COLUMNS)]
-    return rows, [f"columns not used: {', '.join(unused)}"] if unused else []
-
-
-def _row(cells: dict[str, str], folder: Path) -> ScanRow:
-    values = {key: "" if value == "n/a" else value for key, value in cells.items()}
-    subject = values["participant_id"].removeprefix("sub-")
-    session = values.get("session_id", "").removeprefix("ses-")
-    for column, label in (("participant_id", subject), ("session_id", session)):
-        if column == "participant_id" and not label:
-            raise InputError(f"column {column}: empty")
-        if not label.isprintable() or "/" in label or "\\" in label:
-            raise InputError(f"column {column}: {label!r} is no id")
-    try:
-        modality = canonical(values["modality"])
-    except ValueError as error:
-        raise InputError(f"column modality: {error}") from error
-    paths = {c: _table_path(c, values.get(c, ""), folder) for c in ("path", "mask", "label")}
-    if paths["path"] is None:
-        raise InputError("column path: empty")
-    return ScanRow(subject, session, modality, paths["path"], values.get("site") or None, paths["mask"], paths["label"])
-
-
-def _table_path(column: str, text: str, folder: Path) -> Path | None:
-    if not text:
-        return None
-    if _URL.match(text):
-        raise InputError(f"column {column}: {text!r} is not a path below the table's folder")
-    path = Path(os.path.normpath(folder / text))
-    if not path.is_relative_to(folder):
-        raise InputError(f"column {column}: {text!r} leaves the table's folder")
-    if not path.exists():
-        raise InputError(f"column {column}: {text!r} does not exist")
-    return path
-
-
-def guess_scans(root: Path, files: Iterable[Path] | None = None) -> tuple[list[ScanRow], list[str]]:
-    """Return the scans of a plain folder, their contrast guessed from the names, and what could not be guessed."""
-    rows, notes, masks = [], [], {}
+    rows, notes = [], []
+    masks: dict[tuple[str, str], list[Path]] = {}
+    aside = 0
     for path in sorted(_images(root)) if files is None else files:
-        key = _guess_ids(path, root)
-        if path.name.split(".")[0].endswith("_desc-brain_mask"):
-            masks[key] = path
+        stem = _stem(path)
+        if stem.endswith("_desc-brain_mask"):
+            masks.setdefault(_guess_ids(path, root), []).append(path)
             continue
-        if _MASK_WORDS.search(path.name.split(".")[0]):
+        if _MASK_WORDS.search(stem):
+            aside += 1
             continue
-        contrasts = candidates(path.name)
+        contrasts = candidates(path.name) or ((untold,) if untold is not None else ())
         if len(contrasts) != 1:
             what = "no contrast" if not contrasts else " or ".join(contrasts)
             notes.append(f"left out {printable(path.relative_to(root))}: the name says {what}")
             continue
-        rows.append(ScanRow(*key, contrasts[0], path))
-    return [
-        ScanRow(r.subject, r.session, r.modality, r.path, mask=masks.get((r.subject, r.session))) for r in rows
-    ], notes
+        rows.append(ScanRow(*_guess_ids(path, root), contrasts[0], path))
+    serving = [bids.best_mask(row.path.name, masks.get((row.subject, row.session), ())) for row in rows]
+    rows, visits = _visits([replace(row, mask=mask) for row, mask in zip(rows, serving, strict=True)], root)
+    if rows and files is None:
+        count = Counter(row.modality for row in rows)
+        counts = ", ".join(f"{count[m]} {m}" for m in CONTRASTS if m in count)
+        notes.insert(0, f"contrasts and subjects are guessed from the names ({counts}); a table says them for sure")
+    if aside:
+        notes.append(f"{aside} masks or label maps are not taken for scans")
+    return rows, notes + visits
+
+
+def _visits(rows: list[ScanRow], root: Path) -> tuple[list[ScanRow], list[str]]:
+    """Tell scans of one contrast in one folder apart: visits of one subject, so that no person can be in two splits."""
+    count = Counter((row.subject, row.session, row.modality) for row in rows)
+    many = {(subject, session) for (subject, session, _), number in count.items() if number > 1}
+    told = [
+        row
+        if (row.subject, row.session) not in many or bids.entities(row.path.name) or row.path.parent == root
+        else replace(row, session="-".join(filter(None, (row.session, _rest(row.path)))))
+        for row in rows
+    ]
+    folders = sorted({after.subject for before, after in zip(rows, told, strict=True) if before is not after})
+    return told, [
+        f"{printable(folder)}: holds several scans of one contrast, taken for visits of one subject; if they are "
+        "several persons, give each a folder, or a table"
+        for folder in folders
+    ]
+
+
+def _stem(path: Path) -> str:
+    """Return a name without its image ending."""
+    lower = path.name.lower()
+    return next((path.name[: -len(end)] for end in READABLE_SUFFIXES if lower.endswith(end)), path.stem)
+
+
+def _rest(path: Path) -> str:
+    """Return what a name says besides the contrast."""
+    return "-".join(word for word in re.split(r"[-_.]", _stem(path)) if word and not candidates(word))
 
 
 def _images(root: Path) -> Iterator[Path]:
@@ -235,52 +253,66 @@ def _guess_ids(path: Path, root: Path) -> tuple[str, str]:
     elif len(place.parts) > 1:
         name = place.parts[0]
     else:
-        parts = re.split(r"[-_.]", place.name.split(".")[0])
-        kept = [p for p in parts if not candidates(p)]
-        name = "-".join(kept) or place.name.split(".")[0]
+        name = _rest(place) or _stem(place)
     return name, session.group(1) if session else ""
 
 
-def _confined(rows: list[ScanRow], root: Path) -> tuple[list[ScanRow], list[str]]:
-    """Leave out every row with a path that a link leads out of the root; equal folders are resolved once."""
-    folders: dict[Path, Path] = {}
+def _confined(rows: list[ScanRow], roots: tuple[Path, ...]) -> tuple[list[ScanRow], list[str]]:
+    """Leave out every row with a path that a link leads out of the roots; equal folders are resolved once."""
+    folders: dict[str, str] = {}
+    inside_roots = tuple(os.path.join(root, "") for root in roots)  # noqa: PTH118 - 10^6 rows take seconds with Path
 
     def inside(path: Path | None) -> bool:
         if path is None:
             return True
-        folder = folders.setdefault(path.parent, path.parent.resolve())
-        real = path.resolve() if path.is_symlink() else folder / path.name
-        return real.is_relative_to(root)
+        folder, name = os.path.split(path)
+        if os.path.islink(path):  # noqa: PTH114 - as above
+            real = os.path.realpath(path)
+        else:
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            real = f"{folders[folder]}{os.sep}{name}"
+        return real.startswith(inside_roots)
 
     kept: list[ScanRow] = []
     dropped: list[ScanRow] = []
     for row in rows:
-        (kept if all(inside(p) for p in (row.path, row.mask, row.labels)) else dropped).append(row)
-    return kept, [f"left out {printable(row.path)}: it is a link out of {printable(root)}" for row in dropped]
+        (kept if inside(row.path) and inside(row.mask) and inside(row.labels) else dropped).append(row)
+    return kept, [
+        f"left out {printable(row.path)}: it, its mask or its labels are a link out of {printable(roots[0])}; "
+        "--root DIR admits another folder"
+        for row in dropped
+    ]
 
 
 def _sessions(rows: list[ScanRow]) -> Iterator[SessionScans]:
     groups: dict[tuple[str, str], list[ScanRow]] = {}
     for row in rows:
         groups.setdefault((row.subject, row.session), []).append(row)
-    order = list(CONTRASTS)
+    order = {name: place for place, name in enumerate(CONTRASTS)}
     for (subject, session), members in sorted(groups.items()):
-        members.sort(key=lambda r: (order.index(r.modality), r.path.name, str(r.path)))
-        scans: dict[str, Path] = {}
+        if len(members) > 1:
+            members.sort(key=lambda r: (order[r.modality], preference(r.path.name), str(r.path)))
+        chosen: dict[str, ScanRow] = {}
         notes = []
         for row in members:
-            if row.modality in scans:
-                notes.append(f"several {row.modality}: {scans[row.modality].name} is used, {row.path.name} is not")
-            scans.setdefault(row.modality, row.path)
+            if row.modality in chosen:
+                used = chosen[row.modality].path.name
+                notes.append(
+                    f"several {row.modality}: {used} is used, {row.path.name} is not (fewest entities, first run)"
+                )
+            chosen.setdefault(row.modality, row)
         sites = sorted({r.site for r in members if r.site is not None})
         if len(sites) > 1:
             notes.append(f"several sites ({', '.join(sites)}): {sites[0]} is used")
+        first = [*chosen.values(), *members]
         yield SessionScans(
             subject,
             session,
             sites[0] if sites else None,
-            scans,
-            mask=next((r.mask for r in members if r.mask), None),
-            labels=next((r.labels for r in members if r.labels), None),
+            {modality: row.path for modality, row in chosen.items()},
+            mask=next((r.mask for r in first if r.mask), None),
+            labels=next((r.labels for r in first if r.labels), None),
             notes=tuple(notes),
+            split=next((r.split for r in first if r.split), None),
         )

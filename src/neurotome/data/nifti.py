@@ -1,68 +1,74 @@
-r"""Reading scans without trusting them: NIfTI-1, NIfTI-2 (``.nii``, ``.nii.gz``) and FreeSurfer ``.mgz``.
+r"""Reading scans without trusting them: NIfTI-1, NIfTI-2 (``.nii``, ``.nii.gz``), FreeSurfer (``.mgz``, ``.mgh``).
 
-    value = slope * raw + inter                 slope 0 or NaN: value = raw
-    bytes of a file = vox_offset + voxels       no fewer, no more
+    bytes of a file = header + extensions + voxels       no fewer, no more
 
 Every size is checked before anything is allocated, a compressed stream is read to its verified end, and a header that
-could mean two things is refused with the remedy. Python's image library nibabel interprets header fields; it never
-touches a file.
+could mean two things is refused with the remedy. Python's image library nibabel takes header fields apart; it never
+touches a file. A NIfTI file has no 16-bit floats; its 128-bit ones differ from machine to machine and are refused.
 """
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
-from nibabel.freesurfer.mghformat import MGHHeader
-from nibabel.freesurfer.mghformat import header_dtype as mgh_head
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
+from neurotome.data.mgh import MAX_FOOTER_BYTES, mgh_layout
 from neurotome.data.stream import VerifiedStream
-from neurotome.data.volume import Geometry, HeaderFields, Provenance, Stored, Volume, Voxels
-from neurotome.data.xform import Xform, choose_xform
+from neurotome.data.volume import Geometry, HeaderFields, Provenance, Stored, Volume
+from neurotome.data.voxel_layout import (
+    MAX_VOXELS,
+    REWRITE,
+    Layout,
+    NonFinite,
+    check_finite,
+    read_raw,
+    scaled,
+    which_volume,
+)
+from neurotome.data.xform import choose_xform
 from neurotome.errors import InputError
 
-READABLE_SUFFIXES = (".nii", ".nii.gz", ".mgz")
-# 800^3: larger than any MRI of a head, small enough for a workstation
-MAX_VOXELS = 800**3
+READABLE_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 # header extensions hold text; more than this is not a header
 MAX_EXTENSION_BYTES = 16 << 20
-# FreeSurfer appends acquisition parameters and a history of commands
-MAX_MGH_FOOTER_BYTES = 1 << 20
-_MGH_DATA_OFFSET = 284
-_REWRITE = "write the file anew with the tool that made it"
 
 _DTYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
 }  # fmt: skip
+_ONE_NUMBER = "export an image with one number per voxel"
+_MAGNITUDE = "export the magnitude image"
 _REFUSED_DTYPES = {
-    0: "of unknown type", 1: "single bits", 32: "complex64", 128: "RGB24 colours", 1536: "float128",
-    1792: "complex128", 2048: "complex256", 2304: "RGBA32 colours",
-}  # fmt: skip
+    0: ("of unknown type", REWRITE),
+    1: ("single bits", "save the mask as 8-bit integers"),
+    32: ("complex64", _MAGNITUDE),
+    128: ("RGB24 colours", _ONE_NUMBER),
+    1536: ("float128", "save it in single or double precision"),
+    1792: ("complex128", _MAGNITUDE),
+    2048: ("complex256", _MAGNITUDE),
+    2304: ("RGBA32 colours", _ONE_NUMBER),
+}
+# what the content begins with, what it then is, and what to do about it
+_OTHER_CONTENT = (
+    (0, b"version https://git-lfs", "a placeholder of Git LFS", "fetch the file with `git lfs pull`"),
+    (0, b"\x1f\x8b", "a gzip stream", "end its name with .nii.gz"),
+    (128, b"DICM", "a DICOM file", "convert the series with dcm2niix"),
+    (0, b"NRRD", "an NRRD file", "convert it to .nii.gz, for example with SimpleITK"),
+    (0, b"\x89HDF", "an HDF5 or MINC file", "convert it to .nii.gz, for example with mnc2nii"),
+)
+_CONVERT = {
+    (".hdr", ".img", ".hdr.gz", ".img.gz"): "convert the pair of header and image to one .nii.gz file",
+    (".nrrd", ".nhdr", ".mha", ".mhd"): "convert it to .nii.gz, for example with SimpleITK",
+    (".mnc",): "convert it to .nii.gz, for example with mnc2nii",
+    (".dcm", ".ima"): "convert the series to .nii.gz with dcm2niix",
+    (".bz2", ".xz", ".zst", ".zip"): "decompress it; gzip is the only compression that is read",
+}
 
 # nibabel's headers carry no types
 HEADERS: dict[int, Any] = {1: Nifti1Header, 2: Nifti2Header}
-_MGH: Any = MGHHeader
-
-NonFinite = Literal["refuse", "zero", "keep"]
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What a header promises: how the voxels lie in the file and in the head."""
-
-    sizes: tuple[int, ...]
-    dtype: np.dtype[Any]
-    skip: int
-    slope: float
-    inter: float
-    xform: Xform
-    fields: HeaderFields | None
-    notes: tuple[str, ...]
 
 
 def read_volume(
@@ -76,50 +82,61 @@ def read_volume(
     """Read one volume from a file.
 
     Args:
-        path: A ``.nii``, ``.nii.gz`` or ``.mgz`` file.
+        path: A ``.nii``, ``.nii.gz``, ``.mgz`` or ``.mgh`` file.
         volume: Which volume of a 4-D series, from 0.
         use_qform: Take the quaternion where quaternion and matrix disagree.
         nonfinite: What to do with NaN and infinite voxels: refuse the file, set them to zero, or keep them.
-        max_voxels: Larger images are refused before they are decoded.
+        max_voxels: Larger volumes are refused before they are decoded.
 
     Raises:
         InputError: The file is damaged, ambiguous or of an unsupported kind; it names file, reason and remedy.
     """
     name = Path(path)
-    suffix = _suffix(name)
+    suffix = readable_suffix(name)
+    is_nifti = suffix.startswith(".nii")
     try:
-        with VerifiedStream(name, compressed=suffix != ".nii") as stream:
-            layout = _mgh_layout(stream) if suffix == ".mgz" else _nifti_layout(stream, use_qform)
-            index, notes = _which_volume(layout.sizes, volume)
-            raw = _read_raw(stream, layout, max_voxels)
-            if suffix == ".mgz":
-                stream.read_rest(MAX_MGH_FOOTER_BYTES)
+        with VerifiedStream(name, compressed=suffix in (".nii.gz", ".mgz")) as stream:
+            layout = nifti_layout(stream, use_qform) if is_nifti else mgh_layout(stream)
+            index, notes = which_volume(layout.sizes, volume)
+            raw = read_raw(stream, layout, index, max_voxels)
+            if not is_nifti:
+                stream.read_rest(MAX_FOOTER_BYTES)
             stream.expect_end()
             sha256 = stream.sha256
-        raw = raw.reshape(*layout.sizes[:3], -1, order="F")[..., index]
-        array, scaling_note = _scale(raw, layout.slope, layout.inter)
-        array, count_note = _check_finite(array, nonfinite)
-        geometry = Geometry(raw.shape, layout.xform.affine, _single(layout.fields))
+        array, scaling_note = scaled(raw, layout.slope, layout.inter)
+        array, count_note = check_finite(array, nonfinite)
+        geometry = Geometry(raw.shape, layout.xform.affine, of_one_volume(layout.xform.fields))
     except InputError as error:
-        raise InputError(error.reason, file=name, remedy=error.remedy) from error
+        raise InputError(error.reason, file=name, remedy=error.remedy or REWRITE) from error
     notes = (*layout.notes, *layout.xform.notes, *notes, *scaling_note, *count_note)
     stored = Stored(raw, layout.slope, layout.inter) if not count_note or nonfinite == "keep" else None
     return Volume(array, geometry, Provenance(str(name), sha256, layout.dtype.name, notes), stored)
 
 
-def _suffix(path: Path) -> str:
+def readable_suffix(path: Path) -> str:
+    """Return which of the readable suffixes a name ends with.
+
+    Raises:
+        InputError: None of them; the remedy is that of the kind the name tells.
+    """
     lower = path.name.lower()
-    for suffix in (".nii.gz", ".mgz", ".nii"):
+    for suffix in sorted(READABLE_SUFFIXES, key=len, reverse=True):
         if lower.endswith(suffix):
             return suffix
+    known = (remedy for endings, remedy in _CONVERT.items() if lower.endswith(endings))
     raise InputError(
         f"files of this kind are not read; admissible are {', '.join(READABLE_SUFFIXES)}",
         file=path,
-        remedy="convert it, for example DICOM with dcm2niix",
+        remedy=next(known, "convert it, for example DICOM with dcm2niix"),
     )
 
 
-def _nifti_layout(stream: VerifiedStream, use_qform: bool) -> _Layout:
+def nifti_layout(stream: VerifiedStream, use_qform: bool) -> Layout:
+    """Return what the header promises; the stream then stands at the first voxel.
+
+    Raises:
+        InputError: Not such a file, or a header that is damaged, ambiguous or of an unsupported kind.
+    """
     header, version = _nifti_header(stream)
     fields = _fields(header, version)
     sizes = _sizes(fields.dim)
@@ -128,7 +145,7 @@ def _nifti_layout(stream: VerifiedStream, use_qform: bool) -> _Layout:
     offset = float(header["vox_offset"])
     header_bytes = {1: 348, 2: 540}[version]
     if not (math.isfinite(offset) and offset == int(offset) and offset >= header_bytes + 4):
-        raise InputError(f"vox_offset is {offset:g}; it must be at least {header_bytes + 4}", remedy=_REWRITE)
+        raise InputError(f"vox_offset is {offset:g}; it must be at least {header_bytes + 4}", remedy=REWRITE)
     extension_bytes = int(offset) - header_bytes - 4
     if extension_bytes > MAX_EXTENSION_BYTES:
         raise InputError(
@@ -142,25 +159,34 @@ def _nifti_layout(stream: VerifiedStream, use_qform: bool) -> _Layout:
         notes = (*notes, f"{extension_bytes} bytes of header extensions are not carried on")
     elif extension_bytes:
         stream.read(extension_bytes)
-    return _Layout(sizes, dtype, 0, slope, inter, xform, fields, notes)
+    return Layout(sizes, dtype, slope, inter, xform, notes)
 
 
 def _nifti_header(stream: VerifiedStream) -> tuple[Any, int]:
     """Return the header and its version; byte order and version follow from the header's own size field."""
-    start = stream.read(348)
+    start = stream.read(348 if stream.compressed else min(348, stream.file_bytes))
     orders = {int.from_bytes(start[:4], "little"): "<", int.from_bytes(start[:4], "big"): ">"}
+    if len(start) < 348 or not {348, 540} & orders.keys():
+        raise _not_nifti(start)
     if 348 in orders:
         header, version = HEADERS[1](start, endianness=orders[348], check=False), 1
-    elif 540 in orders:
-        header, version = HEADERS[2](start + stream.read(540 - 348), endianness=orders[540], check=False), 2
     else:
-        raise InputError("not a NIfTI file: the header size is neither 348 nor 540", remedy=_REWRITE)
+        header, version = HEADERS[2](start + stream.read(540 - 348), endianness=orders[540], check=False), 2
     magic = bytes(header["magic"])[:3]
     if magic in (b"ni1", b"ni2") or not any(magic):
         raise InputError("a header of an .hdr/.img pair", remedy="convert it to one .nii.gz file")
     if magic != {1: b"n+1", 2: b"n+2"}[version]:
-        raise InputError(f"not a NIfTI file: its magic is {magic!r}", remedy=_REWRITE)
+        raise InputError(f"not a NIfTI file: its magic is {magic!r}", remedy=REWRITE)
     return header, version
+
+
+def _not_nifti(start: bytes) -> InputError:
+    for place, mark, kind, remedy in _OTHER_CONTENT:
+        if start[place:].startswith(mark):
+            return InputError(f"not a NIfTI file, but {kind}", remedy=remedy)
+    if len(start) < 348:
+        return InputError(f"not a NIfTI file: {len(start)} bytes are fewer than a header has", remedy=REWRITE)
+    return InputError("not a NIfTI file: the header size is neither 348 nor 540", remedy=REWRITE)
 
 
 def _fields(header: Any, version: int) -> HeaderFields:
@@ -182,7 +208,7 @@ def _fields(header: Any, version: int) -> HeaderFields:
 
 def _sizes(dim: tuple[int, ...]) -> tuple[int, ...]:
     if not 1 <= dim[0] <= 7:
-        raise InputError(f"dim[0] is {dim[0]}; a NIfTI image has 1 to 7 axes", remedy=_REWRITE)
+        raise InputError(f"dim[0] is {dim[0]}; a NIfTI image has 1 to 7 axes", remedy=REWRITE)
     if dim[0] < 3:
         raise InputError(
             f"a {dim[0]}-D image; volumes with three axes are read",
@@ -190,22 +216,19 @@ def _sizes(dim: tuple[int, ...]) -> tuple[int, ...]:
         )
     for axis, size in enumerate(dim[1 : dim[0] + 1], start=1):
         if size < 1:
-            raise InputError(f"dim[{axis}] is {size}; sizes are positive", remedy=_REWRITE)
+            raise InputError(f"dim[{axis}] is {size}; sizes are positive", remedy=REWRITE)
     return dim[1 : dim[0] + 1]
 
 
 def _dtype(header: Any) -> np.dtype[Any]:
     code = int(header["datatype"])
     if code not in _DTYPES:
-        kind = _REFUSED_DTYPES.get(code, f"of unknown datatype {code}")
-        raise InputError(
-            f"the voxels are {kind}; integers and floats up to 64 bit are read",
-            remedy="export a magnitude image with one number per voxel",
-        )
+        kind, remedy = _REFUSED_DTYPES.get(code, (f"of unknown datatype {code}", REWRITE))
+        raise InputError(f"the voxels are {kind}; integers and floats up to 64 bit are read", remedy=remedy)
     dtype = np.dtype(_DTYPES[code]).newbyteorder(header.endianness)
     if int(header["bitpix"]) != dtype.itemsize * 8:
         raise InputError(
-            f"bitpix is {int(header['bitpix'])} but {dtype.name} has {dtype.itemsize * 8} bits", remedy=_REWRITE
+            f"bitpix is {int(header['bitpix'])} but {dtype.name} has {dtype.itemsize * 8} bits", remedy=REWRITE
         )
     return dtype
 
@@ -213,11 +236,11 @@ def _dtype(header: Any) -> np.dtype[Any]:
 def _scaling(header: Any) -> tuple[float, float, tuple[str, ...]]:
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if math.isinf(slope):
-        raise InputError("scl_slope is infinite", remedy=_REWRITE)
+        raise InputError("scl_slope is infinite", remedy=REWRITE)
     if math.isnan(slope) or slope == 0:
         return 1.0, 0.0, (f"scl_slope is {slope:g}: voxels are used unscaled",)
     if not math.isfinite(inter):
-        raise InputError(f"scl_inter is {inter:g} although scl_slope is {slope:g}", remedy=_REWRITE)
+        raise InputError(f"scl_inter is {inter:g} although scl_slope is {slope:g}", remedy=REWRITE)
     return slope, inter, ()
 
 
@@ -227,11 +250,11 @@ def _check_extensions(block: bytes) -> None:
     while at + 8 <= len(block):
         size = min(
             (int.from_bytes(block[at : at + 4], order) for order in ("little", "big")),
-            key=lambda n: n if n >= 8 else 1 << 32,
+            key=lambda n: n if n >= 16 else 1 << 32,
         )
-        if size == 0 and not any(block[at:]):
+        if not any(block[at : at + 8]) and not any(block[at:]):  # padding
             return
-        if size < 8 or at + size > len(block):
+        if size < 16 or at + size > len(block):
             raise InputError(
                 f"a header extension claims {size} bytes where {len(block) - at} are left",
                 remedy="remove the extensions",
@@ -239,89 +262,7 @@ def _check_extensions(block: bytes) -> None:
         at += size
 
 
-def _mgh_layout(stream: VerifiedStream) -> _Layout:
-    block = stream.read(_MGH_DATA_OFFSET)
-    # nibabel's type is the head and the footer in one; the footer's acquisition parameters are not used
-    head_bytes = mgh_head.itemsize
-    header = _MGH(block[:head_bytes] + bytes(_MGH.template_dtype.itemsize - head_bytes), check=False)
-    if int(header["version"]) != 1:
-        raise InputError(f"not an .mgz file: its version is {int(header['version'])}", remedy=_REWRITE)
-    sizes = tuple(int(n) for n in header["dims"])
-    if min(sizes) < 1:
-        raise InputError(f"sizes {sizes}; they must be positive", remedy=_REWRITE)
-    kinds = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2"}
-    if int(header["type"]) not in kinds:
-        raise InputError(f"voxels of type {int(header['type'])}; admissible are {sorted(kinds)}", remedy=_REWRITE)
-    if int(header["goodRASFlag"]) != 1:
-        raise InputError("the header says that its orientation is unknown", remedy="give it one with mri_convert")
-    xform = Xform(np.asarray(header.get_affine(), dtype=np.float64), ())
-    return _Layout(sizes, np.dtype(kinds[int(header["type"])]), 0, 1.0, 0.0, xform, None, ())
-
-
-def _which_volume(sizes: tuple[int, ...], volume: int | None) -> tuple[int, tuple[str, ...]]:
-    count = math.prod(sizes[3:])
-    if volume is None:
-        if count > 1:
-            raise InputError(
-                f"a series of {count} volumes (sizes {' x '.join(map(str, sizes))})",
-                remedy=f"choose one with --volume K, K from 0 to {count - 1}",
-            )
-        return 0, (("a 4-D file with one volume, read as 3-D",) if len(sizes) > 3 and sizes[3:] else ())
-    if not 0 <= volume < count:
-        raise InputError(f"there is no volume {volume}", remedy=f"choose K from 0 to {count - 1}")
-    return volume, ((f"volume {volume} of {count}",) if count > 1 else ())
-
-
-def _read_raw(stream: VerifiedStream, layout: _Layout, max_voxels: int) -> Shaped[np.ndarray, " n"]:
-    """Return the voxels of the whole file, one after another, read-only."""
-    count = math.prod(layout.sizes)
-    if count > max_voxels:
-        raise InputError(
-            f"an image of {' x '.join(map(str, layout.sizes))} voxels; at most {max_voxels} are read",
-            remedy="crop or resample it; if the size is right, raise max_voxels",
-        )
-    num_bytes = count * layout.dtype.itemsize
-    if not stream.can_hold(num_bytes):
-        raise InputError(
-            f"the header promises {num_bytes} bytes of voxels, more than a file of {stream.file_bytes} bytes can hold",
-            remedy="copy the file again from its source",
-        )
-    buffer = np.empty(num_bytes, dtype=np.uint8)
-    stream.read_into(buffer.data)
-    raw = buffer.view(layout.dtype)
-    raw.setflags(write=False)
-    return raw
-
-
-def _scale(raw: Voxels, slope: float, inter: float) -> tuple[Voxels, tuple[str, ...]]:
-    """Return the values; unscaled voxels keep their type, in native byte order."""
-    if (slope, inter) == (1.0, 0.0):
-        array = raw.astype(raw.dtype.newbyteorder("="), copy=False)
-        return array, ()
-    # products of 16-bit integers and a scale are exact enough in single precision, wider types are not
-    narrow = raw.dtype.kind in "iu" and raw.dtype.itemsize <= 2
-    with np.errstate(over="ignore", invalid="ignore"):
-        array = (raw.astype(np.float64) * slope + inter).astype(np.float32 if narrow else np.float64)
-    return array, (f"scaled by {slope:g} with offset {inter:g}",)
-
-
-def _check_finite(array: Voxels, policy: NonFinite) -> tuple[Voxels, tuple[str, ...]]:
-    if array.dtype.kind != "f":
-        return array, ()
-    finite = np.isfinite(array)
-    count = int(array.size - np.count_nonzero(finite))
-    if not count:
-        return array, ()
-    if policy == "refuse":
-        raise InputError(
-            f"{count} of {array.size} voxels are NaN or infinite", remedy="replace them, or read with nonfinite='zero'"
-        )
-    if policy == "zero":
-        return np.where(finite, array, array.dtype.type(0)), (f"{count} NaN or infinite voxels set to zero",)
-    return array, (f"{count} NaN or infinite voxels kept",)
-
-
-def _single(fields: HeaderFields | None) -> HeaderFields | None:
+def of_one_volume(fields: HeaderFields | None) -> HeaderFields | None:
     """Return the header fields of the volume that was read: a series becomes 3-D, a 4-D file of one stays 4-D."""
     if fields is None or math.prod(fields.dim[4 : fields.dim[0] + 1]) == 1:
         return fields

@@ -39,7 +39,8 @@ def write_volume(path: str | os.PathLike[str], volume: Volume, *, synthetic: boo
         raise UsageError(f"{path}: this is the file the image was read from; choose another name")
     raw, slope, inter = _stored(volume)
     head = _header_bytes(volume.geometry, raw, slope, inter, synthetic)
-    parts = [head, np.ascontiguousarray(raw.transpose()).tobytes()]
+    # the first axis lies fastest in a file; an array read from one is written without a copy
+    parts: list[bytes | memoryview] = [head, np.ascontiguousarray(raw.transpose()).view(np.uint8).reshape(-1).data]
     return write_atomically(path, gzip_bytes(parts) if path.name.lower().endswith(".gz") else parts)
 
 
@@ -76,13 +77,14 @@ def _header_bytes(geometry: Geometry, raw: Voxels, slope: float, inter: float, s
 
 def _fields_of(geometry: Geometry) -> HeaderFields:
     """Return header fields for a geometry that did not come from a NIfTI file."""
-    header = HEADERS[1]()
+    version = 1 if max(geometry.shape) <= np.iinfo(np.int16).max else 2
+    header = HEADERS[version]()
     header.set_data_shape(geometry.shape)
     header.set_sform(geometry.affine, code=1)
     header.set_qform(geometry.affine, code=1 if _is_rigid(geometry) else 0, strip_shears=True)
     header.set_xyzt_units("mm")
     return HeaderFields(
-        version=1,
+        version=version,
         dim=tuple(int(n) for n in header["dim"]),
         pixdim=tuple(float(v) for v in header["pixdim"]),
         qform_code=int(header["qform_code"]),

@@ -7,14 +7,11 @@ right are kept, all others are made. One bad case costs that case only.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-
+from neurotome.data.labels import whole_labels
 from neurotome.data.manifest import Manifest, SessionScans, scan
 from neurotome.data.nifti import read_volume
 from neurotome.data.splits import DEFAULT_FRACTIONS, read_splits, split_subjects, write_splits
@@ -28,9 +25,9 @@ from neurotome.data.store import (
     write_entry,
 )
 from neurotome.data.stream import file_sha256, write_atomically
-from neurotome.data.transforms import Preparation, Prepared
-from neurotome.data.volume import Volume
-from neurotome.errors import InputError, OutputError, UsageError, printable
+from neurotome.data.transforms import Preparation
+from neurotome.data.workers import results
+from neurotome.errors import InputError, NeurotomeError, OutputError, UsageError, printable
 from neurotome.modality import canonical
 
 _JOURNAL_NAME = "journal.jsonl"
@@ -44,6 +41,10 @@ class Failure:
     subject: str
     session: str
     reason: str
+
+
+class SessionError(NeurotomeError):
+    """Something unforeseen in one session; the message names its subject and files."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,12 @@ class _Job:
     split: str
     root: Path
     known: dict[str, str]
+    allow_head: bool
+
+    @property
+    def name(self) -> str:
+        """Subject and session in one word."""
+        return f"sub-{self.session.subject}" + (f" ses-{self.session.session}" if self.session.session else "")
 
 
 def prepare(
@@ -90,8 +97,9 @@ def prepare(
     preparation: Preparation,
     modalities: Sequence[str] | None = None,
     seed: int = 0,
-    sizes: Sequence[float] = DEFAULT_FRACTIONS,
+    sizes: Sequence[float] | None = None,
     splits: str | os.PathLike[str] | None = None,
+    allow_head: bool = False,
     workers: int = 0,
     overwrite: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
@@ -104,8 +112,9 @@ def prepare(
         preparation: The declared preparation.
         modalities: Views to keep, in this order; all that occur by default.
         seed: Of the split by subject.
-        sizes: Fractions or counts of train, val and test.
+        sizes: Fractions or counts of train, val and test; by default what the dataset itself says, else 2/3, 1/6, 1/6.
         splits: A table that decides the split instead.
+        allow_head: Accept scans that look like whole heads.
         workers: Processes; 0 prepares in this one.
         overwrite: Discard a store of another preparation, or other content of the folder's store.
         progress: Called with the number of finished sessions, their total, and a word.
@@ -114,7 +123,10 @@ def prepare(
         UsageError: A path is missing, an unknown contrast, or the folder is not empty and no store of this preparation.
         InputError: The manifest or splits table is refused, or no session holds a wanted contrast.
         OutputError: The store cannot be written.
+        SessionError: Something unforeseen in one session.
+        WorkerKilled: A worker process was killed.
     """
+    preparation.check_installed()
     manifest = scan(path)
     wanted = tuple(dict.fromkeys(canonical(m) for m in modalities)) if modalities else manifest.modalities
     chosen = [(s, tuple(m for m in wanted if m in s.scans)) for s in manifest.sessions]
@@ -124,15 +136,38 @@ def prepare(
             f"no session has {' or '.join(wanted)}; there are {', '.join(manifest.modalities)}", file=manifest.root
         )
     subjects = [s.subject for s, _ in chosen]
-    table = read_splits(Path(splits), subjects) if splits is not None else split_subjects(subjects, seed, sizes)
+    if splits is not None:
+        table = read_splits(Path(splits), subjects)
+    else:
+        table = _own_splits(manifest, subjects) if sizes is None else {}
+        table = table or split_subjects(subjects, seed, sizes or DEFAULT_FRACTIONS)
     folder = Path(store)
     known = _open_folder(folder, preparation, wanted, overwrite)
-    jobs = [_Job(s, views, preparation, wanted, folder, table[s.subject], manifest.root, known) for s, views in chosen]
+    jobs = [
+        _Job(s, views, preparation, wanted, folder, table[s.subject], manifest.root, known, allow_head)
+        for s, views in chosen
+    ]
     entries, failures, num_built = _run(jobs, folder / _JOURNAL_NAME, workers, progress)
     _write_tables(folder, manifest, {s: table[s] for s in subjects})
     result = Store.create(folder, preparation, wanted, entries, manifest.root)
     (folder / _JOURNAL_NAME).unlink(missing_ok=True)
     return PrepareReport(result, num_built, len(entries) - num_built, tuple(failures))
+
+
+def _own_splits(manifest: Manifest, subjects: Iterable[str]) -> dict[str, str]:
+    """Return the splits that the dataset assigns, empty where it assigns none.
+
+    Raises:
+        InputError: Some subjects have one and others have not.
+    """
+    table = manifest.splits
+    if table and (missing := sorted(set(subjects) - table.keys())):
+        raise InputError(
+            f"the dataset assigns splits, but none to {len(missing)} subjects: {', '.join(missing[:10])}",
+            file=manifest.root,
+            remedy="assign one to each, or decide with --splits FILE or --split-sizes",
+        )
+    return table
 
 
 def _open_folder(
@@ -158,9 +193,12 @@ def _open_folder(
         # never emptied, not even with --overwrite: what lies there is not ours
         raise UsageError(f"{printable(folder)}: the folder is not empty and holds no store; choose another one")
     try:
-        (folder / "entries").mkdir(parents=True, exist_ok=True)
-        for left_over in (folder / "entries").glob(".neurotome-*.tmp"):
-            left_over.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        # first of all, so that whatever a killed run leaves is known to be a store's
+        (folder / _JOURNAL_NAME).touch()
+        (folder / "entries").mkdir(exist_ok=True)
+        for left_over in folder.glob("**/.neurotome-*.tmp"):
+            left_over.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}). Remedy: choose another folder.") from error
     return {**known, **_read_journal(folder / _JOURNAL_NAME)}
@@ -186,7 +224,7 @@ def _run(
     num_built = 0
     try:
         with journal.open("a") as file:
-            for done, (result, built) in enumerate(_results(jobs, workers), start=1):
+            for done, (result, built) in enumerate(results(_prepare_session, jobs, workers, _name), start=1):
                 if isinstance(result, Failure):
                     failures.append(result)
                 else:
@@ -200,25 +238,33 @@ def _run(
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"{journal}: cannot be written ({error.strerror}). Remedy: free some space.") from error
+    failures.sort(key=lambda f: (f.subject, f.session))
     return entries, failures, num_built
 
 
-def _results(jobs: list[_Job], workers: int) -> Iterator[tuple[SessionEntry | Failure, bool]]:
-    if workers <= 0 or len(jobs) == 1:
-        yield from map(_prepare_session, jobs)
-        return
-    # spawned, not forked: a forked child inherits locks of the parent's threads
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_prepare_session, jobs)
+def _name(job: _Job) -> str:
+    return job.name
 
 
 def _prepare_session(job: _Job) -> tuple[SessionEntry | Failure, bool]:
-    """Return the entry of one session and whether it was made now; only an input's fault becomes a failure."""
+    """Return the entry of one session and whether it was made now; only an input's fault becomes a failure.
+
+    Raises:
+        SessionError: Anything that is no fault of an input, with the session's name and files.
+    """
     s = job.session
     try:
         return _entry(job)
     except InputError as error:
         return Failure(s.subject, s.session, str(error)), False
+    except NeurotomeError:
+        raise
+    except Exception as error:
+        files = ", ".join(printable(path) for path in s.scans.values())
+        raise SessionError(
+            f"{printable(job.name)} ({files}): internal error, {type(error).__name__}: {' '.join(str(error).split())}. "
+            "What was finished is kept. Remedy: leave this session out, or report the error with --verbose."
+        ) from error
 
 
 def _entry(job: _Job) -> tuple[SessionEntry, bool]:
@@ -231,34 +277,29 @@ def _entry(job: _Job) -> tuple[SessionEntry, bool]:
     sha256 = job.known.get(digest, "")
     built = not (sha256 and is_intact(file, sha256))
     if built:
-        sha256 = _write(file, paths, sha, job.preparation, job.modalities)
-    sources = {name: p.relative_to(job.root).as_posix() for name, p in paths.items()}
+        sha256 = _write(file, paths, sha, job.preparation, job.modalities, allow_head=job.allow_head)
+    # a path in another root than the dataset's own begins with ..
+    sources = {name: Path(os.path.relpath(p, job.root)).as_posix() for name, p in paths.items()}
     ids = (s.subject, s.session, s.site, job.split, job.views)
     return SessionEntry(*ids, digest, entry_file(digest), sha256, sources, sha, s.notes), built
 
 
 def _write(
-    file: Path, paths: dict[str, Path], sha: dict[str, str], preparation: Preparation, modalities: tuple[str, ...]
+    file: Path,
+    paths: dict[str, Path],
+    sha: dict[str, str],
+    preparation: Preparation,
+    modalities: tuple[str, ...],
+    *,
+    allow_head: bool,
 ) -> str:
-    volumes = {name: read_volume(path) for name, path in paths.items()}
+    volumes = {name: read_volume(path, use_qform=preparation.use_qform) for name, path in paths.items()}
     for name, volume in volumes.items():
         if volume.provenance.sha256 != sha[name]:
             raise InputError("the file changed while it was read", file=paths[name], remedy="run the command again")
     mask, labels = volumes.pop(_MASK, None), volumes.pop(_LABELS, None)
-    prepared = preparation.apply(volumes, mask)
-    return write_entry(file, prepared, modalities, None if labels is None else _label_map(prepared, labels))
-
-
-def _label_map(prepared: Prepared, volume: Volume) -> "np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]":
-    """Return a label map of small whole numbers on the prepared grid."""
-    labels = prepared.labels(volume)
-    if (labels != np.round(labels)).any() or labels.min() < 0 or labels.max() > 255:
-        raise InputError(
-            f"labels from {labels.min():g} to {labels.max():g}; whole numbers from 0 to 255 are stored",
-            file=volume.provenance.path,
-            remedy="map the labels to a smaller set",
-        )
-    return labels.astype(np.uint8)
+    prepared = preparation.apply(volumes, mask, allow_head=allow_head)
+    return write_entry(file, prepared, modalities, None if labels is None else prepared.labels(whole_labels(labels)))
 
 
 def rebuild_entry(store: Store, entry: SessionEntry) -> None:
@@ -279,7 +320,9 @@ def rebuild_entry(store: Store, entry: SessionEntry) -> None:
                 file=file,
                 remedy=remedy,
             )
-    if _write(file, paths, entry.source_sha256, store.preparation, store.modalities) != entry.sha256:
+    # whether a head is acceptable was decided when the entry was made
+    made = _write(file, paths, entry.source_sha256, store.preparation, store.modalities, allow_head=True)
+    if made != entry.sha256:
         raise InputError(f"the entry of {entry.name} was corrupt and came out differently", file=file, remedy=remedy)
 
 

@@ -9,6 +9,7 @@ are three small matrix products. Half a voxel beyond the outermost centres belon
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -65,10 +66,13 @@ def resample(
         return _resample_oblique(array, matrix, shape, fill, smooth)
     if _is_copy(matrix):
         return _copy(array, matrix, axes, shape, fill)
-    out = array.astype(np.float32, copy=False).transpose(axes)
-    for target, source in enumerate(axes):
-        weights = _axis_weights(matrix[source, target], matrix[source, 3], array.shape[source], shape[target], smooth)
-        out = np.moveaxis(np.tensordot(weights, out, axes=(1, target)), 0, target)
+    weights = [
+        _axis_weights(
+            float(matrix[source, target]), float(matrix[source, 3]), array.shape[source], shape[target], smooth
+        )
+        for target, source in enumerate(axes)
+    ]
+    out = _weighted(array.transpose(axes), weights)
     if fill:
         out = np.where(inside(array.shape, matrix, shape), out, np.float32(fill))
     return np.ascontiguousarray(out)
@@ -143,6 +147,24 @@ def _copy(
     return out
 
 
+def _weighted(array: Voxels, weights: list[Float[np.ndarray, "_ _"]]) -> Float[np.ndarray, "p q r"]:
+    """Return the products along x, y and z, one after the other; voxels that no weight reaches are left out."""
+    reached = [np.flatnonzero(w.any(axis=0)) for w in weights]
+    place = [slice(int(r[0]), int(r[-1]) + 1) if len(r) else slice(0, 1) for r in reached]
+    out = np.asarray(array[tuple(place)], dtype=np.float32)
+    for axis, (every, part) in enumerate(zip(weights, place, strict=True)):
+        w = every[:, part]
+        if axis == 0 and not out.flags.c_contiguous:  # images are stored first axis fastest
+            last = np.ascontiguousarray(out.T)
+            out = (last.reshape(-1, last.shape[2]) @ w.T).reshape(*last.shape[:2], len(w)).T
+        else:
+            first = np.ascontiguousarray(np.moveaxis(out, axis, 0))
+            product = (w @ first.reshape(len(first), -1)).reshape(len(w), *first.shape[1:])
+            out = np.moveaxis(product, 0, axis)
+    return out
+
+
+@lru_cache(maxsize=32)
 def _axis_weights(scale: float, shift: float, num_in: int, num_out: int, smooth: bool) -> Float[np.ndarray, "out in"]:
     """Return the matrix that smooths and interpolates along one axis."""
     place = scale * np.arange(num_out) + shift
@@ -155,7 +177,9 @@ def _axis_weights(scale: float, shift: float, num_in: int, num_out: int, smooth:
     sigma = _sigma(abs(scale)) if smooth else 0.0
     if sigma > 0:
         weights = weights @ ndimage.gaussian_filter1d(np.eye(num_in), sigma, axis=0, mode="nearest")
-    return weights.astype(np.float32)
+    found = weights.astype(np.float32)
+    found.setflags(write=False)  # the views of a session share it
+    return found
 
 
 def _sigma(step: float) -> float:

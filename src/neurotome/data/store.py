@@ -12,27 +12,30 @@ import hashlib
 import json
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import safetensors.numpy
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Integer
 
 from neurotome.data.bids import read_json
+from neurotome.data.record import Prepared, Record
 from neurotome.data.splits import SPLITS
 from neurotome.data.stream import VerifiedStream, file_sha256, write_atomically
-from neurotome.data.transforms import Preparation, Prepared, Record
+from neurotome.data.transforms import Preparation
 from neurotome.errors import InputError, UsageError, printable
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
+# a system admits about 65 000 memory maps to a process; mapping again what was verified costs a millisecond
+MAX_OPEN = 8192
 _REBUILD = "run the same `neurotome prepare` again; only this entry is rebuilt"
 _METADATA_KEY = "neurotome"
 _MAX_HEADER_BYTES = 16 << 20
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "U8": np.dtype("u1")}
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,10 @@ class LoadedSession:
     """The arrays of one session, memory-mapped (writing to them changes a private copy, never the file).
 
     Args:
-        image: In [-1, 1]; zero where a view is missing, ``(v, 1, x, y, z)``.
+        image: In the preparation's window; zero where a view is missing, ``(v, 1, x, y, z)``.
         present: Which views there are, ``(v,)``.
         mask: The brain, ``(x, y, z)``.
-        labels: A label map, or None.
+        labels: A label map (8 bits where all ids fit, else 32), or None.
         records: How each present view was prepared.
         sources: Modality to path of the source below the dataset.
     """
@@ -87,7 +90,7 @@ class LoadedSession:
     image: Float32[np.ndarray, "v 1 x y z"]
     present: Bool[np.ndarray, " v"]
     mask: Bool[np.ndarray, "x y z"]
-    labels: UInt8[np.ndarray, "x y z"] | None
+    labels: Integer[np.ndarray, "x y z"] | None
     records: dict[str, Record]
     sources: dict[str, str]
 
@@ -117,11 +120,12 @@ class Store:
         self.sessions = tuple(sorted(sessions, key=lambda s: (s.subject, s.session)))
         self.sites = tuple(sorted({s.site for s in self.sessions if s.site is not None}))
         self.root = root
-        self._open: dict[str, LoadedSession] = {}
+        self._verified: set[str] = set()
+        self._open: OrderedDict[str, LoadedSession] = OrderedDict()  # the one used last is at the end
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the memory maps behind: a loader process opens its own."""
-        return {**vars(self), "_open": {}}
+        """Leave the memory maps behind: a loader process opens its own; what was verified need not be again."""
+        return {**vars(self), "_open": OrderedDict()}
 
     @classmethod
     def create(
@@ -225,9 +229,15 @@ class Store:
         loaded = self._open.get(entry.digest)
         if loaded is None:
             file = self.path / entry.file
-            if not is_intact(file, entry.sha256):
-                self._rebuild(entry)
+            if entry.digest not in self._verified:
+                if not is_intact(file, entry.sha256):
+                    self._rebuild(entry)
+                self._verified.add(entry.digest)
             loaded = self._open[entry.digest] = map_entry(file, entry, self.modalities, self.preparation.shape)
+            if len(self._open) > MAX_OPEN:
+                self._open.popitem(last=False)
+        else:
+            self._open.move_to_end(entry.digest)
         return loaded
 
     def _rebuild(self, entry: SessionEntry) -> None:
@@ -256,27 +266,51 @@ def entry_digest(sources: Mapping[str, str], preparation: Preparation, modalitie
 
 
 def write_entry(
-    file: Path, prepared: Prepared, modalities: Sequence[str], labels: UInt8[np.ndarray, "x y z"] | None
+    file: Path, prepared: Prepared, modalities: Sequence[str], labels: Integer[np.ndarray, "x y z"] | None
 ) -> str:
     """Write one session and return the SHA-256 of the file.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    shape = prepared.mask.shape
-    image = np.zeros((len(modalities), 1, *shape), dtype=np.float32)
-    for index, name in enumerate(prepared.modalities):
-        image[list(modalities).index(name), 0] = prepared.image[index]
+    if prepared.modalities == tuple(modalities):
+        image = prepared.image[:, None]
+    else:
+        image = np.zeros((len(modalities), 1, *prepared.mask.shape), dtype=np.float32)
+        for index, name in enumerate(prepared.modalities):
+            image[list(modalities).index(name), 0] = prepared.image[index]
     arrays = {
         "image": image,
-        "present": np.array([m in prepared.modalities for m in modalities], dtype=np.uint8),
-        "mask": prepared.mask.astype(np.uint8),
         **({} if labels is None else {"labels": np.ascontiguousarray(labels)}),
+        "mask": prepared.mask.view(np.uint8),
+        "present": np.array([m in prepared.modalities for m in modalities], dtype=np.uint8),
     }
     records = {name: record.to_json() for name, record in prepared.records.items()}
     # one key only: the library does not promise an order for several
     metadata = {_METADATA_KEY: json.dumps({"records": records}, sort_keys=True)}
-    return write_atomically(file, [safetensors.numpy.save(arrays, metadata)])
+    return write_atomically(file, safetensors_parts(arrays, metadata))
+
+
+def safetensors_parts(arrays: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[str, str]) -> list[Any]:
+    """Return the header of a safetensors file and views of its arrays: the library's bytes without its copies.
+
+    Args:
+        arrays: Of 4-byte numbers first and 1-byte numbers last, by name among equals: the library's order.
+        metadata: Of ASCII text.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    begin = 0
+    for name, array in arrays.items():
+        kind = next(kind for kind, dtype in _DTYPES.items() if dtype == array.dtype)
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, begin + array.nbytes]}
+        begin += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [
+        len(text).to_bytes(8, "little"),
+        text,
+        *(np.ascontiguousarray(array).data.cast("B") for array in arrays.values()),
+    ]
 
 
 def map_entry(file: Path, entry: SessionEntry, modalities: Sequence[str], shape: tuple[int, int, int]) -> LoadedSession:
@@ -288,19 +322,20 @@ def map_entry(file: Path, entry: SessionEntry, modalities: Sequence[str], shape:
     header, start = _read_header(file)
     num_views = len(modalities)
     wanted = {
-        "image": ("F32", (num_views, 1, *shape)),
-        "present": ("U8", (num_views,)),
-        "mask": ("U8", shape),
-        "labels": ("U8", shape),
+        "image": (("F32",), (num_views, 1, *shape)),
+        "present": (("U8",), (num_views,)),
+        "mask": (("U8",), shape),
+        "labels": (("U8", "I32"), shape),
     }
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     mapped = np.memmap(file, dtype=np.uint8, mode="c")
     try:
-        for name, (dtype, size) in wanted.items():
+        for name, (dtypes, size) in wanted.items():
             if name == "labels" and name not in header:
                 continue
             begin, end = header[name]["data_offsets"]
-            if header[name]["dtype"] != dtype or tuple(header[name]["shape"]) != size:
+            dtype = header[name]["dtype"]
+            if dtype not in dtypes or tuple(header[name]["shape"]) != size:
                 raise InputError(
                     f"{name} has another type or shape than the store declares", file=file, remedy=_REBUILD
                 )

@@ -29,8 +29,14 @@ except ImportError:  # an accelerator only: zlib reads and writes the same strea
     pass
 
 CHUNK = 1 << 20
+# Compressed bytes fed to the decoder at once: what follows a member is copied, and a member can be 20 bytes long.
+_FEED = 1 << 16
 # A deflate stream cannot expand by more than this factor (zlib's technical notes).
 MAX_DEFLATE_RATIO = 1032
+# What any file may decode to, however well it compresses: 256^3 voxels of 64 bits. An empty lesion mask reaches the
+# ratio of a bomb; among real images only such masks and label maps pass 50 (a FreeSurfer parcellation: 185).
+FREE_BYTES = 256**3 * 8
+MAX_IMAGE_RATIO = 250
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WBITS = 31
 _COPY_AGAIN = "copy the file again from its source"
@@ -56,12 +62,22 @@ class VerifiedStream:
         self._decoder: Any = None
         self._pending = b""
         if compressed:
-            self._pending = self._next_chunk()
-            if self._pending[:2] != _GZIP_MAGIC:
+            try:
+                self._pending = self._next_chunk(_FEED)
+                self._check_magic()
+            except InputError:
                 self.close()
-                raise InputError(
-                    "the name says gzip, but the content is not a gzip stream", file=self.path, remedy=_COPY_AGAIN
-                )
+                raise
+
+    def _check_magic(self) -> None:
+        if self._pending[:2] == _GZIP_MAGIC:
+            return
+        remedy = _COPY_AGAIN
+        if self._pending.startswith(b"version https://git-lfs"):
+            remedy = "this is a placeholder of Git LFS: fetch the file with `git lfs pull`"
+        elif int.from_bytes(self._pending[:4], "little") in (348, 540):
+            remedy = "the content is an uncompressed NIfTI file: take .gz off its name"
+        raise InputError("the name says gzip, but the content is not a gzip stream", file=self.path, remedy=remedy)
 
     def __enter__(self) -> "VerifiedStream":
         return self
@@ -80,9 +96,26 @@ class VerifiedStream:
         """SHA-256 of the file's own bytes read so far; of the whole file after :meth:`expect_end`."""
         return self._digest.hexdigest()
 
-    def can_hold(self, num_bytes: int) -> bool:
-        """Return whether a file of this size could decode to ``num_bytes``: a bound before anything is allocated."""
-        return num_bytes <= self.file_bytes * (MAX_DEFLATE_RATIO if self.compressed else 1)
+    def check_promise(self, num_bytes: int) -> None:
+        """Check that a file of this size may decode to ``num_bytes``, before anything is allocated or decoded.
+
+        Raises:
+            InputError: It cannot hold so much, or expands like a decompression bomb.
+        """
+        if num_bytes > self.file_bytes * (MAX_DEFLATE_RATIO if self.compressed else 1):
+            raise InputError(
+                f"the header promises {num_bytes} bytes of voxels, more than a file of {self.file_bytes} bytes can "
+                "hold",
+                file=self.path,
+                remedy=_COPY_AGAIN,
+            )
+        if num_bytes > max(FREE_BYTES, self.file_bytes * MAX_IMAGE_RATIO):
+            raise InputError(
+                f"{num_bytes} bytes of voxels in a file of {self.file_bytes}: it expands more than "
+                f"{MAX_IMAGE_RATIO}-fold, like a decompression bomb",
+                file=self.path,
+                remedy="if you trust it, decompress it with gunzip and give the .nii file",
+            )
 
     def read(self, num_bytes: int) -> bytes:
         """Return exactly ``num_bytes`` decoded bytes.
@@ -112,6 +145,15 @@ class VerifiedStream:
                 )
             buffer[filled : filled + len(block)] = block
             filled += len(block)
+
+    def skip(self, num_bytes: int) -> None:
+        """Pass over ``num_bytes`` decoded bytes; they are verified like all others.
+
+        Raises:
+            InputError: The stream ends early or is damaged.
+        """
+        while num_bytes > 0:
+            num_bytes -= len(self.read(min(CHUNK * 4, num_bytes)))
 
     def read_rest(self, limit: int) -> bytes:
         """Return what is left, at most ``limit`` bytes.
@@ -154,7 +196,7 @@ class VerifiedStream:
         while True:
             if self._decoder is None:
                 if len(self._pending) < len(_GZIP_MAGIC):
-                    self._pending += self._next_chunk()
+                    self._pending += self._next_chunk(_FEED)
                 if not self._pending:
                     return b""
                 if self._pending[:2] != _GZIP_MAGIC:
@@ -168,7 +210,7 @@ class VerifiedStream:
             else:
                 self._pending = self._decoder.unconsumed_tail
                 if not self._pending and not block:
-                    self._pending = self._next_chunk()
+                    self._pending = self._next_chunk(_FEED)
                     if not self._pending:
                         raise InputError(
                             "the compressed stream is cut off before its end", file=self.path, remedy=_COPY_AGAIN
@@ -191,9 +233,10 @@ def _open_regular(path: Path) -> int:
         # O_NONBLOCK: opening a pipe without a writer would wait for ever
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
     except OSError as error:
-        raise InputError(
-            f"the file cannot be opened ({error.strerror})", file=path, remedy="check the path and its permissions"
-        ) from error
+        remedy = "check the path and its permissions"
+        if error.errno == errno.ENOENT and path.is_symlink():
+            remedy = "it is a link to a file that is not there; in a DataLad dataset fetch it with `datalad get`"
+        raise InputError(f"the file cannot be opened ({error.strerror})", file=path, remedy=remedy) from error
     except ValueError as error:
         raise InputError(f"not a path ({error})", file=path, remedy="check the path") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):

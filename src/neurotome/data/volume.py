@@ -18,6 +18,7 @@ from neurotome.errors import InputError
 Affine = Float[np.ndarray, "4 4"]
 Voxels = Shaped[np.ndarray, "x y z"]
 
+MAX_OFFSET_MM = 1e5
 SYNTHETIC_MARK = "synthetic: neurotome"
 
 
@@ -122,11 +123,13 @@ class Geometry:
         return cls((x, y, z), np.asarray(value["affine"], dtype=np.float64), header)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def check_affine(affine: Affine) -> None:
     """Check that a matrix places voxels in space.
 
     Raises:
-        InputError: Not ``(4, 4)``, not finite, singular, or voxels below 1 micrometre or above 1 metre.
+        InputError: Not ``(4, 4)``, not finite, singular, voxels below 1 micrometre or above 1 metre, or farther than
+            100 m from the origin, where the single precision of a header ends at 0.01 mm.
     """
     if affine.shape != (4, 4):
         raise InputError(f"an affine has shape (4, 4), got {affine.shape}")
@@ -137,6 +140,8 @@ def check_affine(affine: Affine) -> None:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if spacing.min() < 1e-3 or spacing.max() > 1e3:
         raise InputError(f"voxels of {' x '.join(f'{d:.3g}' for d in spacing)} mm are no image of a head")
+    if np.abs(affine[:3, 3]).max() > MAX_OFFSET_MM:
+        raise InputError(f"the first voxel lies {np.abs(affine[:3, 3]).max():.3g} mm from the origin")
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
         raise InputError("the affine is singular: its voxel axes do not span space")
 

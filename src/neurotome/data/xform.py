@@ -4,11 +4,12 @@ r"""Which of a NIfTI header's two transforms says where the voxels lie.
     qform:  w = R(b, c, d) diag(dx, dy, q dz) (i, j, k)^T + offset    a rotation, spacings and a handedness
 
 A code of 0 means: not used. The matrix wins over the quaternion. Two transforms of the same code must agree to half a
-voxel over the whole field of view; two of different codes may differ, which is noted. Neither is ever guessed.
+voxel at every corner of the field of view; two of different codes may differ, which is noted. Neither is ever guessed.
+A transform that cannot be used, or that was decided against with ``use_qform``, is not written back.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -17,24 +18,38 @@ from neurotome.data.volume import Affine, HeaderFields, check_affine
 from neurotome.errors import InputError
 
 TOLERANCE_VOXELS = 0.5
+# closer transforms are one: single precision moves the far corner of a head by a few ten-thousandths of a voxel
+_EQUAL_VOXELS = 0.001
 # xyzt_units: 0 unknown (taken as mm by every reader), 1 metre, 2 mm, 3 micrometre
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 
 @dataclass(frozen=True, eq=False)
 class Xform:
-    """The affine that was chosen (voxel index to RAS+ mm) and what is worth saying about the choice."""
+    """The affine that was chosen, and what follows from the choice.
+
+    Args:
+        affine: Voxel index to RAS+ mm, ``(4, 4)``.
+        notes: What is worth saying about the choice.
+        fields: What a written image carries; None for a file that has no such header.
+    """
 
     affine: Affine
     notes: tuple[str, ...]
+    fields: HeaderFields | None = None
 
 
+# numbers beyond all bounds become infinite and are then named, not warned about
+@np.errstate(over="ignore", invalid="ignore")
 def choose_xform(fields: HeaderFields, *, use_qform: bool = False) -> Xform:
     """Return the affine by the rules above.
 
     Raises:
-        InputError: Both codes are 0, the chosen transform is not finite or singular, or two of one code disagree.
+        InputError: Both codes are 0, a spacing is NaN, the chosen transform is not finite or singular, or two of one
+            code disagree.
     """
+    if not np.isfinite(fields.pixdim[1:4]).all():
+        raise InputError(f"pixdim[1:4] is {tuple(fields.pixdim[1:4])}; spacings are finite", remedy="repair pixdim")
     if fields.sform_code < 0 or fields.qform_code < 0:
         raise InputError(
             f"negative qform or sform code ({fields.qform_code}, {fields.sform_code})", remedy="repair the header"
@@ -51,11 +66,24 @@ def choose_xform(fields: HeaderFields, *, use_qform: bool = False) -> Xform:
         raise InputError(f"xyzt_units is {fields.units}: no known unit of length", remedy="repair the header")
     notes = () if scale == 1.0 else (f"lengths in the header are multiplied by {scale:g} to give mm",)
     if use_qform or not fields.sform_code:
-        return _checked(_to_mm(_qform(fields), scale), "qform", notes)
+        qform = _checked(_to_mm(_qform(fields), scale), "qform", notes)
+        return _without_sform(qform, scale, fields)
     sform = _checked(_to_mm(_sform(fields), scale), "sform", (*notes, *_notes_on_sform(_sform(fields), fields)))
+    sform = replace(sform, fields=fields)
     if not fields.qform_code:
         return sform
     return _reconcile(sform, scale, fields)
+
+
+def _without_sform(qform: Xform, scale: float, fields: HeaderFields) -> Xform:
+    """Return the qform; an sform that says something else must not win in the next program that reads the result."""
+    if not fields.sform_code:
+        return replace(qform, fields=fields)
+    sform = _to_mm(_sform(fields), scale)
+    if np.isfinite(sform).all() and _gap_voxels(qform.affine, sform, fields.dim[1:4]) <= _EQUAL_VOXELS:
+        return replace(qform, fields=fields)
+    note = "the qform is used as asked; the sform differs and is not carried on"
+    return Xform(qform.affine, (*qform.notes, note), replace(fields, sform_code=0, srow=(0.0,) * 12))
 
 
 def _reconcile(sform: Xform, scale: float, fields: HeaderFields) -> Xform:
@@ -64,18 +92,21 @@ def _reconcile(sform: Xform, scale: float, fields: HeaderFields) -> Xform:
     except InputError as error:
         if fields.qform_code == fields.sform_code:
             raise
-        return Xform(sform.affine, (*sform.notes, f"the qform is unusable ({error.reason}); the sform is used"))
+        note = f"the qform is not carried on ({error.reason}); the sform is used"
+        usable = replace(fields, qform_code=0, quatern=(0.0,) * 3, qoffset=(0.0,) * 3)
+        return Xform(sform.affine, (*sform.notes, note), usable)
     gap = _gap_voxels(sform.affine, qform, fields.dim[1:4])
     if gap <= TOLERANCE_VOXELS:
         return sform
     if fields.qform_code == fields.sform_code:
         raise InputError(
-            f"sform and qform have the same code {fields.sform_code} but differ by {gap:.2f} voxels at a corner",
+            f"sform and qform have the same code {fields.sform_code} but differ by {gap:.2f} voxels at a corner of the "
+            "field of view",
             remedy="find out which is right; --use-qform takes the qform, clearing the qform code the sform",
         )
     codes = f"sform (code {fields.sform_code}) and qform (code {fields.qform_code})"
     note = f"{codes} differ by {gap:.2f} voxels; the sform is used"
-    return Xform(sform.affine, (*sform.notes, note))
+    return replace(sform, notes=(*sform.notes, note))
 
 
 def _sform(fields: HeaderFields) -> Affine:
@@ -146,8 +177,8 @@ def _checked(affine: Affine, name: str, notes: tuple[str, ...]) -> Xform:
 
 
 def _gap_voxels(a: Affine, b: Affine, shape: tuple[int, ...]) -> float:
-    """Return how far the two transforms are apart at the corners, in voxels of the first."""
-    ends = [(0.0, n - 1.0) for n in shape]
+    """Return how far the two transforms are apart at the corners of the field of view, in voxels of the first."""
+    ends = [(-0.5, n - 0.5) for n in shape]
     corners: Float[np.ndarray, "8 4"] = np.stack(np.meshgrid(*ends, [1.0], indexing="ij"), axis=-1).reshape(8, 4)
     shift = corners @ (np.linalg.inv(a) @ b).T - corners
-    return float(np.abs(shift[:, :3]).max())
+    return float(np.linalg.norm(shift[:, :3], axis=1).max())

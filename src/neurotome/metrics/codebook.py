@@ -10,6 +10,7 @@ over the box measures the background, so it is stated inside the brain.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -51,18 +52,20 @@ def perplexity(counts: Counts) -> float:
 
 
 def brain_cells(mask: Mask, cells: Sequence[int]) -> Bool[Tensor, "b *cells"]:
-    """Return which latent cells are at least half brain.
+    """Return which latent cells are at least half brain; the one cell of a grid of one is.
+
+    Where the mask is no multiple of the grid, cells overlap by a voxel, as a network that rounds sizes has them.
 
     Args:
         mask: Brain mask ``(b, 1, x, y, z)``.
-        cells: Shape of the latent grid; every axis of the mask is a multiple of it.
+        cells: Shape of the latent grid, along no axis more cells than voxels.
 
     Raises:
-        ValueError: The mask is not a multiple of the grid.
+        ValueError: There are more cells than voxels along an axis.
     """
-    shape = mask.shape[2:]
-    if any(s % c for s, c in zip(shape, cells, strict=True)):
-        raise ValueError(f"a mask of shape {tuple(shape)} does not divide into {tuple(cells)} cells")
-    blocks = [n for s, c in zip(shape, cells, strict=True) for n in (c, s // c)]
-    share = mask[:, 0].float().reshape(len(mask), *blocks).mean((2, 4, 6))
-    return share >= 0.5
+    x, y, z = cells
+    if any(c > s for c, s in zip(cells, mask.shape[2:], strict=True)):
+        raise ValueError(f"a mask of shape {tuple(mask.shape[2:])} does not divide into {tuple(cells)} cells")
+    if x * y * z == 1:
+        return torch.ones(len(mask), 1, 1, 1, dtype=torch.bool, device=mask.device)
+    return F.adaptive_avg_pool3d(mask.float(), (x, y, z))[:, 0] >= 0.5

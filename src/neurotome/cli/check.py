@@ -1,0 +1,184 @@
+"""``neurotome check``: dataset integrity, every finding of every case; writes check.json."""
+
+import argparse
+import json
+import os
+import textwrap
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurotome.cli import add_common, answer, existing, natural, say
+from neurotome.errors import InputError, UsageError, printable
+
+if TYPE_CHECKING:
+    from neurotome.data.check import CheckReport
+    from neurotome.data.finding import Finding
+
+_DEFAULT_OUT = "check.json"
+_MAX_LINES = 8
+_WIDTH = 118
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb ``check``."""
+    parser = subparsers.add_parser(
+        "check",
+        help="look for damaged, odd, duplicate, leaking or private data",
+        description=(
+            "Reads every image of PATH whole and says what is wrong: damaged files, voxels, grids, missing contrasts, "
+            "duplicates, subjects in two splits, labels, private text. Changes nothing. Exit code 3 if there is an "
+            "error. Texts that may identify a person are located, never repeated."
+        ),
+    )
+    parser.add_argument("path", metavar="PATH", help="BIDS dataset, .tsv or .csv table, folder, image or store")
+    parser.add_argument("--out", metavar="FILE", help="where all findings are written (default: ./check.json)")
+    parser.add_argument("--strict", action="store_true", help="exit code 3 also if there is a warning")
+    parser.add_argument("--splits", metavar="FILE", help="a table participant_id, split to look for leaks in")
+    parser.add_argument("--labels", nargs="+", type=natural, metavar="L", help="admissible labels besides 0")
+    parser.add_argument(
+        "--root", action="append", default=[], metavar="DIR", help="another folder that links and paths may lead to"
+    )
+    parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes (default: 0, this one)")
+    add_common(parser, overwrite=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb."""
+    if not Path(args.path).is_symlink():
+        existing(args.path, "file or folder")
+    if args.splits is not None:
+        existing(args.splits, "splits table")
+    out = _output(args)
+    from neurotome.data.check import check
+    from neurotome.data.stream import write_atomically
+
+    labels = None if args.labels is None else sorted({0, *args.labels})
+    options = {"splits": args.splits, "labels": labels, "roots": args.root, "workers": args.workers}
+    with _bar(args) as progress:
+        report = check(args.path, **options, progress=progress)
+    result = report.to_json()
+    write_atomically(out, [json.dumps(result, indent=1, sort_keys=True).encode() + b"\n"])
+    failed = report.fails(strict=args.strict)
+    answer(args, {**result, "failed": failed}, "\n".join(_text(report, None if args.verbose else _MAX_LINES)))
+    say(args, f"all findings: {printable(out)}")
+    return InputError.exit_code if failed else 0
+
+
+def _output(args: argparse.Namespace) -> Path:
+    """Return the file to write.
+
+    Raises:
+        UsageError: It is there already, its folder is not, or it would end up in the dataset without being asked for.
+    """
+    out = Path(args.out if args.out is not None else _DEFAULT_OUT)
+    data = Path(args.path).resolve()
+    if args.out is None and data.is_dir() and Path.cwd().resolve().is_relative_to(data):
+        raise UsageError(
+            "the current folder belongs to what is checked, and nothing is written there unasked; say where with "
+            "--out FILE"
+        )
+    if out.is_dir() or (out.exists() and not args.overwrite):
+        what = "a folder" if out.is_dir() else "a file"
+        raise UsageError(f"{printable(out)}: {what} is there; choose another name with --out, or give --overwrite")
+    if out.exists() and out.resolve() == data:
+        raise UsageError(f"{printable(out)}: this is what is checked; choose another name with --out")
+    if not out.parent.is_dir():
+        raise UsageError(f"{printable(out.parent)}: there is no such folder; create it first")
+    if not os.access(out.parent, os.W_OK):
+        raise PermissionError(13, "Permission denied", str(out.parent))
+    return out
+
+
+class _bar:  # noqa: N801 - used like a function: `with _bar(args) as progress`
+    """A progress bar on a terminal, a line for every tenth elsewhere, nothing with ``--quiet``."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._args = args
+        console = Console(stderr=True)
+        self._bar = Progress(console=console, transient=True) if console.is_terminal and not args.quiet else None
+        self._task: Any = None
+
+    def __enter__(self) -> Callable[[int, int, str], None]:
+        if self._bar is None:
+            return self._line
+        self._bar.start()
+        self._task = self._bar.add_task("reading", total=None)
+        return self._move
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _move(self, done: int, total: int, name: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+
+    def _line(self, done: int, total: int, name: str) -> None:
+        if done == total or done % max(total // 10, 1) == 0:
+            say(self._args, f"read {done} of {total} (last: {printable(name)})")
+
+
+def _text(report: "CheckReport", most: int | None) -> Iterator[str]:
+    """Yield the lines of the table: the most severe first, grouped by what was found."""
+    from neurotome.data.finding import FINDINGS
+
+    for code, group in groupby(report.findings, key=lambda f: f.code):
+        members = list(group)
+        severity, meaning = FINDINGS[code]
+        yield f"{severity:<7}  {code:<20} {len(members):>5}   {meaning}"
+        shown = members if most is None else members[:most]
+        one_for_all = len({f.remedy for f in shown}) == 1
+        for finding in shown:
+            yield from _lines(finding)
+            if not one_for_all and finding.remedy:
+                yield from _wrapped(f"→ {finding.remedy}", 6, 4)
+        if len(members) > len(shown):
+            yield f"           and {len(members) - len(shown)} more (--verbose or check.json)"
+        if one_for_all and shown[0].remedy:
+            yield from _wrapped(f"→ {shown[0].remedy}", 2)
+        yield ""
+    yield from _summary(report)
+
+
+def _lines(finding: "Finding") -> list[str]:
+    ids = [f"sub-{finding.subject}"] if finding.subject else []
+    ids += [f"ses-{finding.session}"] if finding.session else []
+    place = finding.file or " ".join(ids)
+    # ids stand in most file names; they are said where they do not
+    tail = f" [{' '.join(ids)}]" if finding.file and ids and finding.subject not in finding.file else ""
+    return _wrapped(f"{place}: {finding.reason}{tail}" if place else finding.reason, 4)
+
+
+def _wrapped(text: str, hanging: int, first: int = 0) -> list[str]:
+    """Return a paragraph in the table; paths stay whole, so that they can be copied."""
+    indent = " " * 11
+    return textwrap.wrap(
+        printable(text),
+        _WIDTH,
+        initial_indent=indent + " " * first,
+        subsequent_indent=indent + " " * hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _summary(report: "CheckReport") -> Iterator[str]:
+    prints, counts = report.fingerprint, report.counts
+    if prints:
+        sites = f", {len(prints['sites'])} sites" if prints["sites"] else ""
+        yield (
+            f"{report.kind}: {prints['subjects']} subjects, {prints['sessions']} sessions{sites}, "
+            f"{len(report.files)} files read"
+        )
+    for modality, one in prints.get("contrasts", {}).items():
+        shapes, spacings = (
+            ", ".join(f"{value} ({n})" for value, n in one[key][:3]) for key in ("shapes", "spacings_mm")
+        )
+        axes = " ".join(f"{value} ({n})" for value, n in one["orientations"][:3])
+        yield f"  {modality:<6} {one['scans']:>5} scans  {shapes}  of {spacings} mm  {axes}"
+    yield f"{counts['error']} errors, {counts['warning']} warnings, {counts['note']} notes"
