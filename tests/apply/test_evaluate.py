@@ -63,8 +63,10 @@ def test_scores_equal_those_by_hand(metrics, source, target):
 
 def test_scheme(metrics):
     assert set(metrics) == {
-        "protocol", "reconstruction", "translation", "codebook", "bits", "audit", "factors", "speed", "memory",
+        "protocol", "reconstruction", "translation", "codebook", "bits", "audit", "not_applicable", "factors", "speed",
+        "memory",
     }  # fmt: skip
+    assert metrics["not_applicable"] == {}
     assert set(metrics["reconstruction"]) == set(MODALITIES)
     assert set(metrics["translation"]) == {"T1w->T2w", "T2w->T1w"}
     own, translated = metrics["reconstruction"]["T1w"], metrics["translation"]["T1w->T2w"]
@@ -213,9 +215,11 @@ def test_other_tokenizers(store):
 
     metrics = evaluate(ToyScans(Continuous(), styled=False), store)
     assert metrics["codebook"] == {}
-    assert set(metrics["audit"]["probes"]) == {"token_vector", "pooled_mean", "chance", "samples"}
-    assert metrics["audit"]["agreement"]["agreement"] is None
-    assert metrics["translation"]["T1w->T2w"]["psnr_db"]["n"] == 4
+    assert metrics["audit"] == metrics["translation"] == {}
+    assert set(metrics["not_applicable"]) == {"translation", "audit", "codebook"}
+    assert "Continuous has no style" in metrics["not_applicable"]["translation"]
+    assert set(metrics["bits"]) == {"own_per_voxel"}
+    assert metrics["reconstruction"]["T1w"]["psnr_db"]["n"] == 4
     network = BlockTokenizer(private=True)
     network.codebook_sizes = None
     network.num_codes_of_books, network.num_codes = network.num_codes, 16

@@ -25,8 +25,10 @@ def test_down_up_is_block_mean_and_trilinear(factor):
 def test_down_up_of_slices_constants_and_odd_shapes():
     flat = torch.full((1, 1, 8, 4, 1), 0.3)
     torch.testing.assert_close(down_up(flat, (4, 2, 2)), flat)
-    with pytest.raises(ValueError, match="not a multiple"):
-        down_up(torch.zeros(1, 1, 7, 4, 4), (2, 2, 2))
+    # the last block of five voxels in twos is one voxel; cells lie at 0.5, 2.5 and 4.5
+    odd = torch.tensor([1.0, 3, 5, 7, 20]).view(1, 1, 5, 1, 1)
+    expected = [2, 3, 5, 9.5, 16.5]
+    assert down_up(odd, (2, 2, 2)).flatten().tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("factor", [2, 4])

@@ -236,6 +236,60 @@ def test_a_model_folder_gives_the_same_tokenizer(tmp_path: Path, toy_model: Path
     }
 
 
+def test_a_scans_bytes_do_not_depend_on_its_company() -> None:
+    model = tokenizer()
+    scans = [
+        model.prepare(brain(seed, gain), name) for seed, gain, name in ((1, 1, "T1w"), (2, 3, "T2w"), (3, 9, "T1w"))
+    ]
+    alone = [model.encode_batch([scan])[0] for scan in scans]
+    for group in ((0, 1), (1, 0), (0, 1, 2), (2, 2, 1, 0)):
+        for place, code in zip(group, model.encode_batch([scans[i] for i in group]), strict=True):
+            assert torch.equal(code.encoded.latent, alone[place].encoded.latent)
+            assert torch.equal(code.encoded.style, alone[place].encoded.style)
+            assert torch.equal(code.encoded.codes["anatomy"], alone[place].encoded.codes["anatomy"])
+        for target in (None, "T2w"):
+            paintings = model.decode_batch([alone[i] for i in group], target)
+            for place, painting in zip(group, paintings, strict=True):
+                assert np.array_equal(painting.volume().array, model.decode(alone[place], target).array)
+    assert model.encode_batch([]) == []
+    assert model.decode_batch([]) == []
+
+
+def test_the_network_sees_batches_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    encode = ToyTokenizer.encode
+    monkeypatch.setattr(
+        ToyTokenizer, "encode", lambda self, image, ids: sizes.append(len(image)) or encode(self, image, ids)
+    )
+    model = tokenizer()
+    model.encode_batch([model.prepare(brain(seed), "T1w") for seed in range(3)])
+    assert sizes == [2, 2]
+    assert tokenizer(preparation=Preparation(1.0, (144, 192, 144))).batch == 1
+
+
+def test_codes_of_different_kinds_are_decoded_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    # what is painted in its own contrast keeps its private codes, what is translated does not
+    monkeypatch.setattr(ToyTokenizer, "shared", lambda self, encoded: replace(encoded, codes={}))
+    model = tokenizer()
+    own, other = model.encode(brain(1), "T2w"), model.encode(brain(2), "T1w")
+    paintings = model.decode_batch([own, other, own], "T2w")
+    for painting, code in zip(paintings, (own, other, own), strict=True):
+        assert np.array_equal(painting.volume().array, model.decode(code, "T2w").array)
+
+
+def test_a_site_lends_its_style() -> None:
+    styles = STYLES | {("T2w", "b"): torch.tensor([0.0, -2.0])}
+    volume, model = brain(3), tokenizer(styles=styles)
+    code = model.encode(volume, "T1w")
+    expected = model.decode(code, "T2w", styles["T2w", "b"])
+    assert np.array_equal(model.translate(volume, "T2w", modality="T1w", site="b").array, expected.array)
+    assert not np.array_equal(expected.array, model.decode(code, "T2w").array)
+    with pytest.raises(UsageError, match="stores no style for T2w at site 'c'"):
+        model.translate(volume, "T2w", modality="T1w", site="c")
+    with pytest.raises(UsageError, match="give one of them"):
+        model.translate(volume, "T2w", brain(4), "T1w", site="b")
+
+
 def test_bfloat16_changes_little() -> None:
     volume = brain()
     full, half = (

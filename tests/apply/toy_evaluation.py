@@ -8,8 +8,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
+from neurotome.data.record import Prepared
 from neurotome.data.store import SessionEntry, Store, entry_file, write_entry
-from neurotome.data.transforms import Preparation, Prepared
+from neurotome.data.transforms import Preparation
 from neurotome.tokenizers.base import Encoded, Tokenizer
 
 SHAPE = (16, 20, 16)

@@ -1,3 +1,5 @@
+import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -6,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from toy import ToyTokenizer, brain, head, names, oblique
+from toy import ToyTokenizer, bids, brain, head, names, oblique
 
 from neurotome.apply.export import export_model
 from neurotome.cli.main import main
@@ -50,6 +52,7 @@ def test_reconstruct_and_translate_a_file(
     sidecar = json.loads((tmp_path / "o" / "sub-9_desc-synth_T2w.json").read_text())
     assert sidecar["Synthetic"] is True
     assert (sidecar["SourceModality"], sidecar["Modality"], sidecar["Sources"]) == ("T1w", "T2w", [scan.name])
+    assert sidecar["ResultSHA256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert sidecar["SourceSHA256"] == read_volume(scan).provenance.sha256
     assert len(sidecar["ModelSHA256"]) == 64
     everything = b"".join(p.read_bytes() for p in tmp_path.rglob("*desc*")) + out.read_bytes()
@@ -73,6 +76,115 @@ def test_the_file_interface_equals_the_python_interface(tmp_path: Path, toy_mode
     assert go("translate", toy_model, scan, tmp_path / "lent.nii", "--to", "T2w", *lent) == 0
     expected = model.translate(volume, "T2w", read_volume(tmp_path / "ref_T2w.nii"))
     assert np.array_equal(read_volume(tmp_path / "lent.nii").array, expected.array)
+
+
+def test_a_dry_run_says_everything_and_writes_nothing(
+    tmp_path: Path, toy_model: Path, toy_raw: Path, scan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    words = ("translate", toy_model, toy_raw, tmp_path / "out", "--to", "T2w", "--dry-run")
+    assert go(*words) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("6 scans, prepared at")
+    assert "nothing is written" in text
+    assert "make     " in text
+    assert "16x20x12" in text
+    assert go(*words, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["would_write"]
+    assert [Path(r["target"]).name for r in rows] == [f"sub-0{i}_desc-synthFromT1w_T2w.nii.gz" for i in range(6)]
+    assert go("reconstruct", toy_model, scan, tmp_path / "o" / "x.nii.gz", "--dry-run") == 0
+    assert "sub-9_T1w.nii.gz (T1w, 16x20x12)" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert go("reconstruct", toy_model, scan, tmp_path / "x.nii.gz", "--quiet") == 0
+    capsys.readouterr()
+    assert go("reconstruct", toy_model, scan, tmp_path / "x.nii.gz", "--dry-run") == 0
+    assert "keep     " in capsys.readouterr().out
+
+
+def test_the_volume_of_a_series_and_the_qform_are_chosen(tmp_path: Path, toy_model: Path) -> None:
+    volume = brain(4)
+    series = np.stack([volume.array, brain(5).array], axis=-1)
+    nib.save(nib.Nifti1Image(series, volume.geometry.affine), tmp_path / "a_T1w.nii.gz")
+    volume.save(tmp_path / "one_T1w.nii.gz")
+    assert go("reconstruct", toy_model, tmp_path / "a_T1w.nii.gz", tmp_path / "o.nii", "--quiet") == 3
+    for k in (0, 1):
+        out = tmp_path / f"o{k}.nii.gz"
+        assert go("reconstruct", toy_model, tmp_path / "a_T1w.nii.gz", out, "--volume", k, "--quiet") == 0
+        assert json.loads((tmp_path / f"o{k}.json").read_text())["Parameters"]["Volume"] == k
+    assert go("reconstruct", toy_model, tmp_path / "one_T1w.nii.gz", tmp_path / "p.nii.gz", "--quiet") == 0
+    same = read_volume(tmp_path / "p.nii.gz").array
+    assert np.allclose(read_volume(tmp_path / "o0.nii.gz").array, same, atol=1e-3)
+    assert not np.allclose(read_volume(tmp_path / "o1.nii.gz").array, same, atol=1.0)
+    image = nib.load(tmp_path / "one_T1w.nii.gz")
+    moved = image.affine.copy()
+    moved[:3, 3] += 40
+    image.set_qform(moved, code=1)
+    nib.save(image, tmp_path / "two_T1w.nii")
+    assert go("reconstruct", toy_model, tmp_path / "two_T1w.nii", tmp_path / "q.nii", "--quiet") == 3
+    assert go("reconstruct", toy_model, tmp_path / "two_T1w.nii", tmp_path / "q.nii", "--use-qform", "--quiet") == 0
+
+
+def test_masks_of_a_dataset_are_used_for_whole_heads(
+    tmp_path: Path, toy_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_model(ToyTokenizer(), Store.open(toy_store), tmp_path / "model", facts={})
+    anat, derived = tmp_path / "raw" / "sub-1" / "anat", tmp_path / "raw" / "derivatives" / "bet" / "sub-1" / "anat"
+    other = tmp_path / "raw" / "sub-2" / "anat"
+    for folder in (anat, derived, other):
+        folder.mkdir(parents=True)
+    head().save(anat / "sub-1_T1w.nii.gz")
+    head(1).save(other / "sub-2_T1w.nii.gz")
+    Volume((brain().array > 0).astype(np.uint8), head().geometry).save(derived / "sub-1_desc-brain_mask.nii.gz")
+    assert go("reconstruct", tmp_path / "model", tmp_path / "raw", tmp_path / "out", "--json") == 3
+    result = json.loads(capsys.readouterr().out)
+    assert [Path(p).name for p in result["written"]] == ["sub-1_desc-recon_T1w.nii.gz"]
+    assert "whole head" in result["refused"][0]
+    assert "put a mask *_desc-brain_mask under derivatives" in result["refused"][0]
+    sidecar = json.loads((tmp_path / "out/sub-1/anat/sub-1_desc-recon_T1w.json").read_text())
+    assert sidecar["Mask"] == "bids:raw:derivatives/bet/sub-1/anat/sub-1_desc-brain_mask.nii.gz"
+    assert len(sidecar["MaskSHA256"]) == 64
+
+
+def test_a_training_site_lends_its_look(tmp_path: Path, toy_model: Path, scan: Path) -> None:
+    words = ("translate", toy_model, scan)
+    assert go(*words, tmp_path / "a.nii", "--to", "T2w", "--style-site", "site0", "--quiet") == 0
+    assert "of site site0" in json.loads((tmp_path / "a.json").read_text())["Style"]
+    assert go(*words, tmp_path / "b.nii", "--to", "T2w", "--style-site", "nowhere", "--quiet") == 2
+    lent = ("--style-site", "site0", "--style-from", scan)
+    assert go(*words, tmp_path / "b.nii", "--to", "T2w", *lent, "--quiet") == 2
+    assert not (tmp_path / "b.nii").exists()
+
+
+def test_every_result_says_that_it_is_synthetic_and_says_nothing_private(
+    tmp_path: Path, toy_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = bids(tmp_path / "jane.doe" / "raw", subjects=2)
+    image = nib.load(raw / "sub-00/anat/sub-00_T1w.nii.gz")
+    image.header["descrip"], image.header["aux_file"] = b"Doe^Jane 1970", b"/home/jane"
+    nib.save(image, raw / "sub-00/anat/sub-00_T1w.nii.gz")
+    (raw / "sub-00/anat/sub-00_T1w.json").write_text(json.dumps({"PatientName": "Doe^Jane", "Site": "x"}))
+    for verb, extra in (("reconstruct", ()), ("translate", ("--to", "T2w")), ("encode", ())):
+        out = tmp_path / verb
+        assert go(verb, toy_model, raw, out, *extra, "--quiet") == 0
+        files = [p for p in out.rglob("*") if p.is_file()]
+        data = b"".join(gzip.decompress(p.read_bytes()) if p.suffix == ".gz" else p.read_bytes() for p in files)
+        for planted in (b"Doe", b"jane", str(tmp_path).encode()):
+            assert planted not in data
+        for path in out.rglob("*_T?w.nii.gz"):
+            assert b"synthetic" in bytes(nib.load(path).header["descrip"])
+            assert "_desc-" in path.name
+            assert json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())["Synthetic"] is True
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("shape", [(9, 11, 7), (61, 73, 53), (96, 40, 33)])
+def test_scans_of_any_size_come_back_on_their_own_grid(tmp_path: Path, toy_model: Path, shape: tuple) -> None:
+    spacing = 50.0 / max(shape)
+    brain(2, shape=shape, geometry=oblique(shape, spacing)).save(tmp_path / "a_T1w.nii.gz")
+    assert go("reconstruct", toy_model, tmp_path / "a_T1w.nii.gz", tmp_path / "o.nii.gz", "--quiet") == 0
+    before, after = nib.load(tmp_path / "a_T1w.nii.gz"), nib.load(tmp_path / "o.nii.gz")
+    assert after.shape == before.shape
+    assert np.array_equal(after.affine, before.affine)
 
 
 def test_equal_calls_give_equal_bytes(tmp_path: Path, toy_model: Path, scan: Path) -> None:
@@ -178,9 +290,13 @@ def test_a_folder_of_scans_and_one_that_is_broken(
     assert "sub-00/anat/sub-00_desc-synthFromT1w_T2w.nii.gz" in names
     assert "dataset_description.json" in names
     assert not any("sub-01" in name for name in names)
-    assert len(names) == 5 * 2 + 1
-    assert go("translate", toy_model, tmp_path / "raw", tmp_path / "out", "--to", "T2w") == 2
-    assert go("translate", toy_model, tmp_path / "raw", tmp_path / "out", "--to", "T2w", "--overwrite", "--quiet") == 3
+    aside = {"dataset_description.json", "README", ".bidsignore", ".neurotome.json"}
+    assert aside < names
+    assert len(names) == 5 * 2 + len(aside)
+    shutil.copy(toy_raw / "sub-01" / "anat" / "sub-01_T1w.nii.gz", broken)
+    assert go("translate", toy_model, tmp_path / "raw", tmp_path / "out", "--to", "T2w", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [Path(p).name for p in result["written"]] == ["sub-01_desc-synthFromT1w_T2w.nii.gz"]
 
 
 def test_a_folder_of_latents_goes_out_and_back(tmp_path: Path, toy_model: Path, toy_raw: Path) -> None:

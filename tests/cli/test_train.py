@@ -187,3 +187,14 @@ def test_a_full_disk_while_exporting_leaves_no_model_and_the_next_call_finishes(
     assert not (tmp_path / "run" / "model").exists()
     assert train(config, toy_store, tmp_path / "run", "--quiet") == 0
     assert read_model_folder(tmp_path / "run" / "model").network.latent_channels == 3
+
+
+def test_a_store_without_bounds_is_refused(tmp_path: Path, config: str, toy_raw: Path, capsys) -> None:
+    from neurotome.data.prepare import prepare
+    from neurotome.data.transforms import Preparation
+
+    free = Preparation(3.0, (20, 24, 20), intensity="zscore")
+    prepare(toy_raw, tmp_path / "store", preparation=free, modalities=["T1w", "T2w"])
+    assert train(config, tmp_path / "store", tmp_path / "run") == 2
+    assert "--clip 5" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()

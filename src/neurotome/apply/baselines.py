@@ -30,28 +30,26 @@ Curve = Float[Tensor, " bins"]
 def down_up(image: Image, factor: Sequence[int]) -> Image:
     """Return ``image`` after averaging blocks of ``factor`` voxels and trilinear interpolation back.
 
-    The centre of a cell is the centre of its block; beyond the outermost centres the value stays. An axis of length 1
-    stays.
-
-    Raises:
-        ValueError: An axis is not a multiple of its factor.
+    The centre of a cell is the centre of its block; beyond the outermost centres the value stays. A last block may be
+    shorter (tokenizers that resize take any shape). An axis of length 1 stays.
     """
-    shape = image.shape[2:]
-    if any(s % f for s, f in zip(shape, factor, strict=True) if s > 1):
-        raise ValueError(f"shape {tuple(shape)} is not a multiple of {tuple(factor)}: pad it first")
     bands = [
-        _interpolation(s // f, f).to(image) @ _averaging(s // f, f).to(image) if s > 1 and f > 1 else None
-        for s, f in zip(shape, factor, strict=True)
+        _interpolation(s, f).to(image) @ _averaging(s, f).to(image) if s > 1 and f > 1 else None
+        for s, f in zip(image.shape[2:], factor, strict=True)
     ]
     return apply_bands(image.flatten(0, 1), bands).view_as(image)
 
 
-def _averaging(cells: int, factor: int) -> Tensor:
-    return torch.eye(cells, dtype=torch.float64).repeat_interleave(factor, 1) / factor
+def _averaging(length: int, factor: int) -> Tensor:
+    """Return the weights ``(cells, length)`` of the voxels of each block."""
+    inside = torch.arange(length) // factor == torch.arange(-(-length // factor))[:, None]
+    return inside.double() / inside.sum(1, keepdim=True)
 
 
-def _interpolation(cells: int, factor: int) -> Tensor:
-    place = ((torch.arange(cells * factor, dtype=torch.float64) + 0.5) / factor - 0.5).clamp(0, cells - 1)
+def _interpolation(length: int, factor: int) -> Tensor:
+    """Return the weights ``(length, cells)`` of the cells around each voxel."""
+    cells = -(-length // factor)
+    place = ((torch.arange(length, dtype=torch.float64) + 0.5) / factor - 0.5).clamp(0, cells - 1)
     return (1 - (place[:, None] - torch.arange(cells, dtype=torch.float64)).abs()).clamp_min(0)
 
 

@@ -1,7 +1,8 @@
 r"""Evaluate a tokenizer on a split: fidelity, translation, codes, the audit of the split, speed.
 
     reconstruction   decode(encode(x), own contrast)
-    translation      decode(shared code of x, mean style of the target over *training* subjects, target contrast)
+    translation      decode(shared code of x, mean style of the target over *training* subjects, target contrast);
+                     not applicable to a tokenizer without style
 
 One value per subject (its sessions averaged), then a mean and an interval over subjects. Baselines are fitted on the
 store's training split and stand in the same table. Nothing is read from the scan that a translation is compared with.
@@ -27,7 +28,6 @@ from neurotome.apply.scores import (
     WINDOW,
     Findings,
     bits_tree,
-    codebook_sizes,
     codebook_tree,
     finite,
     image_metrics,
@@ -37,7 +37,7 @@ from neurotome.apply.scores import (
 )
 from neurotome.data.store import LoadedSession, SessionEntry, Store
 from neurotome.errors import InputError, UsageError
-from neurotome.tokenizers.base import Encoded, Tokenizer
+from neurotome.tokenizers.base import Encoded, Tokenizer, codebook_sizes
 from neurotome.types import Image, Mask
 
 ALL_SITES = "all"
@@ -107,6 +107,7 @@ class _Evaluation:
         self.baselines = Baselines(self.modalities, self.network.factor)
         self.cells: dict[str, int] = {}
         self.dropped: list[str] = []
+        self.styled = True
         self.device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         self.precision: str = getattr(tokenizer, "precision", "fp32")
 
@@ -132,6 +133,12 @@ class _Evaluation:
             raise InputError(
                 "the store was prepared differently from what the model expects",
                 remedy="run `neurotome prepare` with the spacing and shape in the model's preprocess.json",
+            )
+        if self.store.preparation.window is None:
+            raise InputError(
+                "the store holds z-scores without bounds, but the metrics are defined on [-1, 1]",
+                file=self.store.path,
+                remedy="prepare with --intensity percentile, or with --intensity zscore --clip 5",
             )
         try:
             self.network.latent_shape(self.store.preparation.shape)
@@ -176,7 +183,8 @@ class _Evaluation:
             for i, name in enumerate(names):
                 metrics = image_metrics(alone[i : i + 1], views[name], mask)
                 self.found.score(name, "shared_codes_alone", entry.subject, metrics)
-        for target in self.modalities:
+        self.styled = encoded.style is not None
+        for target in self.modalities if self.styled else ():
             painted = self._decode(self._styled(shared, target), [target] * len(names))
             outputs |= {(name, target): painted[i : i + 1] for i, name in enumerate(names) if name != target}
         for (source, target), output in outputs.items():
@@ -185,7 +193,7 @@ class _Evaluation:
         self.cells = {name: codes[0].numel() for name, codes in encoded.codes.items()}
         self.dropped = [name for name in encoded.codes if name not in shared.codes]
         self.found.count(encoded.codes, codebook_sizes(self.network, tuple(encoded.codes)), mask)
-        noisy = self._encode(self._noisy(views, mask, seed))
+        noisy = self._encode(self._noisy(views, mask, seed)) if encoded.codes else None
         self.found.test += self._codes(entry, names, encoded, mask, seed, noisy)
         self.found.keep(entry.subject, views, outputs, mask)
 
@@ -256,12 +264,26 @@ class _Evaluation:
             "protocol": self._protocol(),
             **task_tree(found.scores, self.seed),
             "codebook": codebook_tree(found.books, sizes),
-            "bits": bits_tree(self.network, self.store.preparation.shape, self.cells, self.dropped),
-            "audit": audit(found.train, found.test, self.modalities, self.seed),
+            "bits": bits_tree(
+                self.network, self.store.preparation.shape, self.cells, self.dropped if self.styled else None
+            ),
+            "audit": audit(found.train, found.test, self.modalities, self.seed) if self.styled else {},
+            "not_applicable": self._not_applicable(),
             "factors": factors(found.train, found.test, self.modalities, truth, self.seed),
             "speed": {f"{k}_volumes_per_s": 1 / max(statistics.median(v), 1e-9) for k, v in found.seconds.items() if v},
             "memory": {"peak_rss_mb": peak_memory_mb()} | self._device_memory(),
         }
+
+    def _not_applicable(self) -> dict[str, str]:
+        """Say which sections are empty because the tokenizer has no such part, and not because something failed."""
+        name, reasons = type(self.network).__name__, {}
+        if not self.styled:
+            without = f"{name} has no style apart from the anatomy"
+            reasons["translation"] = f"{without}, so it cannot paint another contrast"
+            reasons["audit"] = f"{without}, so there is no split to audit"
+        if not self.cells:
+            reasons["codebook"] = f"{name} stores floats and has no codebook"
+        return reasons
 
     def _protocol(self) -> dict[str, Any]:
         """Say what was evaluated and how every number was made."""

@@ -30,6 +30,7 @@ class TrainingStatistics:
     """Sums over the training scans.
 
     Args:
+        volumes: Training volumes seen.
         count: Latent cells seen.
         total: Sum per latent channel, float64.
         square: Sum of squares per latent channel, float64.
@@ -37,6 +38,7 @@ class TrainingStatistics:
         ranges: (low, high) of the sources by contrast.
     """
 
+    volumes: int = 0
     count: int = 0
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
     square: Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -46,6 +48,7 @@ class TrainingStatistics:
     def add_latent(self, latent: Tensor) -> None:
         """Add latents ``(b, d, x, y, z)``."""
         cells = latent.double().cpu().movedim(1, -1).flatten(0, -2)  # (n, d)
+        self.volumes += len(latent)
         self.count += len(cells)
         self.total = self.total + cells.sum(dim=0)
         self.square = self.square + cells.square().sum(dim=0)
@@ -62,7 +65,13 @@ class TrainingStatistics:
             }
             for name, pairs in self.ranges.items()
         }
-        return {"mean": mean.tolist(), "std": variance.sqrt().tolist(), "cells": self.count, "intensity": intensity}
+        return {
+            "mean": mean.tolist(),
+            "std": variance.sqrt().tolist(),
+            "volumes": self.volumes,
+            "cells": self.count,
+            "intensity": intensity,
+        }
 
     def style_moments(self) -> tuple[dict[tuple[str, str], Tensor], dict[tuple[str, str], Tensor]]:
         """Return means ``(d,)`` and covariances ``(d, d)`` by (contrast, site); one vector has covariance 0."""
@@ -85,7 +94,7 @@ def training_statistics(
         store: Its training split is read.
         progress: Called with the share of sessions done.
     """
-    device = next(network.parameters()).device
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     found = TrainingStatistics()
     entries = store.split("train")
     for number, entry in enumerate(entries, 1):
@@ -150,16 +159,24 @@ def export_model(
         stats=found.to_json(),
         styles=named_styles(*found.style_moments()),
         subjects=subjects,
-        card=card(network, store, facts),
+        card=card(network, store, facts, styled=bool(found.styles)),
         overwrite=overwrite,
     )
 
 
-def card(network: Tokenizer, store: Store, facts: Mapping[str, Any]) -> str:
-    """Return the README of a model folder: what it is, what it was trained on, what it must not be used for."""
+def card(network: Tokenizer, store: Store, facts: Mapping[str, Any], *, styled: bool = True) -> str:
+    """Return the README of a model folder: what it is, what it was trained on, what it must not be used for.
+
+    Args:
+        network: The tokenizer.
+        store: What it was trained on.
+        facts: Further lines.
+        styled: Whether it tells style from anatomy, and can paint another contrast.
+    """
+    other = "The default style of another contrast is the mean over the training subjects; so is its intensity range."
+    alone = "It has no style apart from the anatomy: it reconstructs scans and cannot translate them."
     preparation, name = store.preparation, type(network).__name__
     size = sum(value.numel() for value in network.exported_state().values())
-    shape = " x ".join(map(str, preparation.shape))
     counts = ", ".join(f"{len(store.subjects(split))} {split}" for split in ("train", "val", "test"))
     lines = [
         f"# {name}",
@@ -176,11 +193,10 @@ def card(network: Tokenizer, store: Store, facts: Mapping[str, Any]) -> str:
         "",
         "## Data and protocol",
         "",
-        f"- Skull-stripped scans at {preparation.spacing_mm:g} mm on a grid of {shape}, intensities between the "
-        f"percentiles {preparation.percentiles[0]:g} and {preparation.percentiles[1]:g} of the brain.",
+        f"- Skull-stripped scans at {preparation.describe()}.",
         f"- Subjects: {counts}. The training subjects are listed in config.json as salted hashes.",
         f"- Bits per voxel: {network.bits_per_voxel(preparation.shape):.3f}; {size} stored numbers.",
-        "- The default style of another contrast is the mean over the training subjects; so is its intensity range.",
+        f"- {other if styled else alone}",
         *(f"- {key}: {value}" for key, value in facts.items()),
         "",
         "## Limits",

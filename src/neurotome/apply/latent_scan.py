@@ -1,7 +1,7 @@
 """The code of one scan: what the tokenizer made of it, and all that decoding back onto its grid needs.
 
-On disk a safetensors file: tensors ``latent``, ``style``, ``codes.NAME``, ``mask`` (bits, packed) and, as metadata,
-contrast, geometry and intensities of the source, preparation, and the digest of the model that made it.
+On disk a safetensors file: tensors ``latent``, ``style``, ``gain``, ``codes.NAME``, ``mask`` (bits, packed) and, as
+metadata, contrast, geometry and intensities of the source, preparation, and the digest of the model that made it.
 """
 
 import json
@@ -18,8 +18,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from neurotome.apply.model_folder import read_bounded, read_tensors
+from neurotome.data.record import Record
 from neurotome.data.stream import write_atomically
-from neurotome.data.transforms import Preparation, Record
+from neurotome.data.transforms import Preparation
 from neurotome.errors import InputError
 from neurotome.tokenizers.base import Encoded
 
@@ -49,12 +50,14 @@ class LatentScan:
     preparation: Preparation
     tokenizer: str
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all."""
+    def save(self, path: str | os.PathLike[str]) -> str:
+        """Write the file, whole or not at all; return the SHA-256 of its bytes."""
         encoded = self.encoded
         tensors = {"latent": encoded.latent, "mask": torch.from_numpy(np.packbits(self.mask))}
         if encoded.style is not None:
             tensors["style"] = encoded.style
+        if encoded.gain is not None:
+            tensors["gain"] = encoded.gain
         # int32 holds every codebook and is half of what networks return
         tensors.update({f"codes.{name}": codes.to(torch.int32) for name, codes in encoded.codes.items()})
         head = {
@@ -66,7 +69,7 @@ class LatentScan:
             "record": self.record.to_json(),
         }
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomically(path, [safetensors.torch.save(plain, {KEY: json.dumps(head)})])
+        return write_atomically(path, [safetensors.torch.save(plain, {KEY: json.dumps(head)})])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -82,7 +85,7 @@ class LatentScan:
         try:
             x, y, z = (int(size) for size in head["shape"])
             codes = {name[6:]: value.long() for name, value in tensors.items() if name.startswith("codes.")}
-            encoded = Encoded(tensors["latent"], codes, tensors.get("style"), {}, (x, y, z))
+            encoded = Encoded(tensors["latent"], codes, tensors.get("style"), {}, (x, y, z), gain=tensors.get("gain"))
             record = Record.from_json(head["record"])
             preparation = Preparation.from_json(head["preparation"])
             mask = _unpacked(tensors["mask"], (x, y, z))

@@ -1,83 +1,120 @@
-"""Encode, decode and reconstruct, from file to file."""
+"""Encode, decode and reconstruct: the work that each of the three verbs does for every scan."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from neurotome.apply.files import Job, modality_of, write_result
+from neurotome.apply.files import Job
 from neurotome.apply.latent_scan import LatentScan
+from neurotome.apply.stages import Painting, PreparedScan
 from neurotome.apply.tokenizer import ScanTokenizer
-from neurotome.data.nifti import read_volume
-from neurotome.data.volume import Volume
+from neurotome.apply.work import Loaded, Reading, Result, Work
+from neurotome.data.stream import file_sha256
 from neurotome.errors import InputError
 
 
-def reconstruct_file(tokenizer: ScanTokenizer, job: Job, *, allow_head: bool = False) -> dict[str, Any]:
-    """Write what is left of a scan after encoding and decoding, on the scan's own grid; return the sidecar."""
-    volume, modality = read_volume(job.source), modality_of(job.source, job.modality)
-    code = tokenizer.encode(volume, modality, read_mask(job.mask), allow_head)
-    sidecar = described(tokenizer, job, volume, modality, modality) | {
-        "Description": "a scan encoded to discrete or continuous codes and decoded again",
-        "BitsPerVoxel": round(tokenizer.network.bits_per_voxel(code.encoded.shape), 4),
-        "IntensityUnits": "those of the source",
-    }
-    result = tokenizer.decode(code)
-    write_result(job.target, result.save, sidecar)
-    return sidecar
+class Encoding(Work):
+    """Scans to codes."""
+
+    verb = "encode"
+
+    def load(self, job: Job) -> Loaded:
+        """See :class:`Work`."""
+        return Loaded(job, *self.load_scan(job))
+
+    def compute(self, loaded: Sequence[Loaded]) -> list[Result]:
+        """See :class:`Work`."""
+        codes = self.tokenizer.encode_batch(scans(loaded))
+        return [self._result(one, code) for one, code in zip(loaded, codes, strict=True)]
+
+    def _result(self, one: Loaded, code: LatentScan) -> Result:
+        sidecar = one.facts | {
+            "Description": "the code of a scan; decode it with the same model",
+            "LatentShape": list(code.encoded.latent.shape[1:]),
+            "BitsPerVoxel": bits_per_voxel(self.tokenizer, code),
+        }
+        return Result(one.job, code.save, sidecar)
 
 
-def encode_file(tokenizer: ScanTokenizer, job: Job, *, allow_head: bool = False) -> dict[str, Any]:
-    """Write the code of a scan; return the sidecar."""
-    volume, modality = read_volume(job.source), modality_of(job.source, job.modality)
-    code = tokenizer.encode(volume, modality, read_mask(job.mask), allow_head)
-    sidecar = described(tokenizer, job, volume, modality, modality) | {
-        "Description": "the code of a scan; decode it with the same model",
-        "LatentShape": list(code.encoded.latent.shape[1:]),
-        "BitsPerVoxel": round(tokenizer.network.bits_per_voxel(code.encoded.shape), 4),
-    }
-    write_result(job.target, code.save, sidecar)
-    return sidecar
+class Reconstruction(Work):
+    """Scans to what is left of them after encoding and decoding, on their own grids."""
+
+    verb = "reconstruct"
+
+    def load(self, job: Job) -> Loaded:
+        """See :class:`Work`."""
+        return Loaded(job, *self.load_scan(job))
+
+    def compute(self, loaded: Sequence[Loaded]) -> list[Result]:
+        """See :class:`Work`."""
+        codes = self.tokenizer.encode_batch(scans(loaded))
+        paintings = self.tokenizer.decode_batch(codes)
+        return [
+            painted(
+                one,
+                painting,
+                Description="a scan encoded to discrete or continuous codes and decoded again",
+                BitsPerVoxel=bits_per_voxel(self.tokenizer, code),
+                IntensityUnits="those of the source",
+            )
+            for one, code, painting in zip(loaded, codes, paintings, strict=True)
+        ]
 
 
-def decode_file(tokenizer: ScanTokenizer, job: Job) -> dict[str, Any]:
-    """Write the scan of a code, in its own contrast or in ``job.modality``; return the sidecar.
+class Decoding(Work):
+    """Codes to scans, in their own contrast or in another one.
 
-    Raises:
-        InputError: The code was made by another model.
+    Args:
+        tokenizer: The model that made them.
+        to: Contrast to paint; None for each code's own.
+        reading: Not used; codes are read in one way only.
     """
-    code = LatentScan.load(job.source)
-    try:
-        result = tokenizer.decode(code, job.modality)
-    except InputError as error:
-        raise InputError(error.reason, file=job.source, remedy=error.remedy) from error
-    target = job.modality or code.modality
-    own = target == code.modality
-    sidecar = described(tokenizer, job, None, code.modality, target) | {
-        "Description": "a scan decoded from its code",
-        "Style": "of the source" if own else "mean over training subjects",
-        "IntensityUnits": "those of the source" if own else "mean range over training subjects",
-    }
-    write_result(job.target, result.save, sidecar)
-    return sidecar
+
+    verb = "decode"
+
+    def __init__(self, tokenizer: ScanTokenizer, to: str | None = None, reading: Reading | None = None) -> None:
+        super().__init__(tokenizer, reading)
+        self.to = to if to is None else tokenizer.known(to)
+
+    def options(self) -> dict[str, Any]:
+        """See :class:`Work`."""
+        return {"To": self.to}
+
+    def load(self, job: Job) -> Loaded:
+        """See :class:`Work`; a code of another model is refused."""
+        code = LatentScan.load(job.source)
+        try:
+            self.tokenizer.check_latent(code)
+        except InputError as error:
+            raise InputError(error.reason, file=job.source, remedy=error.remedy) from error
+        facts = self.described(job, file_sha256(job.source), code.modality, self.to or code.modality)
+        return Loaded(job, code, facts)
+
+    def compute(self, loaded: Sequence[Loaded]) -> list[Result]:
+        """See :class:`Work`."""
+        paintings = self.tokenizer.decode_batch([one.item for one in loaded], self.to)
+        return [
+            painted(
+                one,
+                painting,
+                Description="a scan decoded from its code",
+                Style="of the source" if own else "mean over training subjects",
+                IntensityUnits="those of the source" if own else "mean range over training subjects",
+            )
+            for one, painting in zip(loaded, paintings, strict=True)
+            for own in [self.to in (None, one.item.modality)]
+        ]
 
 
-def described(
-    tokenizer: ScanTokenizer, job: Job, volume: Volume | None, source_modality: str, modality: str
-) -> dict[str, Any]:
-    """Return what every sidecar of a result says. Names are those of files, never folders: a path may name a person."""
-    return {
-        "Synthetic": True,
-        "Sources": [job.source.name],
-        "SourceSHA256": None if volume is None else volume.provenance.sha256,
-        "SourceModality": source_modality,
-        "Modality": modality,
-        "SkullStripped": True,
-        "Model": type(tokenizer.network).__name__,
-        "ModelSHA256": tokenizer.digest,
-        "Notes": [] if volume is None else list(volume.provenance.notes),
-        "Use": "research only, not for diagnosis",
-    }
+def scans(loaded: Sequence[Loaded]) -> list[PreparedScan]:
+    """Return what the network gets."""
+    return [one.item for one in loaded]
 
 
-def read_mask(path: Path | None) -> Volume | None:
-    """Read a brain mask, if one is given."""
-    return None if path is None else read_volume(path)
+def painted(one: Loaded, painting: Painting, **facts: Any) -> Result:
+    """Return the result of a case whose image was painted; it is led back to its grid when it is saved."""
+    return Result(one.job, lambda path: painting.volume().save(path), one.facts | facts)
+
+
+def bits_per_voxel(tokenizer: ScanTokenizer, code: LatentScan) -> float:
+    """Return what a code takes per prepared voxel."""
+    return round(tokenizer.network.bits_per_voxel(code.encoded.shape), 4)

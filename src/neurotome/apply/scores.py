@@ -26,7 +26,7 @@ from neurotome.errors import OutputError, printable
 from neurotome.metrics import codebook
 from neurotome.metrics.reconstruction import high_frequency_ratio, mean_over, psnr, ssim_map, window_centres
 from neurotome.metrics.statistics import paired_interval
-from neurotome.tokenizers.base import Tokenizer
+from neurotome.tokenizers.base import Tokenizer, codebook_sizes
 from neurotome.types import Image, Mask
 
 DATA_RANGE = 2.0
@@ -140,19 +140,6 @@ def _half(image: Image) -> Tensor:
     return image[0, 0].to(torch.float16).cpu().contiguous()
 
 
-def codebook_sizes(network: Tokenizer, names: Sequence[str]) -> dict[str, int | None]:
-    """Return the number of codes behind each code map, None where the network does not say.
-
-    They are ``network.codebook_sizes`` where the network has it, else ``num_codes`` of its submodules, in the order of
-    the code maps. Of a book of unknown size no utilisation is told.
-    """
-    given = getattr(network, "codebook_sizes", None)
-    if given is not None:
-        return {name: given.get(name) for name in names}
-    found = [k for m in network.modules() if isinstance(k := getattr(m, "num_codes", None), int)]
-    return dict(zip(names, found, strict=True)) if len(found) == len(names) else dict.fromkeys(names)
-
-
 def task_tree(scores: Mapping[str, Mapping[str, Mapping[str, list[tuple[str, float]]]]], seed: int) -> dict[str, Any]:
     """Return ``{"reconstruction": …, "translation": …}`` with intervals over subjects."""
     means = {
@@ -204,7 +191,7 @@ def codebook_tree(books: Mapping[str, Mapping[str, Tensor]], sizes: Mapping[str,
 
 
 def bits_tree(
-    network: Tokenizer, shape: Sequence[int], cells: Mapping[str, int], dropped: Sequence[str]
+    network: Tokenizer, shape: Sequence[int], cells: Mapping[str, int], dropped: Sequence[str] | None
 ) -> dict[str, float]:
     """Return bits per voxel of an own reconstruction and of a translation, which leaves private codes out.
 
@@ -212,10 +199,12 @@ def bits_tree(
         network: Gives the bits of an image.
         shape: Spatial shape of an image.
         cells: Number of codes (cells) of each code map of one image.
-        dropped: Code maps that a translation does not use.
+        dropped: Code maps that a translation does not use; None where there is no translation.
     """
     sizes = codebook_sizes(network, tuple(cells))
     own, voxels = network.bits(shape), math.prod(shape)
+    if dropped is None:
+        return {"own_per_voxel": own / voxels}
     private = 0.0
     for name in dropped:
         size = sizes[name]

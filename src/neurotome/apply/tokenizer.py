@@ -4,13 +4,17 @@ r"""A trained tokenizer for scans: volumes in, volumes out, on the grid and with
     decode      code -> network.decode -> undo the preparation -> volume
     translate   decode(shared code, style of the target contrast)
 
+The network always sees batches of one size, filled up where scans are missing, so that a scan's result does not depend
+on what it was computed with: one by one, in pairs or in a folder of thousands the bytes are the same.
+
 The style of another contrast is, unless a reference is given, its mean over the *training* subjects, and the intensity
 range is the mean range of that contrast over the training subjects (a source's own range says nothing about another
 contrast); outside the brain the value is 0.
 """
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,22 +25,19 @@ import torch
 from torch import Tensor
 
 from neurotome import modality as contrasts
+from neurotome.apply.batches import alike, full, joined, moved, single
 from neurotome.apply.latent_scan import LatentScan
 from neurotome.apply.model_folder import read_model_folder, subject_hash, write_model_folder
-from neurotome.data.transforms import Preparation, Record
+from neurotome.apply.stages import Painting, PreparedScan
+from neurotome.data.record import Record
+from neurotome.data.transforms import Preparation
 from neurotome.data.volume import Volume
 from neurotome.errors import InputError, UsageError
 from neurotome.tokenizers.base import Encoded, Tokenizer
 
 ALL_SITES = "all"
-
-
-class SyntheticVolume(Volume):
-    """A volume that a model made; its header always says so."""
-
-    def save(self, path: str | os.PathLike[str], *, synthetic: bool = True) -> str:
-        """Write a NIfTI file marked as synthetic and return the SHA-256 of its bytes."""
-        return super().save(path, synthetic=True)
+# On a CPU two small images take hardly longer than one, four take twice as long as two; large images fill it alone.
+SMALL_VOXELS = 2**20
 
 
 class ScanTokenizer:
@@ -52,6 +53,9 @@ class ScanTokenizer:
         digest: What a latent is stamped with.
         card: README of the model folder.
         precision: "bf16" runs the network in mixed precision.
+
+    Raises:
+        ValueError: The preparation makes images that the network cannot paint.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class ScanTokenizer:
         card: str = "",
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
+        network.check_window(preparation.window)
         self.network = network.eval()
         self.preparation = preparation
         self.stats = dict(stats)
@@ -91,6 +96,10 @@ class ScanTokenizer:
             preparation = Preparation.from_json(content.preparation)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"not a preparation ({error})", file=Path(folder) / "preprocess.json") from error
+        try:
+            content.network.check_window(preparation.window)
+        except ValueError as error:
+            raise InputError(str(error), file=Path(folder) / "preprocess.json") from error
         means = {_style_key(k): v for k, v in content.styles.items() if k.endswith("/mean")}
         covariances = {_style_key(k): v for k, v in content.styles.items() if k.endswith("/covariance")}
         return cls(
@@ -126,7 +135,7 @@ class ScanTokenizer:
     @property
     def device(self) -> torch.device:
         """Where the network computes."""
-        return next(self.network.parameters()).device
+        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
 
     def trained_on(self, subject: str) -> bool:
         """Return whether a subject was among those the model was trained on."""
@@ -148,19 +157,35 @@ class ScanTokenizer:
             UsageError: The contrast is not given, ambiguous, or not one the model knows.
             InputError: The scan looks like a whole head, or cannot be prepared.
         """
+        return self.encode_batch([self.prepare(volume, modality, mask, allow_head)])[0]
+
+    def prepare(
+        self, volume: Volume, modality: str | None = None, mask: Volume | None = None, allow_head: bool = False
+    ) -> PreparedScan:
+        """Return a scan as the network sees it: the part of :meth:`encode` that needs no network; same arguments."""
         name = self.known(self._modality(volume, modality))
         prepared = self.preparation.apply({name: volume}, mask, allow_head=allow_head)
-        image = torch.from_numpy(np.ascontiguousarray(prepared.image[:1, None], dtype=np.float32))  # (1, 1, x, y, z)
-        with torch.inference_mode(), self._autocast():
-            encoded = self.network.encode(image.to(self.device), self._id(name))
-        return LatentScan(
-            _on_cpu(encoded),
-            name,
-            prepared.records[name],
-            np.asarray(prepared.mask, dtype=bool),
-            self.preparation,
-            self.digest,
-        )
+        image = np.ascontiguousarray(prepared.image[0], dtype=np.float32)
+        return PreparedScan(image, name, prepared.records[name], np.asarray(prepared.mask, dtype=bool))
+
+    @property
+    def batch(self) -> int:
+        """Scans that the network sees at once."""
+        return 2 if math.prod(self.preparation.shape) <= SMALL_VOXELS else 1
+
+    def encode_batch(self, scans: Sequence[PreparedScan]) -> list[LatentScan]:
+        """Return the codes of prepared scans."""
+        codes: list[Encoded] = []
+        for part in full(scans, self.batch):
+            image = torch.from_numpy(np.stack([scan.image for scan in part])[:, None])  # (b, 1, x, y, z)
+            ids = self._ids([scan.modality for scan in part])
+            with torch.inference_mode(), self._autocast():
+                encoded = self.network.encode(image.to(self.device), ids)
+            codes += [single(encoded, index) for index in range(len(part))]
+        return [
+            LatentScan(code, scan.modality, scan.record, scan.mask, self.preparation, self.digest)
+            for scan, code in zip(scans, codes, strict=False)  # what filled the last batch is left over
+        ]
 
     def decode(
         self,
@@ -180,27 +205,60 @@ class ScanTokenizer:
 
         Raises:
             InputError: The code was made by another model.
-            UsageError: The model does not know the contrast.
+            UsageError: The model does not know the contrast, or has no style to paint another with.
         """
-        self._check_latent(latent)
+        return self.decode_batch([latent], modality, style, intensity)[0].volume()
+
+    def decode_batch(
+        self,
+        latents: Sequence[LatentScan],
+        modality: str | None = None,
+        style: Tensor | None = None,
+        intensity: Record | None = None,
+    ) -> list[Painting]:
+        """Return what :meth:`decode` makes of several codes; the arguments hold for all of them."""
+        coming = [self._to_paint(latent, modality, style) for latent in latents]
+        images: dict[int, Tensor] = {}
+        for group in alike([code for code, _ in coming]):
+            for part in full(group, self.batch):
+                encoded = moved(joined([coming[index][0] for index in part]), self.device)
+                with torch.inference_mode(), self._autocast():
+                    painted = self.network.decode(encoded, self._ids([coming[index][1] for index in part]))
+                values = painted[:, 0].float()
+                if self.preparation.window is not None:
+                    values = values.clamp(*self.preparation.window)
+                images |= dict(zip(part, values.cpu(), strict=True))
+        return [
+            Painting(images[index].numpy(), self._range(latent, coming[index][1], intensity), latent.mask)
+            for index, latent in enumerate(latents)
+        ]
+
+    def _to_paint(self, latent: LatentScan, modality: str | None, style: Tensor | None) -> tuple[Encoded, str]:
+        """Return what the decoder may see of a code, and the contrast to paint."""
+        self.check_latent(latent)
         target = latent.modality if modality is None else self.known(modality)
         encoded = latent.encoded
         if target != latent.modality:
+            if encoded.style is None:
+                raise UsageError(
+                    f"{type(self.network).__name__} has no style, so it cannot paint {latent.modality} as {target}; "
+                    "translate with a model that has one (`neurotome configs` lists NeuroQuant's)"
+                )
             encoded = self.network.shared(encoded)
-            style = self.mean_style(target) if style is None and encoded.style is not None else style
+            style = self.mean_style(target) if style is None else style
         if style is not None:
             encoded = replace(encoded, style=style.reshape(1, -1).to(encoded.latent.dtype))
-        with torch.inference_mode(), self._autocast():
-            image = self.network.decode(_moved(encoded, self.device), self._id(target))
-        voxels = image[0, 0].float().clamp(-1, 1).cpu().numpy()
+        return encoded, target
+
+    def _range(self, latent: LatentScan, target: str, intensity: Record | None) -> Record:
+        """Return the source's record with the intensity range of the result."""
         record = latent.record
         if intensity is not None:
-            record = replace(record, low=intensity.low, high=intensity.high, background=intensity.background)
-        elif target != latent.modality:
-            low, high = self.intensity(target)
-            record = replace(record, low=low, high=high, background=0.0)
-        restored = record.restore(voxels, latent.mask)
-        return SyntheticVolume(restored.array, restored.geometry, restored.provenance)
+            return replace(record, low=intensity.low, high=intensity.high, background=intensity.background)
+        if target == latent.modality:
+            return record
+        low, high = self.intensity(target)
+        return replace(record, low=low, high=high, background=0.0)
 
     def reconstruct(
         self, volume: Volume, modality: str | None = None, mask: Volume | None = None, allow_head: bool = False
@@ -216,6 +274,7 @@ class ScanTokenizer:
         modality: str | None = None,
         mask: Volume | None = None,
         allow_head: bool = False,
+        site: str | None = None,
     ) -> Volume:
         """Return a scan's anatomy in the contrast ``to``.
 
@@ -226,15 +285,27 @@ class ScanTokenizer:
             modality: Contrast of the source; None takes it from the file name.
             mask: Brain mask of the source.
             allow_head: As in :meth:`encode`, for source and reference.
+            site: Training site whose mean style is taken; None for the mean over all sites.
+
+        Raises:
+            UsageError: A reference and a site; the network has no style; the model folder holds none for the site.
         """
         target = self.known(to)
-        code = self.encode(volume, modality, mask, allow_head)
+        style, intensity = self.look(target, style_from, site, allow_head)
+        return self.decode(self.encode(volume, modality, mask, allow_head), target, style, intensity)
+
+    def look(
+        self, target: str, style_from: Volume | None = None, site: str | None = None, allow_head: bool = False
+    ) -> tuple[Tensor | None, Record | None]:
+        """Return the style and the intensities that :meth:`translate` paints with; None for the training mean."""
         if style_from is None:
-            return self.decode(code, target)
+            return None if site is None else self.mean_style(target, site), None
+        if site is not None:
+            raise UsageError("a style comes from a reference or from a site; give one of them")
         reference = self.encode(style_from, target, None, allow_head)
         if reference.encoded.style is None:
             raise UsageError(f"{type(self.network).__name__} has no style vector, so a reference cannot lend one")
-        return self.decode(code, target, reference.encoded.style, reference.record)
+        return reference.encoded.style, reference.record
 
     def mean_style(self, modality: str, site: str = ALL_SITES) -> Tensor:
         """Return the mean style vector of a contrast over training subjects.
@@ -279,7 +350,12 @@ class ScanTokenizer:
             )
         return found[0]
 
-    def _check_latent(self, latent: LatentScan) -> None:
+    def check_latent(self, latent: LatentScan) -> None:
+        """Refuse a code that this model did not make.
+
+        Raises:
+            InputError: Another model's, or of a shape this one does not make.
+        """
         if latent.tokenizer != self.digest:
             raise InputError(
                 f"the latent was made by model {latent.tokenizer[:12]}, this one is {self.digest[:12]}",
@@ -289,8 +365,8 @@ class ScanTokenizer:
         if tuple(latent.encoded.latent.shape) != expected:
             raise InputError(f"the latent has shape {tuple(latent.encoded.latent.shape)}, admissible is {expected}")
 
-    def _id(self, name: str) -> Tensor:
-        return torch.tensor([self.network.modality_id(name)], device=self.device)
+    def _ids(self, names: Sequence[str]) -> Tensor:
+        return torch.tensor([self.network.modality_id(name) for name in names], device=self.device)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
@@ -307,16 +383,3 @@ def named_styles(
 def _style_key(name: str) -> tuple[str, str]:
     modality, site = name.split("/")[:2]
     return modality, unquote(site)
-
-
-def _on_cpu(encoded: Encoded) -> Encoded:
-    """Return the code alone, in float32 and on the CPU: what only training looks at stays behind."""
-    codes = {name: value.cpu() for name, value in encoded.codes.items()}
-    style = None if encoded.style is None else encoded.style.float().cpu()
-    return Encoded(encoded.latent.float().cpu(), codes, style, {}, encoded.shape)
-
-
-def _moved(encoded: Encoded, device: torch.device) -> Encoded:
-    codes = {name: value.to(device) for name, value in encoded.codes.items()}
-    style = None if encoded.style is None else encoded.style.to(device)
-    return Encoded(encoded.latent.to(device), codes, style, {}, encoded.shape)

@@ -1,39 +1,72 @@
-"""Translate a scan into another contrast, from file to file."""
+"""Translate scans into another contrast: the work that the verb does for every scan."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neurotome.apply.files import Job, modality_of, write_result
-from neurotome.apply.reconstruct import described, read_mask
+from neurotome.apply.files import Job
+from neurotome.apply.reconstruct import painted, scans
 from neurotome.apply.tokenizer import ScanTokenizer
-from neurotome.data.nifti import read_volume
+from neurotome.apply.work import Loaded, Reading, Result, Work
 
 
-def translate_file(
-    tokenizer: ScanTokenizer,
-    job: Job,
-    to: str,
-    *,
-    style_from: Path | None = None,
-    allow_head: bool = False,
-) -> dict[str, Any]:
-    """Write a scan's anatomy in the contrast ``to``, on the scan's own grid; return the sidecar.
+class Translation(Work):
+    """A scan's anatomy in another contrast, on the scan's own grid.
 
     Args:
         tokenizer: The model.
-        job: Scan and result.
         to: Target contrast.
+        reading: How scans are read.
         style_from: A scan of that contrast that lends style and intensity range; None for the training mean.
-        allow_head: Skip the check for a whole head.
+        style_site: Training site whose mean style is taken; None for the mean over all sites.
+
+    Raises:
+        UsageError: The model does not know the contrast or the site, or both a reference and a site are given.
+        InputError: The reference is refused.
     """
-    volume, modality = read_volume(job.source), modality_of(job.source, job.modality)
-    reference = None if style_from is None else read_volume(style_from)
-    result = tokenizer.translate(volume, to, reference, modality, read_mask(job.mask), allow_head)
-    lent = "mean over training subjects" if style_from is None else f"of {style_from.name}"
-    sidecar = described(tokenizer, job, volume, modality, tokenizer.known(to)) | {
-        "Description": "a scan's anatomy painted in a contrast that was not measured",
-        "Style": lent,
-        "IntensityUnits": f"range {lent}; not comparable with the source",
-    }
-    write_result(job.target, result.save, sidecar)
-    return sidecar
+
+    verb = "translate"
+
+    def __init__(
+        self,
+        tokenizer: ScanTokenizer,
+        to: str,
+        reading: Reading | None = None,
+        style_from: Path | None = None,
+        style_site: str | None = None,
+    ) -> None:
+        super().__init__(tokenizer, reading)
+        self.to = tokenizer.known(to)
+        reference = None if style_from is None else self.reading.read(style_from)
+        self.style, self.intensity = tokenizer.look(self.to, reference, style_site, self.reading.allow_head)
+        self.reference = None if reference is None else reference.provenance.sha256
+        self.site = style_site
+        if style_from is not None:
+            self.lent = f"of {style_from.name}"
+        else:
+            self.lent = f"mean over training subjects{f' of site {style_site}' if style_site is not None else ''}"
+
+    def options(self) -> dict[str, Any]:
+        """See :class:`Work`."""
+        return {"To": self.to, "StyleFromSHA256": self.reference, "StyleSite": self.site}
+
+    def load(self, job: Job) -> Loaded:
+        """See :class:`Work`."""
+        scan, facts = self.load_scan(job)
+        return Loaded(job, scan, facts | {"Modality": self.to})
+
+    def compute(self, loaded: Sequence[Loaded]) -> list[Result]:
+        """See :class:`Work`."""
+        codes = self.tokenizer.encode_batch(scans(loaded))
+        paintings = self.tokenizer.decode_batch(codes, self.to, self.style, self.intensity)
+        range_of = self.lent if self.reference is not None else "mean over training subjects"
+        return [
+            painted(
+                one,
+                painting,
+                Description="a scan's anatomy painted in a contrast that was not measured",
+                Style=self.lent,
+                IntensityUnits=f"range {range_of}; not comparable with the source",
+            )
+            for one, painting in zip(loaded, paintings, strict=True)
+        ]

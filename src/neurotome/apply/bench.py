@@ -1,0 +1,264 @@
+r"""Tokenizers side by side: same store, same budget, same held-out subjects.
+
+    cell = (name, seed)      train within the budget ──▶ evaluate ──▶ metrics.json, status.json
+    row  = mean over seeds within a subject, then over subjects, with an interval over subjects
+    step = row - row before it, subject by subject; real where its interval excludes zero
+
+A budget is a number of optimiser steps, or CPU seconds: then the steps follow from the seconds one step takes, measured
+once per config and kept, so that a resumed bench trains every seed for as long.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neurotome.errors import InputError, UsageError, printable
+from neurotome.metrics.statistics import Interval, bootstrap_interval, paired_interval
+
+Tree = Mapping[str, Any]
+KEYS = {"about", "seconds", "steps", "seeds", "runs"}
+RUN_KEYS = {"name", "config", "overrides", "against"}
+
+
+@dataclass(frozen=True)
+class BenchRun:
+    """One tokenizer of a bench.
+
+    Args:
+        name: Of the row and of the folders.
+        config: A shipped config or a YAML file.
+        overrides: Dotted keys and their values as YAML text.
+        against: Name of the row it is compared with, subject by subject; empty for none.
+    """
+
+    name: str
+    config: str
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    against: str = ""
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """What is compared, and on how much training.
+
+    Args:
+        runs: In the order of the table.
+        seeds: Of weights, order and augmentation.
+        seconds: CPU seconds of training per cell; None where ``steps`` counts.
+        steps: Optimiser steps per cell; None where ``seconds`` counts.
+        about: A sentence for the table's head.
+
+    Raises:
+        UsageError: Not exactly one budget; no run, no seed; a name twice, or not fit for a folder; an unknown rival.
+    """
+
+    runs: tuple[BenchRun, ...]
+    seeds: tuple[int, ...]
+    seconds: float | None = None
+    steps: int | None = None
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        names = [run.name for run in self.runs]
+        if (self.seconds is None) == (self.steps is None):
+            raise UsageError("a bench has one budget: give `seconds` (of CPU time) or `steps`")
+        if not (self.seconds is None or self.seconds > 0) or not (self.steps is None or self.steps > 0):
+            raise UsageError(f"the budget is {self.seconds or self.steps}; give a number above 0")
+        if not names or not self.seeds or min(self.seeds) < 0:
+            raise UsageError("a bench needs at least one run, and seeds of at least 0")
+        for name in names:
+            if names.count(name) > 1 or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+                raise UsageError(f"run {printable(name)!r}: names are unique, of letters, digits, '-', '_' and '.'")
+        for run in self.runs:
+            if run.against and run.against not in names:
+                raise UsageError(f"run {run.name!r} is compared with {printable(run.against)!r}, which is no run")
+
+    @property
+    def budget(self) -> str:
+        """The budget in words."""
+        return f"{self.seconds:g} CPU seconds" if self.seconds is not None else f"{self.steps} steps"
+
+
+def read_plan(text: str, name: str) -> BenchPlan:
+    """Read a bench file.
+
+    Args:
+        text: YAML with ``runs`` (name, config, overrides, against), ``seeds``, ``seconds`` or ``steps``, ``about``.
+        name: Of the file, for messages.
+
+    Raises:
+        UsageError: Not YAML, an unknown key, a value of another kind.
+    """
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{printable(name)}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(tree, dict) or not isinstance(tree.get("runs"), list):
+        raise UsageError(f"{printable(name)}: a bench file is a mapping with a list `runs`")
+    _known(tree, KEYS, name)
+    runs = []
+    for one in tree["runs"]:
+        if not isinstance(one, dict) or not isinstance(one.get("config"), str):
+            raise UsageError(f"{printable(name)}: each run is a mapping with a `config`")
+        _known(one, RUN_KEYS, name)
+        overrides = one.get("overrides") or {}
+        if not isinstance(overrides, dict):
+            raise UsageError(f"{printable(name)}: overrides of {printable(one['config'])} are dotted keys and values")
+        plain = {
+            str(k): yaml.safe_dump(v, default_flow_style=True).removesuffix("...\n").strip()
+            for k, v in overrides.items()
+        }
+        runs.append(
+            BenchRun(str(one.get("name") or one["config"]), one["config"], plain, str(one.get("against") or ""))
+        )
+    seeds = tree.get("seeds", [0, 1, 2])
+    if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
+        raise UsageError(f"{printable(name)}: seeds are whole numbers, for example [0, 1, 2]")
+    for key in ("seconds", "steps"):
+        if tree.get(key) is not None and (isinstance(tree[key], bool) or not isinstance(tree[key], int | float)):
+            raise UsageError(f"{printable(name)}: {key} is {printable(str(tree[key]))}; give a number")
+    steps = tree.get("steps")
+    return BenchPlan(
+        tuple(runs),
+        tuple(seeds),
+        tree.get("seconds"),
+        None if steps is None else int(steps),
+        str(tree.get("about") or ""),
+    )
+
+
+def _known(tree: Tree, keys: set[str], name: str) -> None:
+    unknown = sorted(str(key) for key in tree if key not in keys)
+    if unknown:
+        raise UsageError(
+            f"{printable(name)}: there is no key {printable(unknown[0])!r}; keys are {', '.join(sorted(keys))}"
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one training gave.
+
+    Args:
+        seed: Its seed.
+        metrics: Its metrics.json.
+        status: Its status.json.
+        parameters: Of the exported network.
+    """
+
+    seed: int
+    metrics: Tree
+    status: Tree
+    parameters: int
+
+
+def read_cell(folder: Path, seed: int) -> Cell | None:
+    """Return a finished cell, or None where it has not been evaluated.
+
+    Raises:
+        InputError: A file of a finished cell cannot be read.
+    """
+    if not (folder / "metrics.json").exists():
+        return None
+    found = {}
+    for name in ("metrics.json", "status.json", "bench.json"):
+        try:
+            found[name] = json.loads((folder / name).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(
+                "cannot be read", file=folder / name, remedy="remove the cell's folder and run again"
+            ) from error
+    return Cell(seed, found["metrics.json"], found["status.json"], int(found["bench.json"]["parameters"]))
+
+
+# key of the row, path in metrics.json; {m} runs over the contrasts, {p} over the pairs
+SUBJECT_MEASURES = {
+    "psnr_db": ("reconstruction", "{m}", "psnr_db"),
+    "ssim": ("reconstruction", "{m}", "ssim"),
+    "ms_ssim": ("reconstruction", "{m}", "ms_ssim"),
+    "dice": ("reconstruction", "{m}", "dice"),
+    "high_frequency_ratio": ("reconstruction", "{m}", "high_frequency_ratio"),
+    "translation_psnr_db": ("translation", "{p}", "psnr_db"),
+}
+SCALARS = {
+    "bits_per_voxel": ("bits", "own_per_voxel"),
+    "codebook_use": ("codebook", "utilisation"),
+    "perplexity": ("codebook", "perplexity"),
+    "token_probe": ("audit", "probes", "token_vector"),
+    "pooled_probe": ("audit", "probes", "pooled_mean"),
+    "code_gap": ("audit", "code_gap"),
+    "encode_volumes_per_s": ("speed", "encode_volumes_per_s"),
+    "decode_volumes_per_s": ("speed", "decode_volumes_per_s"),
+}
+
+
+def at(tree: Any, *path: str) -> Any:
+    """Return what stands at a path; the mean where an interval stands there; None where nothing does."""
+    for key in path:
+        if not isinstance(tree, Mapping) or key not in tree:
+            return None
+        tree = tree[key]
+    return tree.get("mean", tree) if isinstance(tree, Mapping) and "ci95" in tree else tree
+
+
+def subject_values(cells: Sequence[Cell], measure: str) -> dict[str, dict[str, float]]:
+    """Return task -> subject -> mean over seeds, for a measure that has a value per subject."""
+    section, _, key = SUBJECT_MEASURES[measure]
+    found: dict[str, dict[str, list[float]]] = {}
+    for cell in cells:
+        for task, entry in (cell.metrics.get(section) or {}).items():
+            values = (entry.get(key) or {}).get("values") if isinstance(entry, Mapping) else None
+            for subject, value in (values or {}).items():
+                if value is not None and math.isfinite(value):
+                    found.setdefault(task, {}).setdefault(subject, []).append(value)
+    return {task: {s: statistics.fmean(v) for s, v in rows.items()} for task, rows in found.items()}
+
+
+def row(run: BenchRun, cells: Sequence[Cell], rival: Sequence[Cell] = ()) -> dict[str, Any]:
+    """Return a row of the table: intervals over subjects, scalars over seeds, and the paired step against a rival."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for measure in SUBJECT_MEASURES:
+        values, others = subject_values(cells, measure), subject_values(rival, measure)
+        for task, rows in values.items():
+            entry = tasks.setdefault(measure, {})
+            entry[task] = bootstrap_interval(list(rows.values())).to_json()
+            if others.get(task) and others[task].keys() == rows.keys():
+                step = paired_interval([rows[s] for s in rows], [others[task][s] for s in rows])
+                entry[task] = {**entry[task], "step": {**step.to_json(), "real": is_real(step)}}
+    scalars = {}
+    for name, path in SCALARS.items():
+        found = [v for c in cells if isinstance(v := at(c.metrics, *path), int | float) and not isinstance(v, bool)]
+        scalars[name] = {"mean": statistics.fmean(found), "seeds": found} if found else None
+    return {
+        "name": run.name,
+        "config": run.config,
+        "overrides": dict(run.overrides),
+        "against": run.against or None,
+        "seeds": [c.seed for c in cells],
+        "parameters": cells[0].parameters if cells else None,
+        "steps": [c.status.get("step") for c in cells],
+        "training_seconds": [c.status.get("seconds") for c in cells],
+        "peak_rss_mb": max((c.status.get("peak_rss_mb") or 0.0 for c in cells), default=None),
+        **tasks,
+        **scalars,
+    }
+
+
+def is_real(step: Interval) -> bool:
+    """Return whether the interval of a difference excludes zero."""
+    return step.low > 0 or step.high < 0
+
+
+def table(plan: BenchPlan, cells: Mapping[str, Sequence[Cell]]) -> list[dict[str, Any]]:
+    """Return the rows of all runs that have a finished cell, in the plan's order."""
+    return [
+        row(run, cells[run.name], cells.get(run.against, ()) if run.against else ())
+        for run in plan.runs
+        if cells.get(run.name)
+    ]

@@ -1,0 +1,370 @@
+r"""The codes of a whole store, for training on latents: several draws of augmentation per scan, written in shards.
+
+    draw 0             the scan as it is                       validation and test scans have no other
+    draw k             image(p) = scan(F (p - t))              F mirrors left and right or not, t shifts by whole voxels
+    record of a draw   grid_to_source F T(-t)                  so that decoding leads back to the source all the same
+
+F and t are a pure function of (seed, session, k) and of the brain's box, which no shift moves beyond the grid. Which
+entry lies in which shard is a pure function of store, model and options: a killed run resumes with the same bytes.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+from neurotome.apply.latent_scan import LatentScan
+from neurotome.apply.resume import check_request, writing
+from neurotome.apply.stages import PreparedScan
+from neurotome.apply.tokenizer import ScanTokenizer
+from neurotome.data.bids import read_json
+from neurotome.data.latents import (
+    FORMAT_VERSION,
+    INDEX_NAME,
+    KIND,
+    METADATA_KEY,
+    LatentEntry,
+    Latents,
+    entry_to_json,
+    shard_name,
+)
+from neurotome.data.record import Record
+from neurotome.data.store import SessionEntry, Store, is_intact
+from neurotome.data.stream import write_atomically
+from neurotome.errors import InputError, UsageError, printable
+from neurotome.tokenizers.base import Encoded, is_finite
+
+_DRAW = 21  # keeps these draws apart from those of a training
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """How a store is encoded.
+
+    Args:
+        draws: Entries per training session; the first is the scan as it is.
+        seed: Of the draws.
+        shift_voxels: Largest shift along each axis.
+        flip_prob: Probability of mirroring left and right.
+        shard_bytes: Size that a shard is kept below, where one session is not larger.
+
+    Raises:
+        UsageError: A value is out of range.
+    """
+
+    draws: int = 1
+    seed: int = 0
+    shift_voxels: int = 2
+    flip_prob: float = 0.5
+    shard_bytes: int = 256 << 20
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or self.shard_bytes < 1 or self.shift_voxels < 0 or not 0 <= self.flip_prob <= 1:
+            raise UsageError(f"{self}: draws and shard_bytes are positive, shift_voxels is from 0, flip_prob in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """``image(p) = scan(F (p - shift))``; F mirrors x if ``flip``."""
+
+    flip: bool = False
+    shift: tuple[int, int, int] = (0, 0, 0)
+
+    def moved(self, volume: Shaped[np.ndarray, "x y z"], outside: float) -> Shaped[np.ndarray, "x y z"]:
+        """Return a volume flipped and shifted; what comes in from beyond the grid is ``outside``."""
+        source = volume[::-1] if self.flip else volume
+        result = np.full_like(source, outside)
+        to = tuple(slice(max(t, 0), n + min(t, 0)) for t, n in zip(self.shift, source.shape, strict=True))
+        back = tuple(slice(max(-t, 0), n + min(-t, 0)) for t, n in zip(self.shift, source.shape, strict=True))
+        result[to] = source[back]
+        return result
+
+    def record(self, record: Record) -> Record:
+        """Return the record of a moved scan: undoing it undoes the augmentation too."""
+        matrix = np.eye(4)
+        matrix[:3, 3] = [-t for t in self.shift]
+        if self.flip:
+            matrix[0, 0], matrix[0, 3] = -1, record.shape[0] - 1 + self.shift[0]
+        return replace(record, grid_to_source=record.grid_to_source @ matrix)
+
+
+def augmentation(plan: ShardPlan, session: str, draw: int, mask: Bool[np.ndarray, "x y z"]) -> Augmentation:
+    """Return the augmentation of a draw: a pure function of seed, session, draw and the brain's box."""
+    if draw == 0:
+        return Augmentation()
+    index = int.from_bytes(hashlib.sha256(session.encode()).digest()[:8], "big")
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((plan.seed, _DRAW, index, draw))))
+    flip = bool(rng.random() < plan.flip_prob)
+    shift = []
+    for axis, n in enumerate(mask.shape):
+        inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, n - 1)
+        if axis == 0 and flip:
+            first, last = n - 1 - last, n - 1 - first
+        low, high = max(-plan.shift_voxels, -first), min(plan.shift_voxels, n - 1 - last)
+        shift.append(int(rng.integers(low, high + 1)))
+    x, y, z = shift
+    return Augmentation(flip, (x, y, z))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of the shards of a store.
+
+    Args:
+        entries: Sessions times draws.
+        shards: Files.
+        kept: Files that stood and were verified.
+        size_bytes: Size of all.
+    """
+
+    entries: int
+    shards: int
+    kept: int
+    size_bytes: int
+
+
+class ShardWriter:
+    """Encodes a store into shards; see the module's text.
+
+    Args:
+        tokenizer: The model.
+        store: Prepared as the model expects.
+        plan: How it is encoded.
+
+    Raises:
+        InputError: The store was prepared differently, has none of the model's contrasts, or no session.
+    """
+
+    def __init__(self, tokenizer: ScanTokenizer, store: Store, plan: ShardPlan) -> None:
+        self.tokenizer, self.store, self.plan = tokenizer, store, plan
+        self.views = [m for m in tokenizer.modalities if m in store.modalities]
+        if store.preparation.digest != tokenizer.preparation.digest:
+            raise InputError(
+                "the store was prepared differently from what the model expects",
+                file=store.path,
+                remedy="run `neurotome prepare` with what the model's preprocess.json says",
+            )
+        if not self.views:
+            raise InputError(
+                f"the store has {', '.join(store.modalities)}, the model knows {', '.join(tokenizer.modalities)}",
+                file=store.path,
+                remedy="give a store with one of the model's contrasts",
+            )
+        try:
+            tokenizer.network.latent_shape(store.preparation.shape)
+        except ValueError as error:
+            raise InputError(str(error), file=store.path) from error
+        draws = {"train": plan.draws}
+        self.cases = [
+            (entry, draw)
+            for entry in store.sessions
+            if set(entry.modalities) & set(self.views)
+            for draw in range(draws.get(entry.split, 1))
+        ]
+        if not self.cases:
+            raise InputError("the store holds no session", file=store.path, remedy="prepare it again")
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What the bytes depend on."""
+        options = {**asdict(self.plan), "Store": self.store.fingerprint, "Precision": self.tokenizer.precision}
+        return {"ModelSHA256": self.tokenizer.digest, "Parameters": {"Command": "encode --shards", **options}}
+
+    def write(self, out: Path, *, overwrite: bool = False, progress: Callable[[float], None] | None = None) -> Summary:
+        """Write the shards that are missing or damaged, and the index after each.
+
+        Args:
+            out: Folder of the shards.
+            overwrite: Begin anew, whatever is there.
+            progress: Called with the share of entries done.
+
+        Raises:
+            UsageError: ``out`` holds something else.
+            OutputError: It cannot be written, or another process writes there.
+            InputError: The network made latents that are not finite.
+        """
+        check_request(out, self.request, overwrite=overwrite)
+        with writing(out, self.request):
+            before = {} if overwrite else _standing(out)
+            sizes = before.get("size") or self._size()
+            listed = before.get("shards", [])
+            done: list[dict[str, Any]] = []
+            kept = finished = 0
+            for place, group in enumerate(self._groups(sizes)):
+                if place < len(listed) and is_intact(out / shard_name(place), listed[place]["sha256"]):
+                    done.append(listed[place])
+                    kept += 1
+                else:
+                    done.append(self._shard(out, place, group, finished))
+                    self._index(out, [*done, *listed[place + 1 :]], sizes)
+                finished += len(group)
+                if progress is not None:
+                    progress(finished / len(self.cases))
+            self._index(out, done, sizes)
+            for stray in set(out.glob("shard-*.safetensors")) - {out / shard["file"] for shard in done}:
+                stray.unlink()
+        return Summary(len(self.cases), len(done), kept, sum(shard["bytes"] for shard in done))
+
+    def _size(self) -> dict[str, int]:
+        """Return the bytes of the code of a view, the same for all, and what an entry has besides, taken generously."""
+        scans = self._scans(*self.cases[0])[0]
+        tensors = _tensors(self.tokenizer.encode_batch(scans[:1])[0].encoded).values()
+        besides = sum(len(json.dumps(scan.record.to_json())) for scan in scans) + len(_packed(scans[0].mask))
+        return {"view": sum(tensor.nbytes for tensor in tensors), "entry": 2 * besides + 4096}
+
+    def _groups(self, sizes: Mapping[str, int]) -> Iterator[list[tuple[SessionEntry, int]]]:
+        """Yield the cases of each shard."""
+        group: list[tuple[SessionEntry, int]] = []
+        size = 0
+        for entry, draw in self.cases:
+            more = sizes["entry"] + sizes["view"] * len(set(entry.modalities) & set(self.views))
+            if group and size + more > self.plan.shard_bytes:
+                yield group
+                group, size = [], 0
+            group.append((entry, draw))
+            size += more
+        yield group
+
+    def _scans(self, entry: SessionEntry, draw: int) -> tuple[list[PreparedScan], Augmentation]:
+        """Return the views of a session as the network sees them."""
+        loaded = self.store.load(entry)
+        drawn = augmentation(self.plan, entry.name, draw, loaded.mask)
+        mask = drawn.moved(loaded.mask, False)
+        scans = []
+        for name in self.views:
+            at = self.store.modalities.index(name)
+            if loaded.present[at]:
+                image = drawn.moved(loaded.image[at, 0], self.store.preparation.outside)
+                scans.append(PreparedScan(image, name, drawn.record(loaded.records[name]), mask))
+        return scans, drawn
+
+    def _shard(self, out: Path, place: int, cases: Sequence[tuple[SessionEntry, int]], first: int) -> dict[str, Any]:
+        """Encode some cases and write them; return the line of the index."""
+        tensors: dict[str, Tensor] = {}
+        entries = []
+        waiting: list[tuple[int, PreparedScan]] = []
+        for number, (session, draw) in enumerate(cases, first):
+            scans, drawn = self._scans(session, draw)
+            waiting += [(number, scan) for scan in scans]
+            tensors[f"{number}.mask"] = torch.frombuffer(bytearray(_packed(scans[0].mask)), dtype=torch.uint8)
+            records = {scan.modality: scan.record for scan in scans}
+            entry = LatentEntry(
+                number, out / shard_name(place), session.subject, session.session, session.site, session.split, draw,
+                records, asdict(drawn), session.digest,
+            )  # fmt: skip
+            entries.append(entry_to_json(entry))
+            last = number == first + len(cases) - 1
+            while len(waiting) >= self.tokenizer.batch or (last and waiting):
+                tensors |= self._encoded(waiting[: self.tokenizer.batch])
+                waiting = waiting[self.tokenizer.batch :]
+        head = {"tokenizer": self.tokenizer.digest, "entries": entries}
+        data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(head)})
+        header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+        sha256 = write_atomically(out / shard_name(place), [data])
+        return {
+            "file": shard_name(place),
+            "sha256": sha256,
+            "header_sha256": hashlib.sha256(header).hexdigest(),
+            "bytes": len(data),
+            "entries": len(entries),
+        }
+
+    def _encoded(self, scans: Sequence[tuple[int, PreparedScan]]) -> dict[str, Tensor]:
+        """Return the named tensors of some views.
+
+        Raises:
+            InputError: One is not finite.
+        """
+        found = {}
+        for (number, scan), code in zip(scans, self.tokenizer.encode_batch([s for _, s in scans]), strict=True):
+            for name, tensor in _tensors(code.encoded).items():
+                if not is_finite(tensor):
+                    raise InputError(
+                        f"the {name} that the model makes of it is not finite ({scan.modality}, entry {number})",
+                        file=self.store.path,
+                        remedy="train again, or encode with --precision fp32",
+                    )
+                found[f"{number}.{scan.modality}.{name}"] = tensor
+        return found
+
+    def _index(self, out: Path, shards: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> None:
+        tokenizer, shape = self.tokenizer, self.store.preparation.shape
+        index = {
+            "format_version": FORMAT_VERSION,
+            "kind": KIND,
+            "tokenizer": tokenizer.digest,
+            "class": type(tokenizer.network).__name__,
+            "modalities": list(tokenizer.modalities),
+            "shape": list(shape),
+            "latent": {
+                "channels": tokenizer.network.latent_channels,
+                "shape": list(tokenizer.network.latent_shape(shape)),
+            },
+            "preparation": self.store.preparation.to_json(),
+            "store": self.store.fingerprint,
+            "plan": asdict(self.plan),
+            "size": dict(sizes),
+            "num_entries": len(self.cases),
+            "shards": list(shards),
+        }
+        write_atomically(out / INDEX_NAME, [json.dumps(index, indent=1).encode() + b"\n"])
+
+
+def read_scan(latents: Latents, entry: LatentEntry, modality: str) -> LatentScan:
+    """Return the code of one view, ready to be decoded onto its source's grid; the decoder refuses another model's.
+
+    Raises:
+        UsageError: The entry lacks the view.
+        InputError: Its file is damaged.
+    """
+    if modality not in entry.records:
+        raise UsageError(f"sub-{printable(entry.subject)} has {', '.join(entry.modalities)}, not {modality}")
+    view, origin = latents.load(entry, modality), latents.origin
+
+    def tensor(array: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(np.array(array))[None]
+
+    encoded = Encoded(
+        latent=tensor(view.latent),
+        codes={name: tensor(codes).long() for name, codes in view.codes.items()},
+        style=None if view.style is None else tensor(view.style),
+        terms={},
+        shape=origin.shape,
+        gain=None if view.gain is None else tensor(view.gain),
+    )
+    mask = latents.mask(entry)
+    return LatentScan(encoded, modality, entry.records[modality], mask, origin.preparation, origin.tokenizer)
+
+
+def _packed(mask: Bool[np.ndarray, "x y z"]) -> bytes:
+    return zlib.compress(np.packbits(mask).tobytes(), 6)
+
+
+def _tensors(encoded: Encoded) -> dict[str, Tensor]:
+    """Return what is stored of a code of batch size 1, without the axis of the batch."""
+    found = {"latent": encoded.latent, "style": encoded.style, "gain": encoded.gain}
+    codes = {f"codes.{name}": value.to(torch.int32) for name, value in encoded.codes.items()}
+    present = {name: value for name, value in found.items() if value is not None}
+    return {name: value[0].contiguous() for name, value in (present | codes).items()}
+
+
+def _standing(out: Path) -> dict[str, Any]:
+    """Return the index of an earlier run of the same request; what cannot be read is made again."""
+    try:
+        index = read_json(out / INDEX_NAME) if (out / INDEX_NAME).is_file() else {}
+        if index.get("format_version") != FORMAT_VERSION or index.get("kind") != KIND:
+            return {}
+        plain = all(s["file"] == shard_name(i) and isinstance(s["sha256"], str) for i, s in enumerate(index["shards"]))
+        return index if plain and all(isinstance(index["size"][key], int) for key in ("view", "entry")) else {}
+    except (InputError, KeyError, TypeError):
+        return {}

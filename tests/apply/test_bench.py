@@ -1,0 +1,108 @@
+"""The bench: plans are checked, rows are means over seeds within a subject, steps are paired."""
+
+import json
+
+import pytest
+
+from neurotome.apply.bench import BenchPlan, BenchRun, Cell, read_cell, read_plan, table
+from neurotome.errors import InputError, UsageError
+from neurotome.report.bench import columns, markdown, page, step_lines
+
+PLAN = """
+about: two rungs
+steps: 10
+seeds: [0, 1]
+runs:
+  - {name: base, config: neuroquant-demo, overrides: {method.init_args.swap_prob: 0.0, data.flip: true}}
+  - {name: more, config: neuroquant-demo, against: base}
+"""
+
+
+def cell(seed: int, values: dict[str, float], bits: float = 1.0) -> Cell:
+    entry = {"mean": sum(values.values()) / len(values), "ci95": None, "n": len(values), "values": values}
+    metrics = {"reconstruction": {"T1w": {"psnr_db": entry}}, "bits": {"own_per_voxel": bits}}
+    return Cell(seed, metrics, {"step": 10, "seconds": 2.0, "peak_rss_mb": 100.0 + seed}, 1234)
+
+
+def test_a_plan_is_read():
+    plan = read_plan(PLAN, "plan.yaml")
+    assert [run.name for run in plan.runs] == ["base", "more"]
+    assert plan.runs[0].overrides == {"method.init_args.swap_prob": "0.0", "data.flip": "true"}
+    assert (plan.steps, plan.seconds, plan.seeds, plan.budget) == (10, None, (0, 1), "10 steps")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (("steps: 10", "steps: 10\nseconds: 5"), "one budget"),
+        (("steps: 10\n", ""), "one budget"),
+        (("steps: 10", "steps: 0"), "above 0"),
+        (("steps: 10", "stepz: 10"), "stepz"),
+        (("steps: 10", "steps: many"), "many"),
+        (("against: base", "against: bass"), "bass"),
+        (("name: more", "name: base"), "unique"),
+        (("name: more", "name: ../more"), "unique"),
+        (("seeds: [0, 1]", "seeds: [-1]"), "at least 0"),
+        (("seeds: [0, 1]", "seeds: all"), "whole numbers"),
+        (("runs:", "runs: {}\nold:"), "list `runs`"),
+        (("about: two rungs", "about: [1"), "not YAML"),
+    ],
+)
+def test_a_wrong_plan_is_named(change, match):
+    with pytest.raises(UsageError, match=match):
+        read_plan(PLAN.replace(*change), "plan.yaml")
+
+
+def test_rows_are_means_over_seeds_within_a_subject():
+    plan = BenchPlan((BenchRun("a", "x"),), (0, 1), steps=10)
+    (row,) = table(plan, {"a": [cell(0, {"s": 20.0, "t": 24.0}), cell(1, {"s": 22.0, "t": 26.0}, bits=3.0)]})
+    assert row["psnr_db"]["T1w"]["mean"] == 23.0
+    assert row["psnr_db"]["T1w"]["n"] == 2
+    assert row["bits_per_voxel"] == {"mean": 2.0, "seeds": [1.0, 3.0]}
+    assert (row["parameters"], row["peak_rss_mb"], row["steps"]) == (1234, 101.0, [10, 10])
+
+
+def test_a_step_is_paired_and_claimed_only_where_its_interval_excludes_zero():
+    plan = BenchPlan(
+        (BenchRun("a", "x"), BenchRun("b", "x", against="a"), BenchRun("c", "x", against="b")), (0,), steps=1
+    )
+    subjects = {f"s{i}": 20.0 + 3 * i for i in range(8)}
+    better = {s: v + 0.5 + 0.01 * i for i, (s, v) in enumerate(subjects.items())}
+    noisy = {s: v + (1 if i % 2 else -1) for i, (s, v) in enumerate(better.items())}
+    rows = table(plan, {"a": [cell(0, subjects)], "b": [cell(0, better)], "c": [cell(0, noisy)]})
+    first, second = (row["psnr_db"]["T1w"]["step"] for row in rows[1:])
+    assert first["mean"] == pytest.approx(0.535)
+    assert first["real"]
+    assert not second["real"]
+    lines = step_lines(rows)
+    assert lines[0].startswith("b against a: T1w +0.5")
+    assert "holds 0" in lines[1]
+    assert "holds 0" not in lines[0]
+
+
+def test_other_subjects_are_not_paired():
+    plan = BenchPlan((BenchRun("a", "x"), BenchRun("b", "x", against="a")), (0,), steps=1)
+    rows = table(plan, {"a": [cell(0, {"s": 1.0, "t": 2.0})], "b": [cell(0, {"s": 1.0, "u": 2.0})]})
+    assert "step" not in rows[1]["psnr_db"]["T1w"]
+
+
+def test_the_table_leaves_out_what_nobody_measured(tmp_path):
+    plan = BenchPlan((BenchRun("a", "x"),), (0,), steps=1)
+    rows = table(plan, {"a": [cell(0, {"s": 20.0, "t": 24.0})]})
+    headings = [heading for heading, _, _ in columns(rows)]
+    assert "PSNR T1w (dB)" in headings
+    assert "codes used" not in headings
+    assert markdown(rows).count("\n") == 2
+    rows[0]["name"] = "<script>"
+    text = page("about <b>", "1 steps", 1, rows, {"<i>": tmp_path})
+    assert "<script>" not in text
+    assert "about &lt;b&gt;" in text
+    assert "<svg" in text
+
+
+def test_a_damaged_cell_is_named(tmp_path):
+    assert read_cell(tmp_path, 0) is None
+    (tmp_path / "metrics.json").write_text(json.dumps({}))
+    (tmp_path / "status.json").write_text("{")
+    with pytest.raises(InputError, match=r"status\.json"):
+        read_cell(tmp_path, 0)
