@@ -13,6 +13,7 @@ MAX_MODULE_LINES, MAX_FUNCTION_LINES = 400, 70
 
 # higher floors import lower ones; "" are the modules beside the folders
 FLOORS = {
+    "__main__": 6,
     "cli": 5,
     "apply": 4, "report": 4,
     "tokenizers": 3, "generative": 3, "disentangle": 3, "tasks": 3,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurotome.data.volume import Geometry, Volume
+from neurotome.nn.nd import Conv, depth_to_space, space_to_depth
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.training.base import Method
 from neurotome.types import Batch
@@ -55,6 +56,45 @@ class ToyTokenizer(Tokenizer):
         return float(np.prod(self.latent_shape(shape))) + 32.0
 
 
+class PlainVAE(Tokenizer):
+    """A linear variational autoencoder on blocks of two voxels: no codes, no style, blind to the contrast.
+
+    Args:
+        modalities: Contrasts.
+        latent_channels: Channels of the latent.
+        pooled: Whether one vector, the mean over all cells, stands for a scan.
+    """
+
+    def __init__(self, modalities: Sequence[str] = MODALITIES, latent_channels: int = 2, pooled: bool = False) -> None:
+        super().__init__()
+        self.modalities, self.latent_channels, self.pooled = tuple(modalities), latent_channels, pooled
+        self.factor = (2, 2, 2)
+        self.encoder = Conv(3, 8, 2 * latent_channels, 1)
+        self.decoder = Conv(3, latent_channels, 8, 1)
+
+    def encode(self, image: Tensor, modality: Tensor) -> Encoded:
+        self.check_input(image, modality)
+        mean, log_variance = self.encoder(space_to_depth(image, self.factor)).chunk(2, dim=1)
+        if self.pooled:
+            mean, log_variance = (v.mean((2, 3, 4), keepdim=True) for v in (mean, log_variance))
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1).mean()
+        latent = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
+        x, y, z = image.shape[2:]
+        return Encoded(latent, {}, None, {"kl": kl}, (x, y, z), {"mean": mean, "log_variance": log_variance})
+
+    def decode(self, encoded: Encoded, modality: Tensor) -> Tensor:
+        shape = [1 if s == 1 else s // 2 for s in encoded.shape]
+        latent = encoded.latent.expand(-1, -1, *shape)
+        return depth_to_space(self.decoder(latent), self.factor, encoded.shape)
+
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        x, y, z = super().latent_shape(shape)
+        return (1, 1, 1) if self.pooled else (x, y, z)
+
+    def bits(self, shape: Sequence[int]) -> float:
+        return 16.0 * self.latent_channels * float(np.prod(self.latent_shape(shape)))
+
+
 class ToyTraining(Method):
     """Least squares."""
 
@@ -82,9 +122,9 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the toys public names of ``neurotome.tokenizers``."""
     import neurotome.tokenizers as folder
 
-    for cls in (ToyTokenizer, ToyTraining):
+    for cls in (ToyTokenizer, PlainVAE, ToyTraining):
         monkeypatch.setattr(folder, cls.__name__, cls, raising=False)
-    monkeypatch.setattr(folder, "__all__", [*folder.__all__, "ToyTokenizer", "ToyTraining"])
+    monkeypatch.setattr(folder, "__all__", [*folder.__all__, "ToyTokenizer", "PlainVAE", "ToyTraining"])
 
 
 def oblique(shape: tuple[int, int, int] = SHAPE, spacing: float = 3.0) -> Geometry:

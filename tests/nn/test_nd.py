@@ -62,5 +62,15 @@ def test_space_to_depth_keeps_neighbours_together():
 def test_refusals_name_what_is_admissible():
     with pytest.raises(ValueError, match=r"2 .slices. or 3"):
         per_axis(3, 4)
-    with pytest.raises(ValueError, match="odd"):
-        Conv(3, 1, 1, kernel_size=4)
+    with pytest.raises(ValueError, match="positive"):
+        Conv(3, 1, 1, kernel_size=0)
+
+
+@pytest.mark.parametrize(("stride", "size"), [(2, 4), (1, 7)])
+def test_an_even_kernel_is_padded_alike_on_both_sides(stride, size):
+    conv, x = Conv(3, 2, 3, 4, stride=stride), torch.randn(1, 2, 8, 8, 8)
+    assert torch.allclose(conv(x), F.conv3d(x, conv.weight, conv.bias, stride, padding=1), atol=1e-5)
+    assert conv(x).shape[2:] == (size,) * 3
+    flat = conv(x[..., :1])
+    plane = F.conv2d(x[..., 0], conv.weight[..., 1], conv.bias, stride, padding=1)
+    assert torch.allclose(flat[..., 0], plane, atol=1e-5)

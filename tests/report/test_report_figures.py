@@ -42,6 +42,7 @@ def test_ticks_by_hand() -> None:
     assert ticks(0, 1, 4) == pytest.approx([0, 0.5, 1])
     assert ticks(13.2, 24.7, 4) == pytest.approx([15, 20])
     assert ticks(5, 5) == [5]
+    assert ticks(1.0, 400402.0, 2) == [200000, 400000]  # no multiple of 500000 lies inside
 
 
 @pytest.mark.parametrize(

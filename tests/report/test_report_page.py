@@ -305,3 +305,22 @@ def test_no_folder_and_no_place_to_write(tmp_path: Path, monkeypatch: pytest.Mon
         write_report(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text() == "older"
+
+
+def test_the_fingerprint_and_the_findings_of_a_check_are_shown(tmp_path: Path) -> None:
+    contrast = {
+        "scans": 4, "shapes": [["182x218x182", 3], ["240x240x155", 1]], "spacings_mm": [["1x1x1", 4]],
+        "orientations": [["LAS", 4]], "intensity": {"p99.5": {"min": 1.0, "median": 542.1, "max": 900.0}},
+    }  # fmt: skip
+    (tmp_path / "data.json").write_text(json.dumps({"fingerprint": {"contrasts": {"T1w": contrast}}}))
+    findings = [
+        {"severity": "error", "file": "<b>.nii.gz", "reason": "the stream is cut off", "remedy": "copy it again"},
+        {"severity": "note", "file": "x.nii", "reason": "nothing much", "remedy": ""},
+    ]
+    (tmp_path / "check.json").write_text(json.dumps({"findings": findings}))
+    page = write_report(tmp_path).read_text()
+    assert "182x218x182 (3), 240x240x155 (1)" in page
+    assert "p99.5: 542.1" in page
+    assert "error: &lt;b&gt;.nii.gz" in page
+    assert "the stream is cut off. Remedy: copy it again" in page
+    assert "nothing much" not in page

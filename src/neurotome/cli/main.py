@@ -6,6 +6,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import difflib
 import errno
 import importlib
@@ -23,8 +24,13 @@ from typing import Any, NoReturn
 import neurotome
 from neurotome.errors import Interrupted, NeurotomeError, UsageError, printable
 
-VERB_FILES = ("demo", "phantom", "inspect", "prepare", "train", "configs", "evaluate", "report", "apply", "doctor")
+VERB_FILES = (
+    "demo", "phantom", "inspect", "check", "prepare", "train", "configs", "evaluate", "report", "apply", "bench",
+    "doctor",
+)  # fmt: skip
 
+# numbers of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _OUTPUT_ERRNO = {
     errno.ENOSPC: ("the disk is full", "free some space or choose another output folder, then run the same command"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or choose another output folder"),
@@ -54,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     # idle OpenMP threads that spin steal the cores from the loader and from other jobs
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _keep_freed_memory()
     words = list(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace(verbose="--verbose" in words)
     try:
@@ -69,6 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             print(f"neurotome: {text}", file=sys.stderr)
         return code
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep the arrays that every step frees and asks for again.
+
+    Given back to the kernel, each comes back as thousands of page faults: encoding a pair of 80 x 96 x 80 volumes took
+    40 % more CPU time. No other C library has this call.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc admits
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from neurotome.data.store import Store
     from neurotome.training.run import FitResult
 
-OWN_FILES = ("checkpoints", "model", "config.yaml", "environment.json", "metrics.jsonl", "status.json", "report.html")
+OWN_FILES = (
+    "checkpoints",
+    "model",
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "status.json",
+    "report.html",
+    "worst_batch.safetensors",
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -112,7 +121,9 @@ def start_from(method: Any, folder: Path) -> None:
 
 
 def describe_store(store: "Store") -> dict[str, Any]:
-    """Return what the report says about the cohort: counts per split."""
+    """Return what the report says about the cohort: counts per split, and what the scans were before preparation."""
+    from neurotome.data.fingerprint import fingerprint_of_store
+
     splits = {}
     for split in ("train", "val", "test"):
         entries = store.split(split)
@@ -123,7 +134,12 @@ def describe_store(store: "Store") -> dict[str, Any]:
             "sites": dict(Counter(e.site or "unknown" for e in entries)),
         }
     preparation = store.preparation
-    return {"spacing_mm": preparation.spacing_mm, "shape": list(preparation.shape), "splits": splits}
+    return {
+        "spacing_mm": preparation.spacing_mm,
+        "shape": list(preparation.shape),
+        "splits": splits,
+        "fingerprint": fingerprint_of_store(store),
+    }
 
 
 def _fit(
@@ -153,7 +169,7 @@ def _data(experiment: "Experiment", method: Any, store: "Store", max_steps: int,
     """Return the batches, after a look at whether store, plan and network fit each other.
 
     Raises:
-        UsageError: An empty training split, a crop larger than the grid, a grid the network cannot take.
+        UsageError: An empty training split, a crop larger than the grid, a grid or a range the network cannot take.
     """
     from neurotome.data.datamodule import VolumeModule
     from neurotome.data.dataset import TrainingBatches
@@ -163,6 +179,7 @@ def _data(experiment: "Experiment", method: Any, store: "Store", max_steps: int,
         TrainingBatches(store, plan, max_steps, experiment.seed, modalities=modalities)
         if modalities is not None:
             method.tokenizer.latent_shape(store.preparation.shape)
+            method.tokenizer.check_window(store.preparation.window)
     except ValueError as error:
         raise UsageError(f"the store does not fit the config: {error}") from error
     return VolumeModule(store, plan, max_steps, experiment.seed, workers, modalities=modalities)
@@ -182,6 +199,7 @@ def _export(
         "Training seconds": round(result.seconds),
         "Seed": experiment.seed,
         **{f"Last {key}": f"{value:.4g}" for key, value in result.validation.items()},
+        **method.facts(),
     }
     write_atomically(out / "data.json", [json.dumps(describe_store(store), indent=2).encode() + b"\n"])
     with result.averaged():

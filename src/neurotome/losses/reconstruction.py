@@ -1,23 +1,57 @@
 r"""How far a reconstruction is from its image.
 
     L_rec = a1 |x - y|_1 + a2 |x - y|_2^2 + ag mean_axes |D_axis (x - y)|_1 + as (1 - SSIM_3D(x, y))
+          + ap sum_p mean_b ||y - x + eps||_p                p = 1, 2       pairwise distances, not divided by voxels
+          + af mean (|F y| - |F x|)^2                        F the orthonormal Fourier transform over space
+          + ab sum e |x - y| / sum e                         e = max_3 x - min_3 x, large at the boundaries of x
 
 The paper (Li et al., 2026, eq. 12) has a1 = 1, as = lambda_SSIM = 0.5 and nothing else; its released code weights
-bright voxels. D is the finite difference, which asks for edges in the right place. All terms are for images in [-1, 1].
+bright voxels. D is the finite difference, which asks for edges in the right place. The pairwise distances are the loss
+of Baur et al. (2019) as multiview-crl trains with it, at ap = 1e-5: sums over voxels, hence the small weight. All terms
+are for images in [-1, 1].
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from neurotome.metrics.reconstruction import ssim
-from neurotome.types import Image
+from neurotome.types import Image, Scalar
+
+PAIRWISE_EPS = 1e-6  # what torch's pairwise distance adds to every difference, and the published numbers hold
 
 
 def weighted_mean(error: Tensor, weight: Tensor | None) -> Tensor:
     """Return the mean of ``(b, c, x, y, z)`` over everything, voxels or images weighted where asked."""
     return error.mean() if weight is None else (error * weight).mean()
+
+
+def pairwise(y: Image, x: Image) -> Scalar:
+    """Return the sum of the L1 and L2 distances of each pair of images, averaged over the batch."""
+    difference = (y.float() - x.float()).flatten(1) + PAIRWISE_EPS  # (b, n)
+    return difference.abs().sum(1).mean() + torch.linalg.vector_norm(difference, dim=1).mean()
+
+
+def spectral(y: Image, x: Image) -> Scalar:
+    """Return the mean squared difference of the magnitudes of the orthonormal Fourier transforms."""
+    magnitudes = [torch.fft.fftn(image.float(), dim=(2, 3, 4), norm="ortho").abs() for image in (y, x)]
+    return F.mse_loss(*magnitudes)
+
+
+def boundaries(x: Image) -> Image:
+    """Return the largest minus the smallest value among each voxel's neighbours, 0 where ``x`` is flat."""
+    windows = [1 if s == 1 else 3 for s in x.shape[2:]]
+    padding = [w // 2 for w in windows]
+    highest = F.max_pool3d(x, windows, 1, padding)
+    return highest + F.max_pool3d(-x, windows, 1, padding)
+
+
+def boundary_error(y: Image, x: Image) -> Scalar:
+    """Return the mean absolute error, every voxel weighted by how much of a boundary of ``x`` it is; 0 without any."""
+    weight = boundaries(x)
+    return (weight * (y - x).abs()).sum() / weight.sum().clamp_min(1e-8)
 
 
 @dataclass(frozen=True)
@@ -29,13 +63,16 @@ class ReconstructionLoss:
         l2_weight: a2, mean squared error.
         gradient_weight: ag, mean absolute error of finite differences.
         ssim_weight: as, one minus structural similarity.
-        ssim_size: Window length of the similarity in voxels.
+        ssim_size: Window length of the similarity in voxels; shorter where an axis is.
         foreground_weight: Weight of voxels brighter than ``foreground_above`` in the L1 term, renormalised to mean 1
             (released code: 5).
         foreground_above: Threshold of the foreground in [-1, 1].
+        pairwise_weight: ap, sums of absolute differences plus their norm (multiview-crl: 1e-5).
+        spectral_weight: af, magnitudes of the Fourier transform.
+        boundary_weight: ab, absolute error at boundaries.
 
     Raises:
-        ValueError: A weight is negative.
+        ValueError: A weight is negative, or none is positive.
     """
 
     l1_weight: float = 1.0
@@ -45,12 +82,18 @@ class ReconstructionLoss:
     ssim_size: int = 7
     foreground_weight: float = 1.0
     foreground_above: float = -0.9
+    pairwise_weight: float = 0.0
+    spectral_weight: float = 0.0
+    boundary_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse negative weights."""
-        for name in ("l1_weight", "l2_weight", "gradient_weight", "ssim_weight", "foreground_weight"):
+        names = [name for name in self.__dataclass_fields__ if name.endswith("_weight")]
+        for name in names:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; weights are at least 0")
+        if not any(getattr(self, name) for name in names if name != "foreground_weight"):
+            raise ValueError("every weight of the reconstruction is 0; give at least one term a positive weight")
 
     def __call__(self, y: Image, x: Image) -> dict[str, Tensor]:
         """Return ``loss`` and its terms for a reconstruction ``y`` of ``x``."""
@@ -65,8 +108,15 @@ class ReconstructionLoss:
             terms["gradient"] = torch.stack(steps).mean()
             loss = loss + self.gradient_weight * terms["gradient"]
         if self.ssim_weight:
-            terms["ssim"] = ssim(y, x, size=self.ssim_size).mean()
+            size = min([self.ssim_size, *(s for s in x.shape[2:] if s > 1)])
+            terms["ssim"] = ssim(y, x, size=size).mean()
             loss = loss + self.ssim_weight * (1 - terms["ssim"])
+        further = (("pairwise", pairwise), ("spectral", spectral), ("boundary", boundary_error))
+        for name, term in further:
+            weight = getattr(self, f"{name}_weight")
+            if weight:
+                terms[name] = term(y, x)
+                loss = loss + weight * terms[name]
         return {"loss": loss, **terms}
 
     def _weight(self, x: Image) -> Tensor | None:

@@ -3,6 +3,7 @@ r"""Factorised multi-axis attention (Li et al., 2026, eq. 2-3).
     Attn_a(F) = softmax(Q_a K_a^T / sqrt(d_k)) V_a,   one axis a after the other, each with a residual connection
 
 The cost is O(XYZ (X + Y + Z)) in place of O((XYZ)^2), and the memory O(XYZ), because scores are never stored.
+:class:`FullAttention` is the plain one, over all voxels at once, as autoencoders have it at their coarsest level.
 """
 
 import torch.nn.functional as F
@@ -58,3 +59,33 @@ class MultiAxisAttention(nn.Sequential):
 
     def __init__(self, spatial_dims: int, channels: int, num_heads: int, norm_groups: int = 32) -> None:
         super().__init__(*(AxisAttention(channels, num_heads, axis, norm_groups) for axis in range(spatial_dims)))
+
+
+class FullAttention(nn.Module):
+    """Self-attention among all voxels, ``x + W softmax(Q K^T / sqrt(d_k)) V``: O((XYZ)^2) time, for coarse maps.
+
+    Args:
+        channels: Channels in and out, a multiple of ``num_heads``.
+        num_heads: Attention heads.
+        norm_groups: Groups of the normalisation before it; 0 for none.
+
+    Raises:
+        ValueError: ``channels`` is not a multiple of ``num_heads``.
+    """
+
+    def __init__(self, channels: int, num_heads: int = 1, norm_groups: int = 32) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"channels is {channels}; give a multiple of num_heads, {num_heads}")
+        self.num_heads = num_heads
+        self.norm = normalisation(channels, norm_groups)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(b, c, x, y, z)`` to the same shape."""
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (b, n, c)
+        b, n, c = tokens.shape
+        query, key, value = self.qkv(tokens).view(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(b, n, c)
+        return x + self.out(y).transpose(1, 2).view_as(x)

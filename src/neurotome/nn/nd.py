@@ -35,15 +35,20 @@ def flat_axes(shape: Sequence[int]) -> tuple[bool, bool, bool]:
 
 
 class Conv(nn.Module):
-    """Convolution with "same" padding, ``ceil(size / stride)`` voxels out along each axis.
+    """Convolution that keeps its window centred: ``ceil(size / stride)`` voxels out along each axis.
+
+    A window of even length k has k/2 - 1 voxels before its centre and as many of padding on both sides, as patch
+    discriminators and strided encoders with k = 4 have it: ``size / 2`` voxels out of an even size at stride 2, one
+    voxel less than ``size`` at stride 1. Along an axis of length 1 the voxel stays.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: Channels in.
         out_channels: Channels out.
-        kernel_size: Odd kernel length, one for all axes or one per axis.
+        kernel_size: Kernel length, one for all axes or one per axis.
         stride: Step along axes longer than 1.
         bias: Whether a constant is added.
+        groups: Groups of channels that do not see each other; as many as channels for one kernel per channel.
     """
 
     def __init__(
@@ -54,13 +59,16 @@ class Conv(nn.Module):
         kernel_size: int | Triple = 3,
         stride: int = 1,
         bias: bool = True,
+        groups: int = 1,
     ) -> None:
         super().__init__()
         kernel = per_axis(kernel_size, spatial_dims) if isinstance(kernel_size, int) else kernel_size
-        if any(k % 2 == 0 for k in kernel):
-            raise ValueError(f"kernel_size is {kernel}; only odd lengths have a centre")
-        self.kernel, self.stride = kernel, per_axis(stride, spatial_dims)
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel))
+        if any(k < 1 for k in kernel):
+            raise ValueError(f"kernel_size is {kernel}; lengths are positive")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"groups is {groups}; it must divide {in_channels} channels in and {out_channels} out")
+        self.kernel, self.stride, self.groups = kernel, per_axis(stride, spatial_dims), groups
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *kernel))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
 
@@ -77,10 +85,15 @@ class Conv(nn.Module):
         weight: Tensor = self.weight
         for axis, (is_flat, k) in enumerate(zip(flat, self.kernel, strict=True)):
             if is_flat and k > 1:
-                weight = weight.narrow(2 + axis, k // 2, 1)
+                weight = weight.narrow(2 + axis, (k - 1) // 2, 1)
         stride = tuple(1 if f else s for f, s in zip(flat, self.stride, strict=True))
-        padding = tuple(k // 2 for k in weight.shape[2:])
-        return F.conv3d(x, weight, self.bias, stride, padding)
+        padding = tuple((k - 1) // 2 for k in weight.shape[2:])
+        if weight.shape[2] > x.shape[2] and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # torch 2.13: where the window is longer than the first axis, the bfloat16 gradient of the weight holds
+            # memory that nobody wrote, now and then Inf
+            with torch.autocast("cpu", enabled=False):
+                return F.conv3d(x.float(), weight, self.bias, stride, padding, groups=self.groups)
+        return F.conv3d(x, weight, self.bias, stride, padding, groups=self.groups)
 
     def extra_repr(self) -> str:
         """Return the sizes, as torch's layers do."""
@@ -141,3 +154,7 @@ def depth_to_space(x: Tensor, factor: Triple, shape: Sequence[int]) -> Tensor:
         if is_flat and f > 1:
             x = x.mean(dim=2 + axis, keepdim=True)
     return x
+
+
+class BatchNorm(nn.BatchNorm3d):
+    """Batch normalisation of ``(b, c, x, y, z)``; slices and volumes keep the same running statistics."""

@@ -54,6 +54,17 @@ class Dot:
     own: bool = False
 
 
+@dataclass(frozen=True)
+class RateDot:
+    """One tokenizer in a chart of quality over rate: its bits per voxel, its value, and the interval of that."""
+
+    name: str
+    bits: float
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Return round numbers (1, 2 or 5 times a power of ten apart) inside ``[low, high]``, about ``count`` of them."""
     span = high - low
@@ -61,8 +72,12 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
         return [low]
     raw = span / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1.0, 2.0, 5.0, 10.0) if m * power >= raw * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    steps = [m * power for m in (0.5, 1.0, 2.0, 5.0, 10.0)]
+    widest = next(i for i, step in enumerate(steps) if i and step >= raw * 0.999)
+    for step in (steps[widest], steps[widest - 1]):  # the wider one may pass over a range that starts beside a tick
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last >= first:
+            break
     return [i * step for i in range(first, last + 1)]
 
 
@@ -210,6 +225,39 @@ def dot_chart(title: str, rows: Sequence[Dot], unit: str, *, width: float = 410)
             _tag("text", f"{row.value:.1f}", class_=f"value {kind}", x=f"{at(right) + 10:.1f}", y=y, dy="0.35em")
         )
     return Chart(title, _svg(width, height, f"{title} in {unit}", parts), (), unit)
+
+
+def rate_chart(title: str, dots: Sequence[RateDot], *, width: float = 640, height: float = 330) -> Chart:
+    """Return quality over bits per voxel (logarithmic), one named dot per tokenizer, intervals as bars."""
+    left, right, base = 46.0, width - 130, height - 38
+    rates = [math.log2(dot.bits) for dot in dots]
+    levels = [v for dot in dots for v in (dot.value, dot.low, dot.high) if v is not None]
+    low, high = _limits(np.array(levels))
+    first, last = min(rates) - 0.4, max(rates) + 0.4
+
+    def x(bits: float) -> str:
+        return f"{left + (math.log2(bits) - first) / (last - first) * (right - left):.1f}"
+
+    def y(value: float) -> str:
+        return f"{base - (value - low) / (high - low) * (base - TOP):.1f}"
+
+    def word(text: str, at: str, level: float) -> Markup:
+        return _tag("text", text, class_="tick", x=at, y=level, text_anchor="middle")
+
+    parts = [word("bits per voxel", f"{(left + right) / 2:.1f}", base + 34)]
+    parts += [word(f"{2.0**p:g}", x(2.0**p), base + 18) for p in range(math.ceil(first), math.floor(last) + 1)]
+    for value in ticks(low, high, 5):
+        parts.append(_tag("line", class_="grid", x1=left, x2=right, y1=y(value), y2=y(value)))
+        parts.append(_tag("text", short(value), class_="tick", x=left - 8, y=y(value), dy="0.35em", text_anchor="end"))
+    below = -math.inf
+    for dot in sorted(dots, key=lambda dot: -dot.value):
+        at, level = x(dot.bits), y(dot.value)
+        below = max(float(level), below + 14)  # names of equal dots stand under each other
+        if dot.low is not None and dot.high is not None:
+            parts.append(_tag("line", class_="bar own", x1=at, x2=at, y1=y(dot.low), y2=y(dot.high)))
+        parts.append(_tag("circle", class_="mark own", cx=at, cy=level, r=4.6))
+        parts.append(_tag("text", dot.name, class_="name own", x=f"{float(at) + 8:.1f}", y=f"{below:.1f}", dy="0.35em"))
+    return Chart(title, _svg(width, height, f"{title} over bits per voxel", parts), (), "dB")
 
 
 def gauge(value: float, low: float, high: float, goal: float | None, reference: float | None) -> Markup:

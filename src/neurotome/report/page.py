@@ -25,6 +25,8 @@ from neurotome.report.panels import Figure, difference_range, draw
 from neurotome.report.run import Run, Series, flat, lookup, number, read_run
 
 PAGE_NAME = "report.html"
+# parts of data.json that have tables of their own
+APART = frozenset({"splits", "excluded", "fingerprint"})
 DONE = frozenset({"finished", "done", "complete", "completed"})
 # Two scans of 1 mm take about 1 MB; mail and code hosts show files up to a few MB.
 IMAGE_BYTES = 2_000_000
@@ -78,14 +80,14 @@ def render(run: Run) -> str:
     for part in (_what_was_run, _training, _evaluation, _pictures, _split):
         content |= part(run)
     content["sections"] = _sections(content)
-    text = _template().render(content)
+    text = template().render(content)
     # A lone surrogate (a broken file name) has no UTF-8 form; it is shown as a question mark.
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @functools.cache
-def _template() -> Template:
-    """Return the template with the style sheet and its hash filled in."""
+def template(name: str = "page.html.j2") -> Template:
+    """Return a template of this folder with the style sheet and its hash filled in."""
     environment = Environment(
         loader=PackageLoader("neurotome.report", "."),
         autoescape=True,
@@ -96,7 +98,7 @@ def _template() -> Template:
     style = resources.files("neurotome.report").joinpath("page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
     constants = {"style": Markup(style), "style_hash": digest}  # noqa: S704 - our own file
-    return environment.get_template("page.html.j2", globals=constants)
+    return environment.get_template(name, globals=constants)
 
 
 def _what_was_run(run: Run) -> dict[str, Any]:
@@ -149,7 +151,11 @@ def _what_was_run(run: Run) -> dict[str, Any]:
         "environment": tables.tree_table(run.environment),
         "notes": run.notes,
         "cohort": tables.cohort_table(run.data),
-        "cohort_facts": tables.tree_table({k: v for k, v in run.data.items() if k not in {"splits", "excluded"}}),
+        "cohort_facts": tables.tree_table(
+            {k: v for k, v in run.data.items() if k not in {"splits", "excluded", "fingerprint"}}
+        ),
+        "fingerprint": tables.fingerprint_table(run.data.get("fingerprint")),
+        "checked": tables.finding_table(run.check),
         "excluded": tables.tree_table(run.data.get("excluded")),
         "limits": (PHANTOM_LIMIT, *LIMITS) if synthetic else LIMITS,
         "citations": _citations(run, find("neurotome", "neurotome_version"), synthetic),
@@ -207,9 +213,17 @@ def _evaluation(run: Run) -> dict[str, Any]:
         "dot_charts": [dot_chart(title, rows, "PSNR in the brain, dB") for title, rows in dots if rows],
         "usage": [usage_chart(name, found) for name, found in counted],
         "codebook_table": tables.codebook_table(metrics),
+        "translation_reason": not_applicable(metrics, "translation"),
+        "codebook_reason": not_applicable(metrics, "codebook"),
         "cost": [(name, table) for name, tree in costs.items() if (table := tables.tree_table(tree))],
         "protocol": tables.tree_table(lookup(metrics, "protocol")),
     }
+
+
+def not_applicable(metrics: Mapping[str, Any], section: str) -> str | None:
+    """Return why the tokenizer has nothing to show in a section, or None."""
+    reason = lookup(metrics, "not_applicable", section)
+    return f"{reason}." if isinstance(reason, str) and reason else None
 
 
 def _pictures(run: Run) -> dict[str, Any]:
@@ -230,6 +244,7 @@ def _pictures(run: Run) -> dict[str, Any]:
         "translations": translations,
         "first_subject": run.panels[0].subject if run.panels else "",
         "panels_left_out": notes,
+        "worst": [(panel.subject, draw(panel, limit)) for panel in run.worst] if left > 0 else [],
     }
 
 
@@ -238,11 +253,14 @@ def _split(run: Run) -> dict[str, Any]:
     measured = audit.read_audit(run.metrics, len(names))
     rows = audit.findings(measured)
     words, paragraph = audit.verdict(measured)
+    level = audit.level(measured)
+    if (reason := not_applicable(run.metrics, "audit")) is not None:
+        words, paragraph, level = "Not applicable", reason, "unknown"
     tone = {"hidden": "good", "partial": "fair", "absent": "poor", "collapsed": "poor", "unknown": "none"}
     return {
         "verdict": words,
         "verdict_text": paragraph,
-        "verdict_tone": tone[audit.level(measured)],
+        "verdict_tone": tone[level],
         "factors": tables.factor_table(run.metrics),
         "price": headline.price_table(run.metrics),
         "findings": [(row, gauge(row.value, *row.scale, row.goal, row.reference)) for row in rows],
@@ -254,12 +272,12 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
     present = {
         ("headline", "Headline"): True,
         ("run", "What was run"): True,
-        ("data", "Data"): content["cohort"] or content["cohort_facts"],
-        ("training", "Training"): content["charts"] or content["detail_charts"],
+        ("data", "Data"): content["cohort"] or content["cohort_facts"] or content["fingerprint"] or content["checked"],
+        ("training", "Training"): content["charts"] or content["detail_charts"] or content["worst"],
         ("results", "Results and baselines"): True,
         ("reconstruction", "Reconstruction"): content["reconstructions"],
         ("translation", "Translation"): content["translations"],
-        ("codebook", "Codebook"): content["usage"] or content["codebook_table"],
+        ("codebook", "Codebook"): content["usage"] or content["codebook_table"] or content["codebook_reason"],
         ("split", "How far the split is real"): True,
         ("cost", "Speed and memory"): content["cost"],
         ("protocol", "Protocol"): content["protocol"],

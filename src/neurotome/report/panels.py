@@ -83,11 +83,11 @@ def read_panels(path: Path) -> tuple[list[Panel], list[str]]:
             entries = json.loads((file.metadata() or {}).get("entries", "[]"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
-        return [], [f"panels.safetensors could not be read and was left out: {error}."]
+        return [], [f"{path.name} could not be read and was left out: {error}."]
     if not isinstance(entries, list) or not entries:
-        return [], ["panels.safetensors has no list of entries, so its images are not shown."]
+        return [], [f"{path.name} has no list of entries, so its images are not shown."]
     panels = [panel for entry in entries if isinstance(entry, Mapping) and (panel := _panel(entry, tensors))]
-    notes = [f"{len(entries) - len(panels)} entries of panels.safetensors could not be used."]
+    notes = [f"{len(entries) - len(panels)} entries of {path.name} could not be used."]
     return panels, notes if len(panels) < len(entries) else []
 
 

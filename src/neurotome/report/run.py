@@ -8,8 +8,10 @@ A report is wanted most when something went wrong, so nothing here assumes that 
     metrics.jsonl       one row per log step: {"step": 10, "seconds": 1.2, "train/loss": ...}
     metrics.json        the evaluation
     panels.safetensors  images of a few test scans
+    worst_batch.safetensors   images of the training batch with the highest loss
     timing.json         seconds per phase
     data.json           the cohort
+    check.json          what `neurotome check` found, where it was written here
 """
 
 import json
@@ -62,8 +64,10 @@ class Run:
     metrics: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    check: dict[str, Any] = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict)
     panels: list[Panel] = field(default_factory=list)
+    worst: list[Panel] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -81,12 +85,13 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise UsageError(f"{printable(folder)} is not a run folder: give the folder that --out named when training")
     run = Run(folder)
-    for name in ("environment", "status", "metrics", "timing", "data"):
+    for name in ("environment", "status", "metrics", "timing", "data", "check"):
         setattr(run, name, _read_json(run, f"{name}.json"))
     _read_config(run)
     run.series = _read_series(run)
     run.panels, notes = read_panels(folder / "panels.safetensors")
-    run.notes.extend(notes)
+    run.worst, more = read_panels(folder / "worst_batch.safetensors")
+    run.notes.extend([*notes, *more])
     return run
 
 

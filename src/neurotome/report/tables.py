@@ -238,6 +238,49 @@ def cohort_table(data: Mapping[str, Any]) -> Table | None:
     return Table(tuple(head), tuple(rows)) if rows else None
 
 
+def fingerprint_table(fingerprint: Any) -> Table | None:
+    """Return one row per contrast of a dataset's fingerprint: what the scans were before they were prepared."""
+    contrasts = lookup(fingerprint, "contrasts")
+    if not isinstance(contrasts, Mapping) or not contrasts:
+        return None
+    head = (
+        Cell("Contrast"), Cell("Scans"), Cell("Voxels", "scans"), Cell("Voxel edges", "mm"), Cell("Orientation"),
+        Cell("Intensities of the brain", "median of the scans"),
+    )  # fmt: skip
+    rows = []
+    for name, entry in contrasts.items():
+        levels = lookup(entry, "intensity")
+        known = levels.items() if isinstance(levels, Mapping) else ()
+        middle = ", ".join(f"{key}: {shown(lookup(value, 'median'))}" for key, value in known)
+        kinds = [_counted(lookup(entry, key)) for key in ("shapes", "spacings_mm", "orientations")]
+        rows.append((Cell(str(name)), Cell(shown(lookup(entry, "scans"))), *map(Cell, kinds), Cell(middle or "–")))
+    return Table(head, tuple(rows))
+
+
+def _counted(pairs: Any, most: int = 3) -> str:
+    """Return ``value (count)`` for the first few of a list of pairs."""
+    known = [p for p in pairs if isinstance(p, list) and len(p) == 2] if isinstance(pairs, list) else []
+    words = [f"{shown(value)} ({shown(count)})" for value, count in known[:most]]
+    return ", ".join([*words, *([f"{len(known) - most} more"] if len(known) > most else [])]) or "–"
+
+
+def finding_table(check: Mapping[str, Any], most: int = 40) -> Table | None:
+    """Return the errors and warnings of a ``check.json``, the first ``most`` of them."""
+    findings = lookup(check, "findings")
+    grave = [f for f in findings if lookup(f, "severity") in ("error", "warning")] if isinstance(findings, list) else []
+    if not grave:
+        return None
+    rows = []
+    for finding in grave[:most]:
+        severity, file, reason, remedy = (
+            shown(lookup(finding, key)) for key in ("severity", "file", "reason", "remedy")
+        )
+        rows.append((Cell(f"{severity}: {file}"), Cell(f"{reason}. Remedy: {remedy}" if remedy != "–" else reason)))
+    if len(grave) > most:
+        rows.append((Cell(f"and {len(grave) - most} more"), Cell("all are in check.json")))
+    return Table((Cell("File"), Cell("Finding")), tuple(rows))
+
+
 def _names(value: Any) -> Iterable[Any]:
     return value if isinstance(value, Mapping | list) else ()
 

@@ -48,6 +48,7 @@ class Tokenizer(nn.Module, ABC):
         factor: Voxels per latent cell and axis.
         latent_channels: Channels of ``Encoded.latent``.
         training_only: Names of submodules and buffers that training alone needs; an exported model leaves them out.
+        window: Range of what the decoder paints; None where it has no bounds.
     """
 
     arguments: dict[str, Any]
@@ -55,6 +56,7 @@ class Tokenizer(nn.Module, ABC):
     factor: tuple[int, int, int]
     latent_channels: int
     training_only: tuple[str, ...] = ()
+    window: tuple[float, float] | None = (-1.0, 1.0)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Record the arguments, so that a model folder can build the same network again."""
@@ -95,6 +97,23 @@ class Tokenizer(nn.Module, ABC):
     def bits_per_voxel(self, shape: Sequence[int]) -> float:
         """Return :meth:`bits` divided by the number of voxels."""
         return self.bits(shape) / math.prod(shape)
+
+    def check_window(self, window: tuple[float, float] | None) -> None:
+        """Refuse images that the decoder cannot paint.
+
+        Args:
+            window: The range no voxel of the images leaves; None where they have no bounds.
+
+        Raises:
+            ValueError: It reaches beyond the decoder's own.
+        """
+        if self.window is None or (window is not None and self.window[0] <= window[0] <= window[1] <= self.window[1]):
+            return
+        given = "images without bounds (z-scores without a clip)" if window is None else f"images in {list(window)}"
+        raise ValueError(
+            f"{type(self).__name__} paints values in {list(self.window)}, it cannot learn {given}: prepare with "
+            "--intensity percentile, or with --intensity zscore --clip 5"
+        )
 
     def modality_id(self, name: str) -> int:
         """Return the id of a contrast.
@@ -170,6 +189,19 @@ class Tokenizer(nn.Module, ABC):
     def _only_trains(self, key: str) -> bool:
         """Return whether a tensor of the state is needed in training alone."""
         return any(key == name or key.startswith(f"{name}.") for name in self.training_only)
+
+
+def codebook_sizes(network: Tokenizer, names: Sequence[str]) -> dict[str, int | None]:
+    """Return the number of codes behind each code map, None where the network does not say.
+
+    They are ``network.codebook_sizes`` where the network has it, else ``num_codes`` of its submodules, in the order of
+    the code maps. Of a book of unknown size no utilisation is told.
+    """
+    given = getattr(network, "codebook_sizes", None)
+    if given is not None:
+        return {name: given.get(name) for name in names}
+    found = [k for m in network.modules() if isinstance(k := getattr(m, "num_codes", None), int)]
+    return dict(zip(names, found, strict=True)) if len(found) == len(names) else dict.fromkeys(names)
 
 
 def is_finite(value: Tensor) -> bool:

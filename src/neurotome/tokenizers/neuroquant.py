@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurotome.nn.adversary import ModalityAdversary
-from neurotome.nn.modulation import FiLM
+from neurotome.nn.modulation import FiLM, Modulation
 from neurotome.nn.nd import per_axis, upsample
 from neurotome.nn.quantize import EMAQuantizer
 from neurotome.tokenizers.base import Encoded, Tokenizer
@@ -53,7 +53,8 @@ class NeuroQuant(Tokenizer):
         factored: Whether convolutions in residual blocks are factored into plane and depth.
         stem_factor: Voxels per axis moved into channels before the first convolution and back after the last.
         downsample: Which stages halve the resolution; None means all.
-        film_sites: "stage" modulates after the middle and after each stage (paper), "block" inside each residual block.
+        film_sites: "stage" modulates after the middle and after each stage (paper), "block" inside each residual block;
+            "none" builds no appearance stream: the decoder is not told the contrast (the paper's base in its ablation).
         appearance_channels: Further strided stages between trunk and appearance head, so that style sees wider.
         foreground_above: Only voxels brighter than this enter GAP(z_mod); None pools over the whole box (paper).
         decoder_res_blocks: Residual blocks per decoder stage; None for ``num_res_blocks``.
@@ -97,7 +98,7 @@ class NeuroQuant(Tokenizer):
         factored: bool = True,
         stem_factor: int = 1,
         downsample: Sequence[bool] | None = None,
-        film_sites: Literal["stage", "block"] = "stage",
+        film_sites: Literal["stage", "block", "none"] = "stage",
         appearance_channels: Sequence[int] = (),
         foreground_above: float | None = None,
         output: Literal["tanh", "clamp"] = "tanh",
@@ -134,11 +135,14 @@ class NeuroQuant(Tokenizer):
             num_modalities if tell_encoder else 0, embedding_channels, film_hidden,
         )  # fmt: skip
         self.anatomy_head = parts.conv(deepest, anatomy_channels, 1)
-        appearance = (deepest, *appearance_channels)
-        self.appearance = nn.Sequential(
-            *(nn.Sequential(parts.conv(a, b, stride=2), parts.residual(b, b)) for a, b in pairwise(appearance))
-        )
-        self.modality_head = parts.conv(appearance[-1], modality_channels, 1)
+        styled, appearance = film_sites != "none", (deepest, *appearance_channels)
+        if gain_factor and not styled:
+            raise ValueError(f"gain_factor is {gain_factor} with film_sites none; the gain is part of the appearance")
+        if styled:
+            self.appearance = nn.Sequential(
+                *(nn.Sequential(parts.conv(a, b, stride=2), parts.residual(b, b)) for a, b in pairwise(appearance))
+            )
+            self.modality_head = parts.conv(appearance[-1], modality_channels, 1)
         self.gain = GainField(parts, appearance[-1], gain_factor) if gain_factor else None
 
         # bottleneck
@@ -161,8 +165,10 @@ class NeuroQuant(Tokenizer):
             num_res_blocks if decoder_res_blocks is None else decoder_res_blocks,
             attention_levels[::-1], downsample[::-1], mid_blocks, stem, film_sites,
         )  # fmt: skip
-        self.embedding = nn.Embedding(num_modalities, embedding_channels)
-        self.film = FiLM(modality_channels + embedding_channels, film_hidden, self.decoder.sites, film_layers)
+        self.film = None
+        if styled:
+            self.embedding = nn.Embedding(num_modalities, embedding_channels)
+            self.film = FiLM(modality_channels + embedding_channels, film_hidden, self.decoder.sites, film_layers)
         self.adversary = ModalityAdversary(spatial_dims, anatomy_channels, num_modalities) if adversary else None
         self.encoder.recompute = self.decoder.recompute = recompute
 
@@ -170,10 +176,7 @@ class NeuroQuant(Tokenizer):
         """See :class:`Tokenizer`; ``aux`` holds ``anatomy`` (before quantisation) and ``anatomy_q``."""
         self.check_input(image, modality)
         trunk = self.encoder(image, modality)
-        looks = self.appearance(trunk)
-        style = self._pool(self.modality_head(looks), image)
-        shape = self.latent_shape(image.shape[2:])
-        gain = None if self.gain is None else self.gain(looks, self._foreground(image, looks.shape[2:]), shape)
+        style, gain = self._look(trunk, image)
         anatomy = self.anatomy_head(trunk).float()
         quantised = self.quantizer(anatomy, self.price[modality] if self.tell_encoder else None)
         latent, codes, terms = quantised.vectors, {"anatomy": quantised.codes}, {"commitment": quantised.commitment}
@@ -192,9 +195,11 @@ class NeuroQuant(Tokenizer):
         Raises:
             ValueError: The code carries no style.
         """
-        if encoded.style is None:
-            raise ValueError("the code has no style; give one, for example the training mean of the target contrast")
-        films = self.film(torch.cat([encoded.style, self.embedding(modality)], dim=1))  # u_m, eq. 8-9
+        films: Sequence[Modulation] = ()
+        if self.film is not None:
+            if encoded.style is None:
+                raise ValueError("the code has no style; give one, for example the target contrast's training mean")
+            films = self.film(torch.cat([encoded.style, self.embedding(modality)], dim=1))  # u_m, eq. 8-9
         image = self.decoder(encoded.latent, films, encoded.shape).float()
         image = torch.tanh(image) if self.output == "tanh" else image
         if encoded.gain is not None:
@@ -214,8 +219,20 @@ class NeuroQuant(Tokenizer):
         books = [self.quantizer.num_codes] + ([self.private.num_codes] if self.private is not None else [])
         per_cell = sum(math.ceil(math.log2(size)) for size in books)
         latent = self.latent_shape(shape)
-        floats = self.modality_channels + (0 if self.gain is None else math.prod(self.gain.cells(latent)))
+        floats = (self.modality_channels if self.film is not None else 0) + (
+            0 if self.gain is None else math.prod(self.gain.cells(latent))
+        )
         return math.prod(latent) * per_cell + 16 * floats
+
+    def _look(self, trunk: Tensor, image: Image) -> tuple[Style | None, Tensor | None]:
+        """Return the style vector and the gain field, where the network has them."""
+        if self.film is None:
+            return None, None
+        looks = self.appearance(trunk)
+        style = self._pool(self.modality_head(looks), image)
+        if self.gain is None:
+            return style, None
+        return style, self.gain(looks, self._foreground(image, looks.shape[2:]), self.latent_shape(image.shape[2:]))
 
     def _pool(self, z_mod: Tensor, image: Image) -> Style:
         """Return GAP(z_mod), over the foreground where asked, in single precision."""

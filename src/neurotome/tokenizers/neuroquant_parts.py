@@ -139,7 +139,7 @@ class Decoder(nn.Module):
         upsample: Sequence[bool],
         mid_blocks: bool,
         stem: Triple,
-        film_sites: Literal["stage", "block"],
+        film_sites: Literal["stage", "block", "none"],
     ) -> None:
         super().__init__()
         self.stem, self.film_sites, self.doubled, self.recompute = stem, film_sites, tuple(upsample), False
@@ -155,9 +155,11 @@ class Decoder(nn.Module):
         self.act = nn.SiLU()
         self.conv_out = parts.conv(channels[-1], out_channels * math.prod(stem))
         #: channels of each modulated feature map
-        self.sites = (
-            [channels[0], *channels] if film_sites == "stage" else [c for c in channels for _ in range(num_res_blocks)]
-        )
+        self.sites = {
+            "stage": [channels[0], *channels],
+            "block": [c for c in channels for _ in range(num_res_blocks)],
+            "none": [],
+        }[film_sites]
 
     def forward(self, latent: Tensor, films: Sequence[Modulation], shape: Sequence[int]) -> Tensor:
         """Map ``(b, d, x/f, y/f, z/f)`` to an image of spatial ``shape``."""

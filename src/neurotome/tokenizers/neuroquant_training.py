@@ -114,8 +114,10 @@ class NeuroQuantTraining(Method):
 
     def edge_parameters(self) -> Sequence[str]:
         """Return what Muon leaves to AdamW: stem, output, embeddings."""
-        told = ("encoder.embedding",) if self.tokenizer.tell_encoder else ()
-        return tuple(f"tokenizer.{name}" for name in ("encoder.conv_in", "decoder.conv_out", "embedding", *told))
+        edges = ["encoder.conv_in", "decoder.conv_out"]
+        edges += ["embedding"] if self.tokenizer.film is not None else []
+        edges += ["encoder.embedding"] if self.tokenizer.tell_encoder else []
+        return tuple(f"tokenizer.{name}" for name in edges)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the objective and its terms."""

@@ -39,6 +39,7 @@ class Method(lightning.LightningModule, ABC):
         max_steps: Steps of the whole run.
         log_every_steps: Every so many steps the terms are read, and checked where checking each step would stall.
         gradient_norm: Norm of the last gradient before clipping; None where nothing is clipped.
+        skip_update: Set by :meth:`loss` where this batch shall change no weight.
     """
 
     def __init__(self, optimizer: OptimizerConfig | None = None) -> None:
@@ -50,6 +51,7 @@ class Method(lightning.LightningModule, ABC):
         self._schedule: Schedule | None = None
         self._subjects: tuple[str, ...] = ()
         self.gradient_norm: Tensor | None = None
+        self.skip_update = False
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -86,6 +88,24 @@ class Method(lightning.LightningModule, ABC):
         """Return prefixes of parameter names that Muon leaves to AdamW: stem, output, embeddings, codebooks."""
         return ()
 
+    def parts(self) -> Mapping[str, float]:
+        """Return prefixes of parameter names that learn at a peak rate of their own: a discriminator, for example.
+
+        Their gradients are clipped by themselves, so that neither player slows the other.
+        """
+        return {}
+
+    def facts(self) -> Mapping[str, str | int | float]:
+        """Return what a model's card should say of the training beside config, steps and validation."""
+        return {}
+
+    def panels(self) -> tuple[Mapping[str, Tensor], Sequence[Mapping[str, str]]] | None:
+        """Return images of the training worth a look, or None; written as ``worst_batch.safetensors`` when it is saved.
+
+        Tensors ``(x, y, z)`` by name, and entries that name them by role as in an evaluation's panels.
+        """
+        return None
+
     @property
     def progress(self) -> float:
         """Share of the run that is done, in [0, 1]."""
@@ -96,7 +116,7 @@ class Method(lightning.LightningModule, ABC):
     def configure_optimizers(self) -> Optimizer:
         """Build the optimiser; its rates are set before every step as a function of the step."""
         optimizer, self._schedule = build_optimizer(
-            self.named_parameters(), self.optimizer_config, self.max_steps, self.edge_parameters()
+            self.named_parameters(), self.optimizer_config, self.max_steps, self.edge_parameters(), self.parts()
         )
         return optimizer
 
@@ -107,9 +127,9 @@ class Method(lightning.LightningModule, ABC):
                 self._schedule.apply(optimizer, self.step)
 
     def learning_rates(self) -> dict[str, float]:
-        """Return the rates of the last step: ``lr``, and ``muon_lr`` where Muon is used."""
+        """Return the rates of the last step: ``lr``, ``muon_lr`` where Muon is used, ``lr_PART`` of each part."""
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
-        rates = {"muon_lr" if group.get("kind") == "muon" else "lr": group["lr"] for group in groups}
+        rates = {_rate_name(group): group["lr"] for group in groups}
         return {"lr": rates.get("lr", rates.get("muon_lr", 0.0)), **rates}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -119,6 +139,7 @@ class Method(lightning.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the terms; only the minimised one keeps its graph."""
         self._subjects = batch.subject
+        self.skip_update = False
         terms = self.loss(batch)
         if "loss" not in terms:
             raise ValueError(f"loss() returned {sorted(terms)}; the term to minimise must be named 'loss'")
@@ -130,14 +151,22 @@ class Method(lightning.LightningModule, ABC):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Scale the gradient down to the configured norm, and refuse one that is not finite."""
+        """Scale each part's gradient down to the configured norm, refuse one that is not finite, drop a skipped one."""
+        if self.skip_update:
+            optimizer.zero_grad(set_to_none=True)  # what has no gradient is left alone, momenta and decay included
+            return
         clip = self.optimizer_config.clip
         if clip is None:
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = self.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-        if self._must_check(norm) and not math.isfinite(norm.item()):
-            raise Diverged(self._divergence("the gradient", {"norm": norm}))
+        parts: dict[str, list[nn.Parameter]] = {}
+        for group in optimizer.param_groups:
+            parts.setdefault(group.get("part", ""), []).extend(p for p in group["params"] if p.grad is not None)
+        for part, parameters in sorted(parts.items()):
+            norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+            if part == "" or "" not in parts:
+                self.gradient_norm = norm
+            if self._must_check(norm) and not math.isfinite(norm.item()):
+                raise Diverged(self._divergence(f"the gradient{f' of the {part}' if part else ''}", {"norm": norm}))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch; on the CPU it is already there."""
@@ -154,3 +183,9 @@ class Method(lightning.LightningModule, ABC):
             f"{', '.join(self._subjects) or 'unknown'}; check these scans with `neurotome check`, or "
             "lower the learning rate and train into a new run folder"
         )
+
+
+def _rate_name(group: Mapping[str, Any]) -> str:
+    if group.get("kind") == "muon":
+        return "muon_lr"
+    return f"lr_{part}" if (part := group.get("part", "")) else "lr"

@@ -5,6 +5,7 @@ The order at the end of a step is fixed, and a checkpoint is always last, so tha
     step + 1 -> on_step() -> averages -> journal -> validation -> checkpoint -> stop if a signal has come
 """
 
+import json
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import safetensors.torch
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -242,6 +244,10 @@ class RunCallback(Callback):
             self.state.generators = random_state()
             self.datamodule.position = method.step
             trainer.save_checkpoint(self.checkpoints.path(method.step), weights_only=False)
+            if (panels := method.panels()) is not None:
+                images, entries = panels
+                content = safetensors.torch.save(dict(images), {"entries": json.dumps(list(entries))})
+                self.folder.write_bytes("worst_batch.safetensors", content)
             set_random_state(self.state.generators)
 
     def _log(self, method: Method) -> None:

@@ -4,6 +4,7 @@
     environment.json   versions, machine, threads, revision, seed, command of the first start, and of each resume
     metrics.jsonl      {"step": 50, "seconds": 2.4, "train/loss": 0.31, "lr": 0.0003, "steps_per_s": 21.0}
                        {"step": 500, "seconds": 26.0, "val/psnr/T1w": 27.1}
+    worst_batch.safetensors   images of the training batch with the highest loss, where the method keeps them
     status.json        {"state": running|finished|interrupted|failed, "step", "max_steps", "seconds", "peak_rss_mb",
                         "message"}
 
@@ -132,9 +133,17 @@ class RunFolder:
         Raises:
             OutputError: The disk is full or the folder cannot be written to.
         """
+        self.write_bytes(name, text.encode("utf-8"))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Replace a file as a whole.
+
+        Raises:
+            OutputError: The disk is full or the folder cannot be written to.
+        """
         temporary = self.root / f".{name}.writing"
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(content)
             temporary.replace(self.root / name)
         except OSError as error:
             raise OutputError(

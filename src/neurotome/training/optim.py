@@ -16,7 +16,8 @@ nearest matrix with all singular values near one:
     W <- (1 - lr decay) W - lr sqrt(max(1, rows / columns)) X
 
 A convolution's weight is the matrix ``(out, in * kernel)``. The rate is a function of the step alone, so a resumed run
-needs no state for it.
+needs no state for it. Two players in one training (a generator and its discriminator) are parts of one optimiser, each
+with its own peak rate and its own clipping.
 """
 
 import math
@@ -238,6 +239,7 @@ def build_optimizer(
     config: OptimizerConfig,
     max_steps: int,
     edge: Sequence[str] = (),
+    apart: Mapping[str, float] | None = None,
 ) -> tuple[Optimizer, Schedule]:
     """Return the optimiser over the parameters that require gradients, and its schedule.
 
@@ -246,6 +248,8 @@ def build_optimizer(
         config: Which optimiser and how fast.
         max_steps: Steps of the whole run, > 0.
         edge: Prefixes of names that AdamW updates even under Muon: stem, output, embeddings, codebooks.
+        apart: Prefixes of parts that AdamW updates at a peak rate of their own, such as ``{"discriminator": 5e-4}``;
+            their groups are called ``part``, and their gradients are clipped by themselves.
 
     Raises:
         UsageError: There is nothing to train, ``max_steps`` is not positive, or a prefix fits no parameter.
@@ -260,19 +264,26 @@ def build_optimizer(
         raise UsageError(
             f"no trained parameter begins with {', '.join(unknown)}; names begin like {next(iter(parameters))}"
         )
+    apart = apart or {}
+    parts: dict[str, dict[str, nn.Parameter]] = {part: {} for part in ("", *apart)}
+    for name, p in parameters.items():
+        parts[next((part for part in apart if name.startswith(f"{part}.")), "")][name] = p
     hidden = {
         name: p
-        for name, p in parameters.items()
+        for name, p in parts[""].items()
         if config.name == "muon" and p.ndim >= 2 and not name.startswith(tuple(edge))
     }
-    rest = [p for name, p in parameters.items() if name not in hidden]
     groups: list[dict[str, Any]] = []
-    for decay, members in (
-        (config.weight_decay, [p for p in rest if p.ndim >= 2]),
-        (0.0, [p for p in rest if p.ndim < 2]),
-    ):
-        if members:
-            groups.append({"params": members, "lr": config.lr, "weight_decay": decay, "initial_lr": config.lr})
+    for part, members in parts.items():
+        rest = [p for name, p in members.items() if name not in hidden]
+        peak = apart.get(part, config.lr)
+        for decay, of_kind in (
+            (config.weight_decay, [p for p in rest if p.ndim >= 2]),
+            (0.0, [p for p in rest if p.ndim < 2]),
+        ):
+            if of_kind:
+                group = {"params": of_kind, "lr": peak, "weight_decay": decay, "initial_lr": peak}
+                groups.append(group | ({"part": part} if part else {}))
     optimizer: Optimizer
     if config.name == "muon":
         for group in groups:

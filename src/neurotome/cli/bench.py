@@ -1,0 +1,239 @@
+"""``neurotome bench``: tokenizers side by side, each trained on one budget and evaluated on one held-out split.
+
+Every cell is the commands a user would type, in processes of their own: one that fails or is killed costs that cell,
+and peak memory is that of one training. The same command continues; a cell that is done is not run again.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurotome.cli import add_common, answer, existing, natural, positive, say
+from neurotome.errors import Interrupted, NeurotomeError, UsageError, printable
+
+if TYPE_CHECKING:
+    from neurotome.apply.bench import BenchPlan, BenchRun, Cell
+
+# steps of the two short trainings whose difference gives the seconds of a step
+WARM_STEPS, TIMED_STEPS = 8, 40
+DEFAULT_BENCH = "tokenizers"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="train and evaluate several tokenizers under one budget, and compare them",
+        description="Trains every run of a bench file within its budget, evaluates all on the same held-out subjects, "
+        "and writes OUT/bench.json, bench.md and bench.html. The same command continues a bench that was stopped.",
+    )
+    parser.add_argument("store", metavar="STORE", help="prepared store")
+    parser.add_argument("--out", required=True, metavar="OUT", help="folder of the bench")
+    parser.add_argument(
+        "--bench", default=DEFAULT_BENCH, metavar="NAME",
+        help=f"a shipped bench ({', '.join(shipped())}) or a YAML file (default: {DEFAULT_BENCH})",
+    )  # fmt: skip
+    parser.add_argument("--configs", nargs="+", metavar="CONFIG", help="these configs instead of a bench's runs")
+    parser.add_argument(
+        "--only", nargs="+", metavar="RUN", help="train these runs alone; the table shows all that are done"
+    )
+    parser.add_argument("--seeds", nargs="+", type=natural, metavar="S", help="seeds (default: the bench's)")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--seconds", type=float, metavar="T", help="CPU seconds of training per cell (default: the bench's)"
+    )
+    budget.add_argument("--steps", type=positive, metavar="N", help="steps of training per cell")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="held-out subjects (default: test)")
+    parser.add_argument("--truth", metavar="FILE", help="table of known factors per subject, as `evaluate` takes it")
+    add_common(parser, compute=True)
+
+
+def shipped() -> list[str]:
+    """Return the names of the shipped benches."""
+    folder = resources.files("neurotome") / "configs" / "bench"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the cells that are left and write the table."""
+    from neurotome.apply.bench import read_cell, table
+    from neurotome.report.bench import markdown, page
+
+    store, out = existing(args.store, "store"), Path(args.out)
+    if args.truth is not None:
+        existing(args.truth, "table")
+    plan = _plan(args)
+    known = [one.name for one in plan.runs]
+    strange = [name for name in args.only or () if name not in known]
+    if strange:
+        raise UsageError(f"--only {printable(strange[0])}: the runs of this bench are {', '.join(known)}")
+    _claim(out, plan, args)
+    failed: list[str] = []
+    for one in plan.runs:
+        if args.only and one.name not in args.only:
+            continue
+        for seed in plan.seeds:
+            problem = _cell(args, plan, one, seed, store, out)
+            failed += [f"{one.name}, seed {seed}: {problem}"] if problem else []
+    cells: dict[str, list[Cell]] = {}
+    for one in plan.runs:
+        found = [read_cell(_folder(out, one, seed), seed) for seed in plan.seeds]
+        cells[one.name] = [cell for cell in found if cell is not None]
+    rows = table(plan, cells)
+    pictures = {one.name: _folder(out, one, cells[one.name][0].seed) for one in plan.runs if cells[one.name]}
+    result = {"about": plan.about, "budget": plan.budget, "split": args.split, "rows": rows, "failed": failed}
+    _write(out / "bench.json", json.dumps(result, indent=1, default=str))
+    _write(out / "bench.md", markdown(rows) + "\n")
+    _write(out / "bench.html", page(plan.about, plan.budget, len(plan.seeds), rows, pictures))
+    lines = [markdown(rows), *(f"failed: {line}" for line in failed), str(out / "bench.html")]
+    answer(args, result, "\n".join(lines))
+    return NeurotomeError.exit_code if failed else 0
+
+
+def _plan(args: argparse.Namespace) -> "BenchPlan":
+    import dataclasses
+
+    from neurotome.apply.bench import BenchRun, read_plan
+
+    if args.bench in shipped():
+        text = (resources.files("neurotome") / "configs" / "bench" / f"{args.bench}.yaml").read_text(encoding="utf-8")
+    elif args.bench.endswith((".yaml", ".yml")):
+        text = existing(args.bench, "bench file").read_text(encoding="utf-8")
+    else:
+        raise UsageError(
+            f"there is no bench {printable(args.bench)!r}; shipped are {', '.join(shipped())}, or give a .yaml file"
+        )
+    plan = read_plan(text, args.bench)
+    changes: dict[str, Any] = {}
+    if args.configs:
+        changes["runs"] = tuple(BenchRun(Path(c).stem if c.endswith((".yaml", ".yml")) else c, c) for c in args.configs)
+    if args.seeds:
+        changes["seeds"] = tuple(args.seeds)
+    if args.seconds is not None or args.steps is not None:
+        changes |= {"seconds": args.seconds, "steps": args.steps}
+    return dataclasses.replace(plan, **changes)
+
+
+def _claim(out: Path, plan: "BenchPlan", args: argparse.Namespace) -> None:
+    """Refuse a folder that holds something else, or a bench with another budget, store or split.
+
+    Raises:
+        UsageError: As said.
+    """
+    settings = {"budget": plan.budget, "store": str(Path(args.store).resolve()), "split": args.split}
+    marker = out / "settings.json"
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{printable(out)}: is a file; name a folder")
+    if marker.exists():
+        before = json.loads(marker.read_text())
+        changed = [key for key, value in settings.items() if before.get(key) != value]
+        if changed:
+            raise UsageError(
+                f"{printable(out)}: holds a bench with {changed[0]} {printable(str(before.get(changed[0])))}, not "
+                f"{printable(settings[changed[0]])}; choose another OUT"
+            )
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{printable(out)}: is not empty and holds no bench; choose another OUT")
+    out.mkdir(parents=True, exist_ok=True)
+    _write(marker, json.dumps(settings, indent=1))
+
+
+def _folder(out: Path, one: "BenchRun", seed: int) -> Path:
+    return out / "runs" / f"{one.name}-{seed}"
+
+
+def _cell(args: argparse.Namespace, plan: "BenchPlan", one: "BenchRun", seed: int, store: Path, out: Path) -> str:
+    """Train and evaluate one cell, unless it is done; return why it failed, or nothing."""
+    folder = _folder(out, one, seed)
+    if (folder / "metrics.json").exists():
+        say(args, f"{one.name}, seed {seed}: done before")
+        return ""
+    try:
+        steps = plan.steps if plan.steps is not None else _steps(args, plan, one, store, out)
+        say(args, f"{one.name}, seed {seed}: {steps} steps …")
+        _train(args, one, seed, store, folder, steps)
+        _write(folder / "bench.json", json.dumps({"parameters": _parameters(folder / "model"), "steps": steps}))
+        words = [
+            "evaluate",
+            str(folder / "model"),
+            str(store),
+            "--split",
+            args.split,
+            "--out",
+            str(folder),
+            "--overwrite",
+        ]
+        _neurotome([*words, *(["--truth", args.truth] if args.truth else []), *_compute(args), "--quiet"])
+    except NeurotomeError as error:
+        if isinstance(error, Interrupted):
+            raise
+        say(args, f"{one.name}, seed {seed}: failed: {error}")
+        return str(error)
+    return ""
+
+
+def _train(args: argparse.Namespace, one: "BenchRun", seed: int, store: Path, folder: Path, steps: int) -> float:
+    """Train a run into ``folder`` and return the CPU seconds it took."""
+    overrides = [word for key, value in one.overrides.items() for word in (f"--{key}", value)]
+    words = ["train", one.config, str(store), "--out", str(folder), "--seed", str(seed), "--quiet", *_compute(args)]
+    # the last step is validated anyway; validating on the way would be paid by some configs only
+    fixed = ["--trainer.max_steps", str(steps), "--trainer.val_every_steps", str(steps)]
+    return _neurotome([*words, *overrides, *fixed])
+
+
+def _steps(args: argparse.Namespace, plan: "BenchPlan", one: "BenchRun", store: Path, out: Path) -> int:
+    """Return how many steps fit into the budget; measured once per run and kept."""
+    file = out / "budget.json"
+    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if one.name not in known:
+        say(args, f"{one.name}: measuring the seconds of a step …")
+        seconds = []
+        for steps in (WARM_STEPS, WARM_STEPS + TIMED_STEPS):
+            folder = out / "budget" / f"{one.name}-{steps}"
+            seconds.append(_train(args, one, 0, store, folder, steps))
+        per_step = max((seconds[1] - seconds[0]) / TIMED_STEPS, 1e-6)
+        known[one.name] = {"cpu_seconds_per_step": per_step, "steps": max(1, int((plan.seconds or 0) / per_step))}
+        _write(file, json.dumps(known, indent=1))
+    return int(known[one.name]["steps"])
+
+
+def _neurotome(words: list[str]) -> float:
+    """Run a command of ours in a process of its own and return its CPU seconds.
+
+    Raises:
+        Interrupted: It was stopped by a signal of the user.
+        NeurotomeError: It failed; the message is its own.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "neurotome", *words], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode == Interrupted.exit_code:
+        raise Interrupted("interrupted; run the same command again to continue")
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("neurotome: ")]
+        raise NeurotomeError(said[-1].removeprefix("neurotome: ") if said else f"it ended with code {done.returncode}")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _compute(args: argparse.Namespace) -> list[str]:
+    words = ["--device", args.device]
+    words += ["--threads", str(args.threads)] if args.threads else []
+    return words + (["--precision", args.precision] if args.precision else [])
+
+
+def _parameters(model: Path) -> int:
+    from neurotome.apply.model_folder import read_model_folder
+
+    return sum(p.numel() for p in read_model_folder(model).network.parameters())
+
+
+def _write(file: Path, text: str) -> None:
+    from neurotome.data.stream import write_atomically
+
+    write_atomically(file, [text.encode("utf-8")])

@@ -1,0 +1,279 @@
+r"""What a reconstruction looks like to a trained eye: distances of features, slice by slice.
+
+    L = mean over axes, drawn slices x_s, y_s and levels l of  mean |u_l(x_s) - u_l(y_s)|^2,     u = phi / |phi|
+
+phi_l are the features of a frozen network of two dimensions at level l, a vector per place (Zhang et al., 2018,
+arXiv:1801.03924, without its learned weights). A volume is seen through a share of its slices along each axis
+("2.5-D"), drawn anew every step; a slice is seen whole.
+
+The network is given: a safetensors file on this machine. Nothing is ever downloaded. The one that comes with the
+package was trained on synthetic brains to name tissues in any contrast (``apply/features.py`` says how and trains it
+again); its SHA-256 stands below and in the card of every model that used it. Features of an ImageNet network can be
+used where torchvision is installed: a file with its weights and the metadata ``architecture: torchvision-vgg16``.
+"""
+
+import hashlib
+import importlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neurotome.errors import InputError, UsageError, printable
+from neurotome.nn.nd import Conv
+from neurotome.types import Image, Scalar
+
+OWN_FILE = "slice_features.safetensors"
+OWN_SHA256 = "7eecddf95f86b50efeffd33a2671dbaa8bf289c21c843906b4feddd8d61521f5"
+MAX_BYTES = 2 * 2**30
+SLICE_FEATURES, VGG = "slice-features", "torchvision-vgg16"
+VGG_LEVELS = (3, 8, 15, 22)  # after the second, fourth, seventh and tenth convolution's rectifier, as LPIPS takes them
+EPS = 1e-6
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """Maps slices to feature maps."""
+
+    @abstractmethod
+    def forward(self, slices: Image) -> list[Tensor]:
+        """Return the levels ``(n, d, x', y', 1)`` of slices ``(n, c, x, y, 1)`` in [-1, 1]."""
+
+
+class SliceFeatures(FeatureExtractor):
+    """Pairs of convolutions, halved in between.
+
+    Args:
+        channels: Width of each level.
+        in_channels: Channels of a slice.
+    """
+
+    def __init__(self, channels: Sequence[int] = (12, 24, 32, 48), in_channels: int = 1) -> None:
+        super().__init__()
+        widths = [in_channels, *channels]
+        self.levels = nn.ModuleList(nn.ModuleList([Conv(2, a, b), Conv(2, b, b)]) for a, b in pairwise(widths))
+
+    def forward(self, slices: Image) -> list[Tensor]:
+        """See :class:`FeatureExtractor`."""
+        h, found = slices, []
+        for i, pair in enumerate(self.levels):
+            if i > 0:
+                h = F.avg_pool3d(h, [min(2, s) for s in h.shape[2:]])
+            first, second = pair.children()
+            h = F.relu(second(F.relu(first(h))))
+            found.append(h)
+        return found
+
+
+class TorchvisionFeatures(FeatureExtractor):
+    """The rectified convolutions of torchvision's VGG16.
+
+    Args:
+        layers: Its ``features``.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(list(layers.children())[: VGG_LEVELS[-1] + 1])
+        # of ImageNet's images in [0, 1], as torchvision documents them
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+    def forward(self, slices: Image) -> list[Tensor]:
+        """See :class:`FeatureExtractor`."""
+        grey = (slices[..., 0].mean(1, keepdim=True) + 1) / 2  # (n, 1, x, y)
+        h, found = (grey - self.mean) / self.deviation, []
+        for i, layer in enumerate(self.layers):
+            h = layer(h)
+            if i in VGG_LEVELS:
+                found.append(h[..., None])
+        return found
+
+
+def write_features(path: Path, network: SliceFeatures, facts: dict[str, str]) -> str:
+    """Write a network to a file in half precision and return the file's SHA-256.
+
+    Args:
+        path: Where; a file that is there is replaced.
+        network: Its weights and sizes are stored.
+        facts: Further metadata: how it was trained.
+    """
+    channels = [int(pair[-1].weight.shape[0]) for pair in network.levels]  # type: ignore[index]  # a list of pairs
+    first: Any = network.levels[0]
+    metadata = {
+        **facts,
+        "architecture": SLICE_FEATURES,
+        "channels": json.dumps(channels),
+        "in_channels": str(int(first[0].weight.shape[1])),
+    }
+    state = {key: value.detach().half().contiguous() for key, value in network.state_dict().items()}
+    content = safetensors.torch.save(state, metadata)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_features(path: Path, sha256: str | None = None) -> tuple[FeatureExtractor, str]:
+    """Return the frozen network of a file, and the file's SHA-256.
+
+    Args:
+        path: A safetensors file.
+        sha256: What its SHA-256 must be; None for any.
+
+    Raises:
+        UsageError: There is no such file, or it needs torchvision, which is not installed.
+        InputError: Not such a file, changed, or weights that do not fit.
+    """
+    if not path.is_file():
+        raise UsageError(f"{printable(path)}: there is no such file of perceptual features; give one on this machine")
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"larger than {MAX_BYTES // 2**30} GiB", file=path, remedy="give a file of features")
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise InputError(f"its SHA-256 is {digest}, not {sha256}", file=path, remedy="fetch or train it again")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        state = {key: value.float() for key, value in safetensors.torch.load(content).items()}
+        with torch.device("cpu"):  # also while a method is built on the meta device
+            network = _network(metadata, state)
+    except UsageError:
+        raise
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise InputError(f"not a file of perceptual features ({words})", file=path, remedy="train it again") from error
+    if not all(torch.isfinite(value).all() for value in state.values()):
+        raise InputError("a weight is NaN or Inf", file=path, remedy="fetch or train it again")
+    return network.eval().requires_grad_(False), digest
+
+
+def _network(metadata: dict[str, str], state: dict[str, Tensor]) -> FeatureExtractor:
+    """Return the network that the metadata names, with its weights."""
+    architecture = metadata.get("architecture")
+    if architecture == SLICE_FEATURES:
+        network = SliceFeatures(json.loads(metadata["channels"]), int(metadata["in_channels"]))
+        network.load_state_dict(state)
+        return network
+    if architecture != VGG:
+        raise ValueError(f"its architecture is {architecture!r}; known are {SLICE_FEATURES} and {VGG}")
+    try:
+        models = importlib.import_module("torchvision.models")
+    except ImportError as error:
+        raise UsageError(
+            "these perceptual features are torchvision's VGG16, and torchvision is not installed: install it, or leave "
+            "`features` out to use those that come with neurotome"
+        ) from error
+    layers = models.vgg16(weights=None).features
+    own = {key.removeprefix("features."): value for key, value in state.items() if not key.startswith("classifier.")}
+    layers.load_state_dict(own)
+    return TorchvisionFeatures(layers)
+
+
+@dataclass(frozen=True)
+class Perceptual:
+    """Which features, and how they are used.
+
+    Args:
+        weight: Of the term, at least 0 (MedGen: 1e-3 for a VAE, 2e-3 for a VQ-VAE, 0.1 for a DC-AE).
+        features: Path of a safetensors file; None for the network that comes with the package.
+        sha256: What the file's SHA-256 must be; None to take the file as it is.
+        slices: Share of a volume's slices seen along each axis and step, in (0, 1].
+        axes: Axes along which slices are taken, of 0, 1, 2.
+        start: Finished steps before the term counts.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    weight: float = 1e-3
+    features: str | None = None
+    sha256: str | None = None
+    slices: float = 0.25
+    axes: tuple[int, ...] = (0, 1, 2)
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        if self.weight < 0 or not 0 < self.slices <= 1 or self.start < 0:
+            raise ValueError(
+                f"weight {self.weight}, slices {self.slices}, start {self.start}: give weight and start of at least 0 "
+                "and a share of the slices in (0, 1]"
+            )
+        if not self.axes or not set(self.axes) <= {0, 1, 2}:
+            raise ValueError(f"axes are {self.axes}; give one or more of 0, 1 and 2")
+
+    def loss(self) -> "PerceptualLoss":
+        """Return the loss with the network read from its file.
+
+        Raises:
+            UsageError, InputError: As :func:`read_features`.
+        """
+        if self.features is not None:
+            return PerceptualLoss(*read_features(Path(self.features), self.sha256), self)
+        with resources.as_file(resources.files("neurotome.losses") / OWN_FILE) as path:
+            return PerceptualLoss(*read_features(path, self.sha256 or OWN_SHA256), self)
+
+
+class PerceptualLoss:
+    """The distance, with its network.
+
+    The network is no submodule of a training: it is given, not trained, and checkpoints need only its hash.
+
+    Args:
+        network: Frozen features of slices.
+        sha256: Of its file.
+        settings: How it is used.
+    """
+
+    def __init__(self, network: FeatureExtractor, sha256: str, settings: Perceptual | None = None) -> None:
+        self.network, self.sha256, self.settings = network, sha256, settings or Perceptual()
+
+    @property
+    def weight(self) -> float:
+        """Weight of the term."""
+        return self.settings.weight
+
+    def heard(self, step: int) -> bool:
+        """Return whether the term counts after ``step`` finished steps."""
+        return self.settings.weight > 0 and step >= self.settings.start
+
+    def __call__(self, y: Image, x: Image) -> Scalar:
+        """Return the distance of a reconstruction ``y`` from ``x``, both ``(b, c, x, y, z)``."""
+        self.network.to(x.device)
+        flat = [axis for axis in range(3) if x.shape[2 + axis] == 1]
+        distances = [self._along(y, x, axis) for axis in flat[:1] or self.settings.axes]
+        return torch.stack(distances).mean()
+
+    def _along(self, y: Image, x: Image, axis: int) -> Scalar:
+        length = x.shape[2 + axis]
+        count = max(1, round(self.settings.slices * length))
+        chosen = torch.randperm(length, device=x.device)[:count]
+        seen, truth = (_slices(image, axis, chosen) for image in (y, x))
+        with torch.no_grad():
+            wanted = self.network(truth)
+        levels = [(_unit(a) - _unit(b)).square().sum(1).mean() for a, b in zip(self.network(seen), wanted, strict=True)]
+        return torch.stack(levels).mean()
+
+
+def _slices(image: Image, axis: int, chosen: Tensor) -> Tensor:
+    """Return slices ``(b * k, c, u, v, 1)``."""
+    taken = image.index_select(2 + axis, chosen).movedim(2 + axis, 1)  # (b, k, c, u, v)
+    return taken.flatten(0, 1)[..., None]
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Return features of length 1 at every place."""
+    features = features.float()
+    return features / (features.square().sum(1, keepdim=True) + EPS).sqrt()

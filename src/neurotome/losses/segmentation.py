@@ -1,0 +1,102 @@
+r"""How far the reconstruction of a mask is from the mask, for tokenizers whose image is a label map.
+
+    L = w_bce BCE(y, m) + w_dice (1 - Dice) + w_boundary sum e BCE(y, m) / sum e
+
+    Dice = (2 sum s m + 1) / (sum s + sum m + 1)        s = sigmoid(y), per image and channel, smooth by 1
+    e    = max_3 m - min_3 m                            1 at voxels beside a border of the mask
+
+``y`` are logits; ``m`` is 0 or 1. MedGen trains mask tokenizers with weights 1, 1 and 0.5.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from neurotome.losses.reconstruction import boundaries
+from neurotome.types import Batch, Image
+
+Overlap = Float[Tensor, "b c"]
+
+
+def dice(probability: Image, target: Image, smooth: float = 1.0) -> Overlap:
+    """Return the soft overlap of each image and channel, in (0, 1]; two empty masks overlap fully.
+
+    Args:
+        probability: In [0, 1], ``(b, c, x, y, z)``.
+        target: 0 or 1, of the same shape.
+        smooth: Added to numerator and denominator, > 0.
+    """
+    both = (probability * target).sum((2, 3, 4))
+    return (2 * both + smooth) / (probability.sum((2, 3, 4)) + target.sum((2, 3, 4)) + smooth)
+
+
+@dataclass(frozen=True)
+class SegmentationLoss:
+    """The weights of the terms, and where the masks are.
+
+    Args:
+        bce_weight: Binary cross-entropy of every voxel.
+        dice_weight: One minus the soft overlap.
+        boundary_weight: Binary cross-entropy averaged over the borders of the mask.
+        smooth: Added to both sides of the overlap, > 0.
+        source: ``image``: the images are masks, -1 outside and 1 inside. ``label``: the batch's label maps are encoded
+            instead, one channel for all labels above 0, or as many channels as the tokenizer has, channel i the label
+            i + 1.
+
+    Raises:
+        ValueError: A weight is negative, none is positive, or ``smooth`` is not.
+    """
+
+    bce_weight: float = 1.0
+    dice_weight: float = 1.0
+    boundary_weight: float = 0.5
+    smooth: float = 1.0
+    source: Literal["image", "label"] = "image"
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        weights = (self.bce_weight, self.dice_weight, self.boundary_weight)
+        if min(weights) < 0 or max(weights) == 0 or self.smooth <= 0:
+            raise ValueError(
+                f"bce, dice and boundary weights are {weights}, smooth is {self.smooth}: give weights of at least 0, "
+                "one of them positive, and smooth > 0"
+            )
+
+    def masks(self, batch: Batch, channels: int) -> tuple[Image, Tensor]:
+        """Return the masks as images of -1 and 1, ``(n, c, x, y, z)``, and their modality ids ``(n,)``.
+
+        Raises:
+            ValueError: Label maps are asked for and the batch holds none.
+        """
+        if self.source == "image":
+            image, modality = batch.flat()
+            return torch.where(image > 0, 1.0, -1.0), modality
+        if batch.label is None or batch.label.ndim != 4:
+            raise ValueError(
+                "segmentation.source is label, but the batch holds no label maps (b, x, y, z); "
+                "prepare the store with label maps, or give masks as images and source: image"
+            )
+        label = batch.label[:, None]  # (b, 1, x, y, z)
+        inside = (
+            label > 0
+            if channels == 1
+            else label == torch.arange(1, channels + 1, device=label.device).view(-1, 1, 1, 1)
+        )
+        return torch.where(inside, 1.0, -1.0), batch.modality[:, 0]
+
+    def __call__(self, y: Image, x: Image) -> dict[str, Tensor]:
+        """Return ``loss`` and its terms for logits ``y`` of the mask image ``x`` in {-1, 1}."""
+        target, logits = (x > 0).to(torch.float32), y.float()
+        voxels = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        border = boundaries(target)
+        terms = {
+            "bce": voxels.mean(),
+            "dice": dice(logits.sigmoid(), target, self.smooth).mean(),
+            "boundary": (border * voxels).sum() / border.sum().clamp_min(1.0),
+        }
+        loss = self.bce_weight * terms["bce"] + self.dice_weight * (1 - terms["dice"])
+        return {"loss": loss + self.boundary_weight * terms["boundary"], **terms}

@@ -1,0 +1,84 @@
+r"""A guard against single batches that would throw a training off.
+
+    spike:   l > m + k s        m median, s = 1.4826 median |l_i - m| of the last losses l_i (robust deviation)
+
+A batch whose loss is a spike changes no weight. Its loss enters the history all the same, so that a lasting change of
+level becomes normal; the median does not mind a few outliers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+FLOOR = 0.01  # the deviation is at least this share of the median: a flat history makes no spike of a ripple
+
+
+@dataclass(frozen=True)
+class SpikeGuard:
+    """When an update is skipped, and when it is enough.
+
+    Args:
+        deviations: k, > 0.
+        window: Losses remembered, at least ``warmup``.
+        warmup: Losses seen before anything is called a spike, at least 2.
+        budget: Updates that may be skipped in a run; one more stops it.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    deviations: float = 8.0
+    window: int = 200
+    warmup: int = 50
+    budget: int = 50
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        if self.deviations <= 0 or self.warmup < 2 or self.window < self.warmup or self.budget < 0:
+            raise ValueError(
+                f"deviations {self.deviations}, window {self.window}, warmup {self.warmup}, budget {self.budget}: give "
+                "deviations > 0, warmup >= 2, window >= warmup and budget >= 0"
+            )
+
+
+class LossHistory(nn.Module):
+    """The last losses and the number of skipped updates; buffers, so that a resumed run knows them.
+
+    Args:
+        guard: The rule.
+    """
+
+    values: Tensor
+    counts: Tensor
+
+    def __init__(self, guard: SpikeGuard) -> None:
+        super().__init__()
+        self.guard = guard
+        self.register_buffer("values", torch.zeros(guard.window))
+        self.register_buffer("counts", torch.zeros(2, dtype=torch.long))  # losses seen since forget(), updates skipped
+
+    @property
+    def skipped(self) -> int:
+        """Updates skipped so far."""
+        return int(self.counts[1])
+
+    @torch.no_grad()
+    def is_spike(self, loss: Tensor) -> bool:
+        """Return whether ``loss`` is a spike beside the history, and remember it."""
+        seen = int(self.counts[0])
+        recent = self.values[: min(seen, self.guard.window)]
+        spike = False
+        if seen >= self.guard.warmup:
+            middle = recent.median()
+            deviation = MAD_TO_DEVIATION * (recent - middle).abs().median()
+            spike = bool(loss > middle + self.guard.deviations * torch.maximum(deviation, FLOOR * middle.abs()))
+        self.values[seen % self.guard.window] = loss
+        self.counts += torch.tensor([1, int(spike)], device=self.counts.device)
+        return spike
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Start the history again: the objective has changed."""
+        self.counts[0] = 0

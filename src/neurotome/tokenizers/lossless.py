@@ -1,0 +1,244 @@
+r"""Tokenizers without parameters: what a latent model can be trained on without a trained tokenizer.
+
+    Identity        z = x
+    SpaceToDepth    z = blocks of f voxels as channels
+    HaarWavelet     z = H x,   H^T H = 1              energies are equal, so is what noise does to them
+    MaskCodec       z = one plane of -1 and 1 per voxel of a block         for binary masks, 1 bit per voxel
+
+All but the codec keep an image to the last bit or, the wavelet, to rounding; the codec keeps the sign of each voxel.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neurotome.nn.nd import depth_to_space, flat_axes, per_axis, space_to_depth
+from neurotome.tokenizers.base import Encoded, Tokenizer
+from neurotome.types import Image, ModalityIds
+
+BLOCKS = {"f32": 32, "f64": 64, "f128": 128, "k8x8": 8}
+"""Edge in the plane of a block of each published format: a mask of 256x256 becomes 8x8, 4x4, 2x2 or 32x32 cells."""
+
+WORD = 32
+
+
+class _Lossless(Tokenizer):
+    """What all have in common: one latent, no bottleneck, contrast-blind."""
+
+    window = None
+
+    def _encoded(self, latent: Tensor, image: Image) -> Encoded:
+        x, y, z = image.shape[2:]
+        return Encoded(latent, {}, None, {}, (x, y, z))
+
+    def bits(self, shape: Sequence[int]) -> float:
+        """Return 16 bits per stored float."""
+        return 16.0 * self.latent_channels * math.prod(self.latent_shape(shape))
+
+
+class Identity(_Lossless):
+    """The image is its own latent.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the image.
+        modalities: Contrasts it is used for.
+    """
+
+    def __init__(self, spatial_dims: int = 3, in_channels: int = 1, modalities: Sequence[str] = ("T1w", "T2w")) -> None:
+        super().__init__()
+        self.modalities, self.latent_channels = tuple(modalities), in_channels
+        self.factor = per_axis(1, spatial_dims)
+
+    def encode(self, image: Image, modality: ModalityIds) -> Encoded:
+        """See :class:`~neurotome.tokenizers.base.Tokenizer`."""
+        self.check_input(image, modality)
+        return self._encoded(image, image)
+
+    def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
+        """See :class:`~neurotome.tokenizers.base.Tokenizer`."""
+        return encoded.latent
+
+
+class SpaceToDepth(_Lossless):
+    """Blocks of voxels become channels; nothing is computed.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the image.
+        modalities: Contrasts it is used for.
+        block: Voxels of a block along each axis.
+
+    Raises:
+        ValueError: ``block`` is below 1.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 1,
+        modalities: Sequence[str] = ("T1w", "T2w"),
+        block: int = 2,
+    ) -> None:
+        super().__init__()
+        if block < 1:
+            raise ValueError(f"block is {block}; give at least 1")
+        self.modalities, self.factor = tuple(modalities), per_axis(block, spatial_dims)
+        self.latent_channels = in_channels * math.prod(self.factor)
+
+    def encode(self, image: Image, modality: ModalityIds) -> Encoded:
+        """See :class:`~neurotome.tokenizers.base.Tokenizer`."""
+        self.check_input(image, modality)
+        return self._encoded(space_to_depth(image, self.factor), image)
+
+    def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
+        """See :class:`~neurotome.tokenizers.base.Tokenizer`."""
+        return depth_to_space(encoded.latent, self.factor, encoded.shape)
+
+
+class HaarWavelet(_Lossless):
+    """One level of the orthonormal Haar wavelet: 8 bands of a volume, 4 of a slice.
+
+    Along each axis two neighbours a, b become (a + b) / sqrt(2) and (a - b) / sqrt(2). Bands are counted in binary with
+    x in front: LLL, LLH, LHL, LHH, HLL, HLH, HHL, HHH; band after band, each with all channels of the image. An axis of
+    length 1 has no neighbours: its low band is the voxel, its high band is zero.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: Channels of the image.
+        modalities: Contrasts it is used for.
+        low_divisor: What the lowest band is divided by, and multiplied with when decoding; 3 in wavelet diffusion
+            (Friedrich et al., 2024, WDM), which brings it near the range of the image but costs orthonormality.
+
+    Raises:
+        ValueError: ``low_divisor`` is not positive.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 1,
+        modalities: Sequence[str] = ("T1w", "T2w"),
+        low_divisor: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0 < low_divisor < math.inf:
+            raise ValueError(f"low_divisor is {low_divisor}; give a positive number")
+        self.modalities, self.factor = tuple(modalities), per_axis(2, spatial_dims)
+        self.in_channels, self.low_divisor = in_channels, low_divisor
+        self.latent_channels = in_channels * math.prod(self.factor)
+
+    def encode(self, image: Image, modality: ModalityIds) -> Encoded:
+        """See :class:`~neurotome.tokenizers.base.Tokenizer`."""
+        self.check_input(image, modality)
+        bands = image[:, None]  # (b, band, c, x, y, z)
+        flat = flat_axes(image.shape)
+        for axis in (a for a in range(3) if self.factor[a] == 2):
+            if flat[axis]:
+                low, high = bands, torch.zeros_like(bands)
+            else:
+                a, b = torch.unflatten(bands, 3 + axis, (-1, 2)).unbind(4 + axis)
+                low, high = (a + b) * math.sqrt(0.5), (a - b) * math.sqrt(0.5)
+            bands = torch.stack([low, high], dim=2).flatten(1, 2)
+        return self._encoded(torch.cat([bands[:, :1] / self.low_divisor, bands[:, 1:]], dim=1).flatten(1, 2), image)
+
+    def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
+        """See :class:`~neurotome.tokenizers.base.Tokenizer`."""
+        bands = torch.unflatten(encoded.latent, 1, (-1, self.in_channels))
+        bands = torch.cat([bands[:, :1] * self.low_divisor, bands[:, 1:]], dim=1)
+        flat = [s == 1 for s in encoded.shape]
+        for axis in (a for a in (2, 1, 0) if self.factor[a] == 2):
+            low, high = torch.unflatten(bands, 1, (-1, 2)).unbind(2)
+            if flat[axis]:
+                bands = low
+            else:
+                pair = torch.stack([low + high, low - high], dim=4 + axis) * math.sqrt(0.5)
+                bands = pair.flatten(3 + axis, 4 + axis)
+        return bands[:, 0]
+
+
+class MaskCodec(_Lossless):
+    """A binary mask as bit planes, one channel per voxel of a block, -1 outside and 1 inside.
+
+    Networks get the planes. For storage alone :func:`pack_bits` writes 32 of them into the bits of one float.
+
+    Args:
+        spatial_dims: 2 or 3; a volume is coded slice by slice unless ``depth`` is more than 1.
+        in_channels: Masks per image.
+        modalities: Contrasts it is used for; a mask has none, the ids are checked and ignored.
+        layout: Edge of a block in the plane: "f32", "f64", "f128" are 32, 64, 128 voxels, "k8x8" is 8.
+        depth: Voxels of a block along z; without meaning for ``spatial_dims=2``.
+
+    Raises:
+        ValueError: Another layout, or ``depth`` below 1.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 1,
+        modalities: Sequence[str] = ("T1w", "T2w"),
+        layout: Literal["f32", "f64", "f128", "k8x8"] = "f32",
+        depth: int = 1,
+    ) -> None:
+        super().__init__()
+        if layout not in BLOCKS or depth < 1:
+            raise ValueError(f"layout {layout!r}, depth {depth}; admissible are {', '.join(BLOCKS)}, and depth from 1")
+        x, y, _ = per_axis(BLOCKS[layout], spatial_dims)
+        self.modalities, self.factor = tuple(modalities), (x, y, per_axis(depth, spatial_dims)[2])
+        self.latent_channels = in_channels * math.prod(self.factor)
+
+    def encode(self, image: Image, modality: ModalityIds) -> Encoded:
+        """Return the planes of ``image > 0``."""
+        self.check_input(image, modality)
+        return self._encoded(space_to_depth(torch.where(image > 0, 1.0, -1.0).to(image.dtype), self.factor), image)
+
+    def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
+        """Return the mask, -1 outside and 1 inside; planes are read by their sign, so a network need not be exact."""
+        planes = depth_to_space(encoded.latent, self.factor, encoded.shape)
+        return torch.where(planes > 0, 1.0, -1.0).to(planes.dtype)
+
+    def bits(self, shape: Sequence[int]) -> float:
+        """Return one bit per stored sign."""
+        return float(self.latent_channels * math.prod(self.latent_shape(shape)))
+
+
+def pack_bits(planes: Float[Tensor, "b d x y z"]) -> Float[Tensor, "b p x y z"]:
+    """Write 32 planes into the bits of one float32, plane i into bit i: for storage alone.
+
+    The floats are bit patterns, NaN, infinities and denormals among them. A copy on the CPU and a safetensors file keep
+    them. Arithmetic, a cast to half precision, normalisation or a flush to zero destroys them, and a NaN poisons a
+    network: give networks the planes.
+
+    Args:
+        planes: Read by their sign; channels are a multiple of 32.
+
+    Raises:
+        ValueError: Another number of channels.
+    """
+    if planes.shape[1] % WORD:
+        raise ValueError(f"{planes.shape[1]} planes; give a multiple of {WORD}")
+    bits = torch.unflatten(planes > 0, 1, (-1, WORD)).to(torch.int32)
+    return (bits << _shifts(planes)).sum(dim=2, dtype=torch.int32).view(torch.float32)
+
+
+def unpack_bits(packed: Float[Tensor, "b p x y z"]) -> Float[Tensor, "b d x y z"]:
+    """Undo :func:`pack_bits`: planes of -1 and 1.
+
+    Raises:
+        ValueError: Not float32: the bits are gone.
+    """
+    if packed.dtype != torch.float32:
+        raise ValueError(f"packed masks are float32, not {packed.dtype}; a cast has destroyed them")
+    words = packed.contiguous().view(torch.int32)
+    bits = (words[:, :, None] >> _shifts(packed)) & 1
+    return bits.flatten(1, 2).to(torch.float32) * 2 - 1
+
+
+def _shifts(like: Tensor) -> Tensor:
+    """Return the place of each bit of a word, ``(1, 1, 32, 1, 1, 1)``."""
+    return torch.arange(WORD, dtype=torch.int32, device=like.device).view(1, 1, WORD, 1, 1, 1)

@@ -1,0 +1,333 @@
+r"""One training for every tokenizer: reconstruct, keep the bottleneck in order, look real.
+
+    L_G = L_rec(x, y) + sum_t w_t term_t + w_p L_perceptual(x, y) + w_a L_adversarial(y)          y = D(E(x))
+    L_D = discriminator's own loss on x and on y detached                                         both in one step
+
+L_rec is :class:`ReconstructionLoss`, or :class:`SegmentationLoss` where the image is a mask; the terms are those that
+the bottleneck names (``kl``, ``commitment``). All present views of all sessions are pooled into one batch of images:
+missing views cost nothing, and any number of contrasts trains one tokenizer. :mod:`neurotome.losses.adversarial` says
+why both players learn in one backward pass. What only NeuroQuant has (swaps, alignment) is in ``neuroquant_training``.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurotome.errors import UsageError
+from neurotome.losses.adversarial import Adversarial, frozen_logits
+from neurotome.losses.perceptual import Perceptual
+from neurotome.losses.reconstruction import ReconstructionLoss
+from neurotome.losses.segmentation import SegmentationLoss, dice
+from neurotome.losses.spikes import LossHistory, SpikeGuard
+from neurotome.metrics.reconstruction import psnr
+from neurotome.tokenizers.base import Encoded, Tokenizer, codebook_sizes
+from neurotome.tokenizers.health import CodebookHealth, books_started
+from neurotome.training.augment import Augmentation
+from neurotome.training.base import Diverged, Method
+from neurotome.training.optim import OptimizerConfig
+from neurotome.training.worst_batch import WorstBatch
+from neurotome.types import Batch, Image, Scalar
+
+TERM_WEIGHTS = {"kl": 1e-6, "commitment": 0.25}
+STATE = "tokenizer_training"  # key of what a checkpoint keeps beside weights and buffers
+log = logging.getLogger("neurotome")
+
+
+class TokenizerTraining(Method):
+    """The objective above for a tokenizer of any kind, with or without an adversary.
+
+    Args:
+        tokenizer: The network.
+        optimizer: How weights are updated; the discriminator has a learning rate of its own.
+        reconstruction: L_rec of images.
+        term_weights: w_t by name; a term the tokenizer has and this has not is an error.
+        adversarial: The discriminator and how it is listened to; None for none.
+        perceptual: The perceptual loss; None for none.
+        segmentation: L_rec of masks; the images are then masks, the outputs logits, and Dice is the metric.
+        augmentation: Mixed images and progressive resolution; None for the images as they come.
+        spike_guard: When a batch is skipped; None for never.
+        phase: Part of a published training in phases; only ``tokenizer.phase_parameters(phase)`` learn. None for all.
+        edge: Prefixes of the tokenizer's parameters that Muon leaves to AdamW: stem, output, embeddings.
+        window_steps: Steps over which codebook use is counted and the worst batch is sought; choose it so that a
+            window sees every session.
+
+    Raises:
+        ValueError: Mask losses beside image losses, a phase of a tokenizer without phases, a value out of range.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        optimizer: OptimizerConfig | None = None,
+        reconstruction: ReconstructionLoss | None = None,
+        term_weights: dict[str, float] = TERM_WEIGHTS,
+        adversarial: Adversarial | None = None,
+        perceptual: Perceptual | None = None,
+        segmentation: SegmentationLoss | None = None,
+        augmentation: Augmentation | None = None,
+        spike_guard: SpikeGuard | None = None,
+        phase: str | None = None,
+        edge: tuple[str, ...] = (),
+        window_steps: int = 500,
+    ) -> None:
+        super().__init__(optimizer)
+        if segmentation is not None and (reconstruction is not None or perceptual is not None):
+            raise ValueError("segmentation is given beside losses of images; a mask has no use for them: give one kind")
+        if window_steps < 1 or any(weight < 0 for weight in term_weights.values()):
+            raise ValueError(
+                f"window_steps is {window_steps}, term_weights {term_weights}: give at least 1 step, and no weight "
+                "below 0"
+            )
+        self.tokenizer = tokenizer
+        self.reconstruction, self.segmentation = reconstruction or ReconstructionLoss(), segmentation
+        self.term_weights, self.edge, self.window_steps = dict(term_weights), tuple(edge), window_steps
+        self.adversarial, self.augmentation = adversarial, augmentation
+        self.perceptual = None if perceptual is None else perceptual.loss()
+        self.channels = int(tokenizer.arguments.get("in_channels", 1))
+        if adversarial is not None:
+            dims = int(tokenizer.arguments.get("spatial_dims", 3))
+            self.discriminator = adversarial.discriminator(dims, self.channels)
+        for part in self.children():
+            _channels_last(part)
+        self.history = None if spike_guard is None else LossHistory(spike_guard)
+        self.skipped_subjects: dict[str, int] = {}
+        self.health, self.worst, self._validated = CodebookHealth(), WorstBatch(), CodebookHealth()
+        if phase is not None:
+            freeze_all_but_phase(tokenizer, phase)
+
+    def averaged_modules(self) -> dict[str, nn.Module]:
+        """Return the tokenizer; a discriminator is not averaged."""
+        return {"tokenizer": self.tokenizer}
+
+    def edge_parameters(self) -> Sequence[str]:
+        """Return what Muon leaves to AdamW."""
+        return tuple(f"tokenizer.{name}" for name in self.edge)
+
+    def parts(self) -> Mapping[str, float]:
+        """Return the discriminator's learning rate."""
+        return {} if self.adversarial is None else {"discriminator": self.adversarial.lr}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the objectives of both players and their terms."""
+        image, modality = self._images(batch)  # (n, c, x, y, z), (n,)
+        if self.augmentation is not None:
+            image = self.augmentation.mixed(image, modality, self.step)
+            image = self.augmentation.reduced(image, self.progress, self.tokenizer.latent_shape)
+        encoded = self.tokenizer.encode(image, modality)
+        output = self.tokenizer.decode(encoded, modality)
+        terms = dict(self._compared(output, image))
+        near = terms.pop("loss")
+        loss = near + self._bottleneck(encoded, terms)
+        loss = loss + self._heard(near, output, terms)
+        self._watch(near, image, output, encoded, modality, batch, terms)
+        self._guard(loss, batch, terms)
+        judged = self._judged(image, output, terms)
+        if judged is not None:
+            terms["generator"] = loss.detach()
+            loss = loss + judged
+        return {"loss": loss, **terms}
+
+    def _images(self, batch: Batch) -> tuple[Image, Tensor]:
+        """Return what is encoded: the present views, or the masks."""
+        return batch.flat() if self.segmentation is None else self.segmentation.masks(batch, self.channels)
+
+    def _compared(self, output: Image, image: Image) -> dict[str, Tensor]:
+        """Return L_rec as ``loss``, with the perceptual term in it, and their terms."""
+        terms = (self.segmentation or self.reconstruction)(output, image)
+        if self.perceptual is not None and self.perceptual.heard(self.step):
+            terms["perceptual"] = self.perceptual(output, image)
+            terms["loss"] = terms["loss"] + self.perceptual.weight * terms["perceptual"]
+        return terms
+
+    def _bottleneck(self, encoded: Encoded, terms: dict[str, Tensor]) -> Tensor | float:
+        """Return the weighted terms of the bottleneck.
+
+        Raises:
+            ValueError: A term has no weight.
+        """
+        if unknown := sorted(encoded.terms.keys() - self.term_weights.keys()):
+            raise ValueError(
+                f"{type(self.tokenizer).__name__} has the terms {', '.join(unknown)}, term_weights has only "
+                f"{', '.join(self.term_weights) or 'none'}; give each a weight, 0 to leave it out"
+            )
+        total: Tensor | float = 0.0
+        for name, term in encoded.terms.items():
+            terms[name] = term
+            total = total + self.term_weights[name] * term
+        return total
+
+    def _heard(self, near: Scalar, output: Image, terms: dict[str, Tensor]) -> Tensor | float:
+        """Return what the discriminator, held still, tells the generator."""
+        if self.adversarial is None or not self.adversarial.heard(self.step):
+            return 0.0
+        terms["adversarial"] = self.adversarial.fool(frozen_logits(self.discriminator, output))
+        weight = self.adversarial.scale(near, terms["adversarial"], output)
+        terms["adversarial_weight"] = weight
+        return weight * terms["adversarial"]
+
+    def _judged(self, image: Image, output: Image, terms: dict[str, Tensor]) -> Scalar | None:
+        """Return the discriminator's own loss, or None while it does not learn."""
+        if self.adversarial is None or not self.adversarial.learns(self.step):
+            return None
+        real, fake = self.discriminator(image), self.discriminator(output.detach())
+        terms["discriminator"] = self.adversarial.judge(real, fake)
+        # the middle between the two targets: 0 for the hinge's +-1, a half for least squares' 0 and 1
+        middle = 0.0 if self.adversarial.kind == "hinge" else 0.5
+        right = (real.detach() > middle).float().mean() + (fake.detach() <= middle).float().mean()
+        terms["discriminator_accuracy"] = right / 2
+        return terms["discriminator"]
+
+    @torch.no_grad()
+    def _watch(
+        self, near: Scalar, image: Image, output: Image, encoded: Encoded, modality: Tensor, batch: Batch,
+        terms: dict[str, Tensor],
+    ) -> None:  # fmt: skip
+        """Count codes, keep the worst batch, and report at the end of a window."""
+        if books_started(self.tokenizer):
+            self.health.add(encoded.codes, codebook_sizes(self.tokenizer, tuple(encoded.codes)))
+        if self.step % self.window_steps == 0:
+            self.worst.forget()
+        if self._must_check(near):
+            subjects = _subjects(batch, pooled=self.segmentation is None or self.segmentation.source == "image")
+            names = [self.tokenizer.modalities[i] for i in modality.tolist()]
+            shown = output if self.segmentation is None else output.sigmoid() * 2 - 1
+            self.worst.offer(float(near), self.step + 1, image, shown, subjects, names)
+        if (self.step + 1) % self.window_steps == 0:
+            terms |= {name: near.new_tensor(value) for name, value in self.health.report(self.step + 1).items()}
+
+    def _guard(self, loss: Scalar, batch: Batch, terms: dict[str, Tensor]) -> None:
+        """Skip the update of a batch whose loss is a spike.
+
+        A running average inside the network (codebook, batch statistics) has seen the batch all the same; therefore a
+        loss that is not finite still stops the run.
+
+        Raises:
+            Diverged: The budget of skipped updates is spent.
+        """
+        if self.history is None:
+            return
+        if self.adversarial is not None and self.step == self.adversarial.start:
+            self.history.forget()
+        self.skip_update = self.history.is_spike(loss.detach())
+        terms["skipped"] = loss.new_tensor(float(self.skip_update))
+        if not self.skip_update:
+            return
+        for subject in batch.subject:
+            self.skipped_subjects[subject] = self.skipped_subjects.get(subject, 0) + 1
+        log.warning("step %d: loss %.4g is a spike; update skipped (%s)", self.step + 1, loss, ", ".join(batch.subject))
+        if self.history.skipped > self.history.guard.budget:
+            often = sorted(self.skipped_subjects.items(), key=lambda item: (-item[1], item[0]))
+            raise Diverged(
+                f"{self.history.skipped} updates were skipped because of spikes in the loss by step {self.step + 1} of "
+                f"{self.max_steps}, the budget is {self.history.guard.budget}; subjects of these batches, how often: "
+                f"{', '.join(f'{s} ({n})' for s, n in often[:10])}; check these scans with `neurotome check`, or lower "
+                "the learning rate and train into a new run folder"
+            )
+
+    def validate(self, batch: Batch) -> Mapping[str, float | Tensor]:
+        """Return PSNR in the brain, or the overlap of masks, per contrast."""
+        image, modality = self._images(batch)
+        encoded = self.tokenizer.encode(image, modality)
+        output = self.tokenizer.decode(encoded, modality)
+        self._validated.add(encoded.codes, codebook_sizes(self.tokenizer, tuple(encoded.codes)))
+        if self.segmentation is not None:
+            name, values = "dice", dice((output > 0).float(), (image > 0).float(), smooth=1e-6).mean(1)
+        else:
+            mask = None if batch.mask is None else batch.mask[_owner(batch)]
+            name, values = "psnr", psnr(output.float(), image, mask=mask)
+        found: dict[str, float | Tensor] = {}
+        for i, contrast in enumerate(self.tokenizer.modalities):
+            if (chosen := modality == i).any():
+                found[f"{name}/{contrast}"] = values[chosen].mean()
+        return found
+
+    def start_validation(self) -> None:
+        """Forget codes of a validation that was cut short."""
+        self._validated = CodebookHealth()
+
+    def finish_validation(self) -> Mapping[str, float | Tensor]:
+        """Return the use of every codebook over the whole validation split."""
+        return self._validated.report()
+
+    def facts(self) -> Mapping[str, str | int | float]:
+        """Return what the card says: the feature extractor's hash, and updates that were skipped."""
+        told: dict[str, str | int | float] = {}
+        if self.perceptual is not None:
+            told["Perceptual features, SHA-256"] = self.perceptual.sha256
+        if self.history is not None:
+            told["Updates skipped because of spikes"] = self.history.skipped
+        return told
+
+    def panels(self) -> tuple[Mapping[str, Tensor], Sequence[Mapping[str, str]]] | None:
+        """Return images of the batch with the highest loss of this window."""
+        return self.worst.panels()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is neither weight nor buffer."""
+        checkpoint[STATE] = {
+            "health": self.health.state_dict(),
+            "worst": self.worst.state_dict(),
+            "skipped_subjects": dict(self.skipped_subjects),
+            "features": None if self.perceptual is None else self.perceptual.sha256,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the step and what is neither weight nor buffer.
+
+        Raises:
+            UsageError: The run was started with another feature extractor.
+        """
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint[STATE]
+        features = None if self.perceptual is None else self.perceptual.sha256
+        if state["features"] != features:
+            raise UsageError(
+                f"the run was started with perceptual features {str(state['features'])[:12]}, the file now has "
+                f"{str(features)[:12]}: give the same file to resume it, or another --out to start a new run"
+            )
+        self.health.load_state_dict(state["health"])
+        self.worst.load_state_dict(state["worst"])
+        self.skipped_subjects = dict(state["skipped_subjects"])
+
+
+def freeze_all_but_phase(tokenizer: Tokenizer, phase: str) -> None:
+    """Leave gradients to the parameters of one phase alone.
+
+    Raises:
+        ValueError: The tokenizer has no phases, not this one, or one without parameters.
+    """
+    named = getattr(tokenizer, "phase_parameters", None)
+    if named is None:
+        raise ValueError(f"{type(tokenizer).__name__} is not trained in phases; leave phase out")
+    chosen = set(named(phase))
+    own = dict(tokenizer.named_parameters())
+    if not chosen or not chosen <= own.keys():
+        raise ValueError(f"phase {phase!r} names {sorted(chosen - own.keys())[:3] or 'no parameters'}")
+    for name, parameter in own.items():
+        parameter.requires_grad_(name in chosen)
+
+
+def _owner(batch: Batch) -> Tensor:
+    """Return the session of each present view, ``(n,)``."""
+    b, v = batch.present.shape
+    return torch.arange(b, device=batch.present.device)[:, None].expand(b, v)[batch.present]
+
+
+def _subjects(batch: Batch, pooled: bool) -> list[str]:
+    """Return the subject of each image."""
+    return [batch.subject[i] for i in _owner(batch).tolist()] if pooled else list(batch.subject)
+
+
+def _channels_last(network: nn.Module) -> None:
+    """Lay channels beside each other in memory, in which convolutions run fastest, where that is safe.
+
+    Not where a group is normalised: for this layout torch's CPU kernel takes the variance as E[x^2] - E[x]^2 in single
+    precision, which is off by 4 % at a mean of 100 standard deviations. Weights of other than three axes have no such
+    layout.
+    """
+    grouped = any(isinstance(module, nn.GroupNorm) for module in network.modules())
+    if not grouped and all(p.ndim != 4 for p in network.parameters()):
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack it
