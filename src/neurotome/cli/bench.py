@@ -74,10 +74,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--only {printable(strange[0])}: the runs of this bench are {', '.join(known)}")
     _claim(out, plan, args)
     failed: list[str] = []
-    for one in plan.runs:
-        if args.only and one.name not in args.only:
-            continue
-        for seed in plan.seeds:
+    wanted = [one for one in plan.runs if not args.only or one.name in args.only]
+    for seed in plan.seeds:  # a bench that is stopped has every run, of fewer seeds
+        for one in wanted:
             problem = _cell(args, plan, one, seed, store, out)
             failed += [f"{one.name}, seed {seed}: {problem}"] if problem else []
     cells: dict[str, list[Cell]] = {}

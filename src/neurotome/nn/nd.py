@@ -158,3 +158,15 @@ def depth_to_space(x: Tensor, factor: Triple, shape: Sequence[int]) -> Tensor:
 
 class BatchNorm(nn.BatchNorm3d):
     """Batch normalisation of ``(b, c, x, y, z)``; slices and volumes keep the same running statistics."""
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lay channels beside each other in memory, in which convolutions run fastest, where that is safe.
+
+    Not where a group is normalised: for this layout torch's CPU kernel takes the variance as E[x^2] - E[x]^2 in single
+    precision, which is off by 4 % at a mean of 100 standard deviations. Weights of other than three axes have no such
+    layout.
+    """
+    grouped = any(isinstance(module, nn.GroupNorm) for module in network.modules())
+    if not grouped and all(p.ndim != 4 for p in network.parameters()):
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack it

@@ -21,6 +21,7 @@ from neurotome.losses.reconstruction import ReconstructionLoss
 from neurotome.metrics.codebook import perplexity, utilisation
 from neurotome.metrics.reconstruction import psnr
 from neurotome.nn.adversary import reversal_ramp
+from neurotome.nn.nd import channels_last
 from neurotome.tokenizers.alignment import Alignment, balance, calibrate, code_logits, distance
 from neurotome.tokenizers.base import Encoded
 from neurotome.tokenizers.neuroquant import NeuroQuant
@@ -98,9 +99,8 @@ class NeuroQuantTraining(Method):
         super().__init__(optimizer)
         if not (0 <= (swap_prob or 0) <= 1 and 0 <= private_drop <= 1):
             raise ValueError(f"swap_prob is {swap_prob}, private_drop {private_drop}; give probabilities in [0, 1]")
-        # channels beside each other in memory: the layout both CPU and GPU convolutions run fastest in
         self.tokenizer = tokenizer
-        self.tokenizer.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack it
+        channels_last(tokenizer)
         self.reconstruction = reconstruction or ReconstructionLoss()
         self.commitment_weight, self.swap_prob, self.slice_weight = commitment_weight, swap_prob, slice_weight
         self.cross, self.adversary = cross or Ramp(0.5, 2000, 2000), adversary or Ramp(0.001, 5000)
