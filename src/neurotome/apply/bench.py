@@ -241,6 +241,7 @@ def row(run: BenchRun, cells: Sequence[Cell], rival: Sequence[Cell] = ()) -> dic
         "overrides": dict(run.overrides),
         "against": run.against or None,
         "seeds": [c.seed for c in cells],
+        "num_seeds": len(cells),
         "parameters": cells[0].parameters if cells else None,
         "steps": [c.status.get("step") for c in cells],
         "training_seconds": [c.status.get("seconds") for c in cells],

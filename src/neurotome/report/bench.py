@@ -21,6 +21,7 @@ MEASURES = (
 )  # fmt: skip
 FRONT: tuple[tuple[str, Key, int], ...] = (
     ("tokenizer", "name", 0), ("parameters", "parameters", 0), ("bits per voxel", "bits_per_voxel", 3),
+    ("seeds", "num_seeds", 0),
     ("steps", "steps", 0), ("training (s)", "training_seconds", 0),
 )  # fmt: skip
 BACK: tuple[tuple[str, Key, int], ...] = (
