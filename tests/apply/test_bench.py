@@ -100,9 +100,23 @@ def test_the_table_leaves_out_what_nobody_measured(tmp_path):
     assert "<svg" in text
 
 
-def test_a_damaged_cell_is_named(tmp_path):
-    assert read_cell(tmp_path, 0) is None
+def test_only_seeds_that_both_have_are_paired():
+    plan = BenchPlan((BenchRun("a", "x"), BenchRun("b", "x", against="a")), (0, 1), steps=1)
+    ours, theirs = {"s": 21.0, "t": 22.5}, {"s": 20.0, "t": 21.0}
+    rows = table(plan, {"a": [cell(0, theirs)], "b": [cell(0, ours), cell(1, {"s": 90.0, "t": 90.0})]})
+    assert rows[1]["psnr_db"]["T1w"]["step"]["mean"] == pytest.approx(1.25)
+
+
+def test_a_damaged_or_foreign_cell_is_named(tmp_path):
+    run = BenchRun("a", "x", {"data.crop": "8"})
+    assert read_cell(tmp_path, run, 0) is None
     (tmp_path / "metrics.json").write_text(json.dumps({}))
     (tmp_path / "status.json").write_text("{")
     with pytest.raises(InputError, match=r"status\.json"):
-        read_cell(tmp_path, 0)
+        read_cell(tmp_path, run, 0)
+    (tmp_path / "status.json").write_text("{}")
+    made = {"config": "x", "overrides": {"data.crop": "8"}, "parameters": 7}
+    (tmp_path / "bench.json").write_text(json.dumps(made))
+    assert read_cell(tmp_path, run, 0).parameters == 7
+    with pytest.raises(InputError, match="other settings than a's"):
+        read_cell(tmp_path, BenchRun("a", "x", {"data.crop": "16"}), 0)

@@ -158,11 +158,11 @@ class Cell:
     parameters: int
 
 
-def read_cell(folder: Path, seed: int) -> Cell | None:
+def read_cell(folder: Path, run: BenchRun, seed: int) -> Cell | None:
     """Return a finished cell, or None where it has not been evaluated.
 
     Raises:
-        InputError: A file of a finished cell cannot be read.
+        InputError: A file of a finished cell cannot be read, or it was trained with another config or other overrides.
     """
     if not (folder / "metrics.json").exists():
         return None
@@ -174,18 +174,24 @@ def read_cell(folder: Path, seed: int) -> Cell | None:
             raise InputError(
                 "cannot be read", file=folder / name, remedy="remove the cell's folder and run again"
             ) from error
-    return Cell(seed, found["metrics.json"], found["status.json"], int(found["bench.json"]["parameters"]))
+    made = found["bench.json"]
+    if (made.get("config"), made.get("overrides")) != (run.config, dict(run.overrides)):
+        raise InputError(
+            f"holds a training of {printable(str(made.get('config')))} with other settings than {run.name}'s",
+            file=folder,
+            remedy="remove the folder and run again, or choose another --out",
+        )
+    return Cell(seed, found["metrics.json"], found["status.json"], int(made["parameters"]))
 
 
-# key of the row, path in metrics.json; {m} runs over the contrasts, {p} over the pairs
+# measure: section of metrics.json and its key there, with a value per subject for each contrast or pair
 SUBJECT_MEASURES = {
-    "psnr_db": ("reconstruction", "{m}", "psnr_db"),
-    "ssim": ("reconstruction", "{m}", "ssim"),
-    "ms_ssim": ("reconstruction", "{m}", "ms_ssim"),
-    "dice": ("reconstruction", "{m}", "dice"),
-    "high_frequency_ratio": ("reconstruction", "{m}", "high_frequency_ratio"),
-    "translation_psnr_db": ("translation", "{p}", "psnr_db"),
+    "psnr_db": ("reconstruction", "psnr_db"),
+    "ssim": ("reconstruction", "ssim"),
+    "high_frequency_ratio": ("reconstruction", "high_frequency_ratio"),
+    "translation_psnr_db": ("translation", "psnr_db"),
 }
+# measure: path of one number in metrics.json
 SCALARS = {
     "bits_per_voxel": ("bits", "own_per_voxel"),
     "codebook_use": ("codebook", "utilisation"),
@@ -209,7 +215,7 @@ def at(tree: Any, *path: str) -> Any:
 
 def subject_values(cells: Sequence[Cell], measure: str) -> dict[str, dict[str, float]]:
     """Return task -> subject -> mean over seeds, for a measure that has a value per subject."""
-    section, _, key = SUBJECT_MEASURES[measure]
+    section, key = SUBJECT_MEASURES[measure]
     found: dict[str, dict[str, list[float]]] = {}
     for cell in cells:
         for task, entry in (cell.metrics.get(section) or {}).items():
@@ -220,17 +226,26 @@ def subject_values(cells: Sequence[Cell], measure: str) -> dict[str, dict[str, f
     return {task: {s: statistics.fmean(v) for s, v in rows.items()} for task, rows in found.items()}
 
 
+def paired_steps(cells: Sequence[Cell], rival: Sequence[Cell], measure: str) -> dict[str, Interval]:
+    """Return task -> mean difference to a rival over subjects, from the seeds that both have."""
+    shared = {c.seed for c in cells} & {c.seed for c in rival}
+    ours, theirs = (subject_values([c for c in side if c.seed in shared], measure) for side in (cells, rival))
+    return {
+        task: paired_interval(list(subjects.values()), [theirs[task][s] for s in subjects])
+        for task, subjects in ours.items()
+        if subjects.keys() == theirs.get(task, {}).keys()
+    }
+
+
 def row(run: BenchRun, cells: Sequence[Cell], rival: Sequence[Cell] = ()) -> dict[str, Any]:
     """Return a row of the table: intervals over subjects, scalars over seeds, and the paired step against a rival."""
     tasks: dict[str, dict[str, Any]] = {}
     for measure in SUBJECT_MEASURES:
-        values, others = subject_values(cells, measure), subject_values(rival, measure)
-        for task, rows in values.items():
-            entry = tasks.setdefault(measure, {})
-            entry[task] = bootstrap_interval(list(rows.values())).to_json()
-            if others.get(task) and others[task].keys() == rows.keys():
-                step = paired_interval([rows[s] for s in rows], [others[task][s] for s in rows])
-                entry[task] = {**entry[task], "step": {**step.to_json(), "real": is_real(step)}}
+        steps = paired_steps(cells, rival, measure)
+        for task, subjects in subject_values(cells, measure).items():
+            entry = bootstrap_interval(list(subjects.values())).to_json()
+            step = {"step": {**steps[task].to_json(), "real": is_real(steps[task])}} if task in steps else {}
+            tasks.setdefault(measure, {})[task] = {**entry, **step}
     scalars = {}
     for name, path in SCALARS.items():
         found = [v for c in cells if isinstance(v := at(c.metrics, *path), int | float) and not isinstance(v, bool)]

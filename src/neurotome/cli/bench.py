@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurotome.cli import add_common, answer, existing, natural, positive, say
-from neurotome.errors import Interrupted, NeurotomeError, UsageError, printable
+from neurotome.errors import InputError, Interrupted, NeurotomeError, UsageError, printable
 
 if TYPE_CHECKING:
     from neurotome.apply.bench import BenchPlan, BenchRun, Cell
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             failed += [f"{one.name}, seed {seed}: {problem}"] if problem else []
     cells: dict[str, list[Cell]] = {}
     for one in plan.runs:
-        found = [read_cell(_folder(out, one, seed), seed) for seed in plan.seeds]
+        found = [read_cell(_folder(out, one, seed), one, seed) for seed in plan.seeds]
         cells[one.name] = [cell for cell in found if cell is not None]
     rows = table(plan, cells)
     pictures = {one.name: _folder(out, one, cells[one.name][0].seed) for one in plan.runs if cells[one.name]}
@@ -129,7 +129,7 @@ def _claim(out: Path, plan: "BenchPlan", args: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{printable(out)}: is a file; name a folder")
     if marker.exists():
-        before = json.loads(marker.read_text())
+        before = _read(marker)
         changed = [key for key, value in settings.items() if before.get(key) != value]
         if changed:
             raise UsageError(
@@ -149,15 +149,18 @@ def _folder(out: Path, one: "BenchRun", seed: int) -> Path:
 
 def _cell(args: argparse.Namespace, plan: "BenchPlan", one: "BenchRun", seed: int, store: Path, out: Path) -> str:
     """Train and evaluate one cell, unless it is done; return why it failed, or nothing."""
+    from neurotome.apply.bench import read_cell
+
     folder = _folder(out, one, seed)
-    if (folder / "metrics.json").exists():
+    if read_cell(folder, one, seed) is not None:
         say(args, f"{one.name}, seed {seed}: done before")
         return ""
     try:
         steps = plan.steps if plan.steps is not None else _steps(args, plan, one, store, out)
         say(args, f"{one.name}, seed {seed}: {steps} steps …")
         _train(args, one, seed, store, folder, steps)
-        _write(folder / "bench.json", json.dumps({"parameters": _parameters(folder / "model"), "steps": steps}))
+        made = {"config": one.config, "overrides": dict(one.overrides), "parameters": _parameters(folder / "model")}
+        _write(folder / "bench.json", json.dumps(made, indent=1))
         words = [
             "evaluate",
             str(folder / "model"),
@@ -189,7 +192,7 @@ def _train(args: argparse.Namespace, one: "BenchRun", seed: int, store: Path, fo
 def _steps(args: argparse.Namespace, plan: "BenchPlan", one: "BenchRun", store: Path, out: Path) -> int:
     """Return how many steps fit into the budget; measured once per run and kept."""
     file = out / "budget.json"
-    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    known = _read(file) if file.exists() else {}
     if one.name not in known:
         say(args, f"{one.name}: measuring the seconds of a step …")
         seconds = []
@@ -230,6 +233,14 @@ def _parameters(model: Path) -> int:
     from neurotome.apply.model_folder import read_model_folder
 
     return sum(p.numel() for p in read_model_folder(model).network.parameters())
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError("cannot be read", file=file, remedy="remove it and run again") from error
+    return dict(value)
 
 
 def _write(file: Path, text: str) -> None:

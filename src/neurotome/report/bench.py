@@ -15,14 +15,12 @@ Row = Mapping[str, Any]
 Key = str | tuple[str, str]
 #: heading per contrast or pair, measure, digits
 MEASURES = (
-    ("PSNR {} (dB)", "psnr_db", 2), ("SSIM {}", "ssim", 3), ("MS-SSIM {}", "ms_ssim", 3),
-    ("detail kept {}", "high_frequency_ratio", 2),
-    ("Dice {}", "dice", 3), ("{} (dB)", "translation_psnr_db", 2),
+    ("PSNR {} (dB)", "psnr_db", 2), ("SSIM {}", "ssim", 3), ("detail kept {}", "high_frequency_ratio", 2),
+    ("{} (dB)", "translation_psnr_db", 2),
 )  # fmt: skip
 FRONT: tuple[tuple[str, Key, int], ...] = (
     ("tokenizer", "name", 0), ("parameters", "parameters", 0), ("bits per voxel", "bits_per_voxel", 3),
-    ("seeds", "num_seeds", 0),
-    ("steps", "steps", 0), ("training (s)", "training_seconds", 0),
+    ("seeds", "num_seeds", 0), ("steps", "steps", 0), ("training (s)", "training_seconds", 0),
 )  # fmt: skip
 BACK: tuple[tuple[str, Key, int], ...] = (
     ("codes used", "codebook_use", 2), ("perplexity", "perplexity", 0),
