@@ -53,7 +53,7 @@ test-slow: setup-dev
 	$(BIN)/python -m pytest -m slow -n 1 --timeout 3600
 
 bench: setup-dev
-	set -e; for job in quantizer ssim attention start; do $(BIN)/python -m benchmarks.$$job; done
+	set -e; for job in quantizer ssim attention start slabs encode loading prepare; do $(BIN)/python -m benchmarks.$$job; done
 
 # a fresh environment from pyproject.toml, frozen; the CPU wheel's local tag is stripped so that others can install it
 lock:

@@ -55,6 +55,7 @@ class Case:
         tolerance: Largest admissible difference of the outputs, relative to the largest value of the peer's.
         memory_goal: Largest ratio of peak memory, ours over peer's, or None.
         compared: What of a side's output must agree; neither timed nor counted as its memory.
+        alone: Returns the peak memory of a side, "ours" or "peer", in a process of its own; None measures in this one.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Case:
     tolerance: float = 1e-5
     memory_goal: float | None = None
     compared: Callable[[Any], Any] = lambda output: output
+    alone: Callable[[str], float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ def compare(case: Case, *, rounds: int | None = None, device: str = "cpu", seed:
     difference = relative_difference(case.compared(case.ours()), case.compared(case.peer()))
     if not difference <= case.tolerance:
         raise ValueError(f"{case.name}: outputs differ by {difference:.2e}, admissible is {case.tolerance:.0e}")
-    memory = [peak_mb(side, device) for side in (case.ours, case.peer)]
+    if case.alone is None:
+        memory = [peak_mb(side, device) for side in (case.ours, case.peer)]
+    else:
+        memory = [case.alone(side) for side in ("ours", "peer")]
     warm = _seconds(case.ours, device) + _seconds(case.peer, device)
     rounds = rounds or (ROUNDS if 2 * warm < LONG_SECONDS else LONG_ROUNDS)
     times = np.array([_round(case, device) for _ in range(rounds)])  # (rounds, 2)

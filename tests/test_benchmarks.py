@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 
 
-@pytest.mark.parametrize("job", ["quantizer", "ssim", "attention", "prepare", "loading"])
+@pytest.mark.parametrize("job", ["quantizer", "ssim", "attention", "prepare", "loading", "slabs"])
 def test_a_job_runs_and_writes_its_result(job, tmp_path, capsys):
     assert import_module(f"benchmarks.{job}").main(["--tiny", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / f"{job}.json").read_text())

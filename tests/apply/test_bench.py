@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from neurotome.apply.bench import BenchPlan, BenchRun, Cell, read_cell, read_plan, table
+from neurotome.apply.bench import BenchPlan, BenchRun, Cell, at, read_cell, read_plan, table
+from neurotome.apply.scores import evaluation_request
 from neurotome.errors import InputError, UsageError
 from neurotome.report.bench import columns, markdown, page, step_lines
 
@@ -110,13 +111,84 @@ def test_only_seeds_that_both_have_are_paired():
 def test_a_damaged_or_foreign_cell_is_named(tmp_path):
     run = BenchRun("a", "x", {"data.crop": "8"})
     assert read_cell(tmp_path, run, 0) is None
-    (tmp_path / "metrics.json").write_text(json.dumps({}))
     (tmp_path / "status.json").write_text("{")
+    made = {"config": "x", "overrides": {"data.crop": "8"}, "parameters": 7}
+    (tmp_path / "bench.json").write_text(json.dumps(made))
     with pytest.raises(InputError, match=r"status\.json"):
         read_cell(tmp_path, run, 0)
     (tmp_path / "status.json").write_text("{}")
-    made = {"config": "x", "overrides": {"data.crop": "8"}, "parameters": 7}
-    (tmp_path / "bench.json").write_text(json.dumps(made))
+    assert read_cell(tmp_path, run, 0) == Cell(0, {}, {}, 7)  # trained, not evaluated
+    (tmp_path / "metrics.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"metrics\.json"):
+        read_cell(tmp_path, run, 0)
+    (tmp_path / "metrics.json").write_text("{}")
     assert read_cell(tmp_path, run, 0).parameters == 7
     with pytest.raises(InputError, match="other settings than a's"):
         read_cell(tmp_path, BenchRun("a", "x", {"data.crop": "16"}), 0)
+
+
+def test_a_cell_answers_what_it_was_evaluated_with():
+    truth = {"01": {"age": 40.0}}
+    asked = evaluation_request("test", "abc", truth)
+    told = Cell(0, {"protocol": {**asked, "seed": 0}}, {}, 1)
+    assert told.answers(asked)
+    others = [
+        evaluation_request("test", None, truth),
+        evaluation_request("test", "abd", truth),
+        evaluation_request("test", "abc", None),
+        evaluation_request("test", "abc", {"01": {"age": 41.0}}),
+        evaluation_request("val", "abc", truth),
+        {**asked, "format_version": asked["format_version"] + 1},
+    ]
+    assert not any(told.answers(other) for other in others)
+    # an evaluation of the first version says nothing of segmenter and table
+    assert not Cell(0, {"protocol": {"format_version": 1, "split": "test"}}, {}, 1).answers(others[0])
+    assert not Cell(0, {}, {}, 1).answers(asked)
+    assert evaluation_request("test", None, {})["truth_sha256"] is None
+
+
+def test_a_star_is_the_mean_over_what_stands_there():
+    tree = {"sex": {"T1w": {"anatomy": 0.5, "n": 8}, "T2w": {"anatomy": 0.75}, "PDw": {"anatomy": None}}}
+    assert at(tree, "sex", "*", "anatomy") == 0.625
+    assert at(tree, "sex", "*", "n") == 8
+    assert at(tree, "sex", "*", "style") is None
+    assert at(tree, "age", "*", "anatomy") is None
+    assert at({"sex": 3}, "sex", "*", "anatomy") is None
+
+
+def test_structures_and_probes_are_columns_with_their_limits():
+    def with_more(one: Cell) -> Cell:
+        entry = {"mean": 0.8, "ci95": [0.7, 0.9], "n": 2, "values": {"s": 0.7, "t": 0.9}}
+        one.metrics["reconstruction"]["T1w"] |= {
+            "structure_dice": entry,
+            "structure_dice_truth": entry,
+            "ms_ssim": entry,
+        }
+        more = {
+            "structures": {"T1w": {"ceiling": {"mean": {"mean": 0.76, "ci95": None, "n": 2}}}},
+            "audit": {"probes": {"token_vector": 0.6, "pooled_mean": 0.9, "chance": 0.5,
+                                 "samples": {"pooled_mean": {"test": 4}}}},
+            "factors": {"sex": {"T1w": {"anatomy": 0.5, "chance": 0.5}, "T2w": {"anatomy": 1.0, "chance": 0.5}},
+                        "age": {"T1w": {"anatomy_r2": -0.25}}},
+        }  # fmt: skip
+        return Cell(one.seed, {**one.metrics, **more}, one.status, one.parameters)
+
+    plan = BenchPlan((BenchRun("a", "x"),), (0,), steps=1)
+    (row,) = rows = table(plan, {"a": [with_more(cell(0, {"s": 20.0, "t": 24.0}))]})
+    assert row["structure_dice"]["T1w"]["mean"] == pytest.approx(0.8)
+    assert row["ms_ssim"]["T1w"]["n"] == 2
+    assert (row["sex_probe"]["mean"], row["age_r2"]["mean"]) == (0.75, -0.25)
+    headings = {heading for heading, _, _ in columns(rows)}
+    assert {
+        "MS-SSIM T1w",
+        "structure Dice T1w",
+        "Dice with label map T1w (scan itself 0.760)",
+        "contrast read from a token (chance 0.50)",
+        "contrast read from the mean vector (chance 0.50)",
+        "sex read from the mean vector (chance 0.50)",
+        "age read from the mean vector (R²)",
+    } <= headings
+    text = markdown(rows)
+    assert "on 4 test scans of all contrasts" in text
+    assert "the scan itself reaches what the heading says" in text
+    assert "Structure Dice: overlap" in page("", "1 steps", 1, rows, {})

@@ -10,7 +10,7 @@ from neurotome.apply.evaluate import evaluate
 from neurotome.errors import InputError, OutputError, UsageError
 from neurotome.metrics.statistics import bootstrap_interval
 
-METRICS = {"psnr_db", "psnr_db_whole", "ssim", "ssim_whole", "high_frequency_ratio"}
+METRICS = {"psnr_db", "psnr_db_whole", "ssim", "ssim_whole", "ms_ssim", "high_frequency_ratio"}
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def test_scores_equal_those_by_hand(metrics, source, target):
 
 def test_scheme(metrics):
     assert set(metrics) == {
-        "protocol", "reconstruction", "translation", "codebook", "bits", "audit", "not_applicable", "factors", "speed",
-        "memory",
+        "protocol", "reconstruction", "translation", "structures", "codebook", "bits", "audit", "not_applicable",
+        "factors", "speed", "memory",
     }  # fmt: skip
     assert metrics["not_applicable"] == {}
     assert set(metrics["reconstruction"]) == set(MODALITIES)
@@ -96,6 +96,7 @@ def test_protocol_says_what_was_done(metrics, store):
     assert protocol["trained_on_evaluated"] is False
     assert "training subjects" in protocol["style_source"]
     assert "no bottleneck" in protocol["lookup"]
+    assert (protocol["ms_ssim_scales"], protocol["segmenter_sha256"], protocol["truth_sha256"]) == (2, None, None)
 
 
 def test_bits_of_own_and_translated(metrics):
@@ -215,8 +216,12 @@ def test_other_tokenizers(store):
 
     metrics = evaluate(ToyScans(Continuous(), styled=False), store)
     assert metrics["codebook"] == {}
-    assert metrics["audit"] == metrics["translation"] == {}
-    assert set(metrics["not_applicable"]) == {"translation", "audit", "codebook"}
+    assert metrics["translation"] == {}
+    assert set(metrics["not_applicable"]) == {"translation", "split", "codebook"}
+    assert metrics["audit"]["code_gap"]["n"] == 4
+    assert set(metrics["audit"]["probes"]) == {"token_vector", "pooled_mean", "chance", "samples"}
+    assert "agreement" not in metrics["audit"]
+    assert set(metrics["factors"]["site"]["T1w"]) == {"anatomy", "chance", "n"}
     assert "Continuous has no style" in metrics["not_applicable"]["translation"]
     assert set(metrics["bits"]) == {"own_per_voxel"}
     assert metrics["reconstruction"]["T1w"]["psnr_db"]["n"] == 4

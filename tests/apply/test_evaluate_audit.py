@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from neurotome.apply import audit as audit_module
-from neurotome.apply.audit import ScanCode, audit, factors, scan_codes
+from neurotome.apply.audit import ScanCode, audit, scan_codes
+from neurotome.apply.factors import factors
 from neurotome.apply.scores import codebook_tree, finite, image_metrics
 from neurotome.metrics.codebook import brain_cells
 from neurotome.tokenizers.base import Encoded
@@ -81,6 +82,49 @@ def test_vectors_are_sampled_at_the_same_cells():
     assert first.steady == pytest.approx((inside >= 256).double().mean().item())
     with pytest.raises(ValueError, match="no latent cell of s"):
         scan_codes(encoded, ("T1w", "T2w"), torch.zeros_like(mask), "s", "", "", 3)
+
+
+def test_maps_of_other_grids_than_the_latent():
+    """Codes may be coarser than the vectors (VQ-VAE-2), a latent may be one cell (a vector autoencoder)."""
+    mask = torch.zeros(1, 1, 16, 16, 16, dtype=torch.bool)
+    mask[..., 4:12, 4:12, 4:12] = True
+    latent = torch.rand(2, 3, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    coarse = torch.arange(64).view(1, 4, 4, 4).repeat(2, 1, 1, 1)
+
+    def kept(latent, **codes):
+        return scan_codes(Encoded(latent, codes, None, {}, (16,) * 3), "ab", mask, "s", "", "", 0)
+
+    first, _ = kept(latent, level1=coarse, level0=coarse)
+    assert first.vectors.shape == (4**3, 3)
+    assert first.codes.tolist() == coarse[0, 1:3, 1:3, 1:3].flatten().tolist()
+    eighths = torch.zeros(2, 2, 2, 2, dtype=torch.long)  # every cell is an eighth brain
+    assert kept(latent, coarse=eighths)[0].codes is None
+    vector = torch.rand(2, 5, 1, 1, 1)
+    for scan, row in zip(kept(vector), vector, strict=True):
+        assert scan.vectors.tolist() == [scan.mean.tolist()] == [row.flatten().tolist()]
+
+
+def test_one_vector_per_scan_is_probed_for_the_contrast():
+    """Gap and probes of a latent with a single cell; the spread of a gap is then over the scans."""
+
+    def vectors(start, stop, leak):
+        rng = np.random.default_rng(start)
+        found = []
+        for i in range(start, stop):
+            shared = torch.from_numpy(rng.normal(size=4)).float()
+            for k, name in enumerate(("T1w", "T2w")):
+                vector = shared + torch.tensor([leak * k, 0, 0, 0])
+                found.append(ScanCode(f"{i}", "", name, "", vector[None], vector, None, None))
+        return found
+
+    leaky, blind = (audit(vectors(0, 30, k), vectors(30, 50, k), ("T1w", "T2w")) for k in (6.0, 0.0))
+    assert leaky["probes"]["token_vector"] == leaky["probes"]["pooled_mean"] > 0.95
+    assert leaky["probes"]["samples"]["token_vector"] == {"train": 60, "test": 40}
+    assert leaky["code_gap"]["mean"] == pytest.approx(36 / (2 * (4 + 9)), rel=0.2)
+    assert blind["probes"]["token_vector"] == pytest.approx(0.5, abs=0.1)
+    assert blind["code_gap"]["mean"] == 0
+    assert "agreement" not in blind
+    assert set(blind["probes"]) == {"token_vector", "pooled_mean", "chance", "samples"}
 
 
 def test_factors_are_read_where_they_are():

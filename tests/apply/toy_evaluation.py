@@ -34,9 +34,18 @@ def session_images(seed: int, shape=SHAPE, noise: float = 0.02) -> tuple[np.ndar
 
 
 def toy_store(
-    path: Path, counts=(6, 0, 4), shape=SHAPE, missing: tuple[str, ...] = (), visits: int = 1, noise: float = 0.02
+    path: Path,
+    counts=(6, 0, 4),
+    shape=SHAPE,
+    missing: tuple[str, ...] = (),
+    visits: int = 1,
+    noise: float = 0.02,
+    labelled: bool = False,
 ) -> Store:
-    """Write a store with ``counts`` train, validation and test subjects; those in ``missing`` have no T2w."""
+    """Write a store with ``counts`` train, validation and test subjects; those in ``missing`` have no T2w.
+
+    Label maps, where asked for, hold 1 where T1w is bright and 2 where it is dark.
+    """
     preparation = Preparation(spacing_mm=3.0, shape=shape)
     sessions = []
     (path / "entries").mkdir(parents=True)
@@ -48,10 +57,10 @@ def toy_store(
             modalities = MODALITIES[:1] if subject in missing else MODALITIES
             digest = f"{i:032d}{visit:032d}"
             prepared = Prepared(image[: len(modalities)], modalities, mask, {})
-            sha = write_entry(path / entry_file(digest), prepared, MODALITIES, None)
-            sessions.append(
-                SessionEntry(subject, session, "AB"[i % 2], split, modalities, digest, entry_file(digest), sha)
-            )
+            labels = np.where(mask, np.where(image[0] > 0, 1, 2), 0).astype(np.uint8) if labelled else None
+            sha = write_entry(path / entry_file(digest), prepared, MODALITIES, labels)
+            ids = (subject, session, "AB"[i % 2], split, modalities, digest, entry_file(digest), sha)
+            sessions.append(SessionEntry(*ids, {"labels": "labels.nii"} if labelled else {}))
     return Store.create(path, preparation, MODALITIES, sessions)
 
 

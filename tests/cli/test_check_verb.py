@@ -18,7 +18,7 @@ def folder(tmp_path, monkeypatch):
     for subject in ("1", "2"):
         array = np.zeros((12, 12, 12), dtype=np.float32)
         array[2:10, 2:10, 2:10] = 50 + 50 * rng.random((8, 8, 8))
-        image = nibabel.Nifti1Image(array, np.diag([3.0, 3.0, 3.0, 1.0]))
+        image = nibabel.Nifti1Image(array, np.diag([12.0, 12.0, 12.0, 1.0]))
         image.set_sform(image.affine, 1)
         (tmp_path / "raw").mkdir(exist_ok=True)
         nibabel.save(image, tmp_path / f"raw/sub-{subject}_T1w.nii.gz")

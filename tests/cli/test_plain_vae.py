@@ -48,8 +48,11 @@ def test_a_plain_vae_from_config_to_report(tmp_path: Path, toy_store: Path, toy_
     assert run("evaluate", out / "model", toy_store, "--out", tmp_path / "eval", "--quiet") == 0
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert metrics["reconstruction"]["T2w"]["psnr_db"]["mean"] > 5
-    assert metrics["translation"] == metrics["audit"] == metrics["codebook"] == {}
-    assert set(metrics["not_applicable"]) == {"translation", "audit", "codebook"}
+    assert metrics["translation"] == metrics["codebook"] == {}
+    assert set(metrics["not_applicable"]) == {"translation", "split", "codebook"}
+    assert metrics["audit"]["probes"]["samples"]["pooled_mean"] == {"train": 8, "test": 2}
+    tokens = metrics["audit"]["probes"]["samples"]["token_vector"]["test"]
+    assert tokens == 2 if pooled == "true" else tokens > 100
 
     (out / "metrics.json").write_text(json.dumps(metrics))
     assert run("report", out) == 0

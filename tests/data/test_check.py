@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scans import affine_of, brain_array, rotation_of, write_bids, write_gzip, write_nifti
+from scipy import ndimage
 
+from neurotome.data import check_scan
 from neurotome.data.check import check
 from neurotome.data.check_dataset import compare_grids
 from neurotome.data.check_files import Case
@@ -38,6 +40,12 @@ def found(report, code, file=""):
 
 def graver(report):
     return {f.code for f in report.findings if f.severity != "note"}
+
+
+@pytest.fixture(autouse=True)
+def small_brains(monkeypatch):
+    """The scans of these tests are smaller than any brain, on purpose."""
+    monkeypatch.setattr(check_scan, "MIN_BRAIN_ML", 0.0)
 
 
 # --- the table -----------------------------------------------------------------------------------------------------
@@ -68,7 +76,8 @@ def test_the_same_input_gives_the_same_json_and_is_left_untouched(raw):
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(raw.rglob("*")) if p.is_file()} == before
 
 
-def test_processes_find_the_same(raw):
+def test_processes_find_the_same(raw, monkeypatch):
+    monkeypatch.undo()  # it does not reach them
     scan_of(raw).write_bytes(b"broken")
     assert check(raw, workers=2).to_json() == check(raw).to_json()
 
@@ -166,6 +175,41 @@ def test_voxels(raw, code, array):
 def test_a_bright_vessel_is_no_extreme_voxel(raw):
     write_nifti(scan_of(raw, "02"), voxels(p10_12_9=2000.0))  # 20 times the range
     assert not check(raw).findings
+
+
+def test_ambiguous_files_are_read_as_asked(raw):
+    write_nifti(scan_of(raw), np.stack([brain_array(seed=8), brain_array(seed=9)], axis=-1))
+    (finding,) = found(check(raw), "unreadable")
+    assert "series of 2 volumes" in finding.reason
+    assert "--volume K" in finding.remedy
+    content = [{one["file"]: one["content"] for one in check(raw, volume=k).files} for k in (0, 1)]
+    assert [name for name in content[0] if content[0][name] != content[1][name]] == ["sub-01/anat/sub-01_T1w.nii.gz"]
+    assert not graver(check(raw, volume=1))
+    assert "no volume 2" in found(check(raw, volume=2), "unreadable")[0].reason
+
+
+def test_a_brain_too_small_to_be_one(raw, monkeypatch):
+    monkeypatch.undo()
+    write_nifti(scan_of(raw), brain_array(), affine_of((7.9, 7.9, 7.9)))  # 659 ml
+    small = found(check(raw), "brain-size")
+    assert len(small) == 5
+    assert not any(f.file.endswith("sub-01_T1w.nii.gz") for f in small)
+    assert "36.1 ml" in small[0].reason
+    assert "other units" in small[0].remedy
+
+
+def test_a_rim_that_is_not_brain(raw):
+    array, dilated = brain_array(), ndimage.binary_dilation(brain_array() > 0)
+    skull = np.where((array == 0) & dilated, np.float32(5.0), array)
+    write_nifti(scan_of(raw), skull)
+    (finding,) = found(check(raw), "dim-rim")
+    assert finding.file.endswith("sub-01_T1w.nii.gz")
+    share = 1 - np.count_nonzero(array) / np.count_nonzero(skull)
+    assert f"{share:.0%} of what is taken for brain" in finding.reason
+    # a dark ventricle is no rim
+    array[8:12, 10:14, 7:11] = 1.0
+    write_nifti(scan_of(raw), array)
+    assert not graver(check(raw))
 
 
 def test_thick_slices_are_noted(raw):

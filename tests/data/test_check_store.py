@@ -11,6 +11,7 @@ from scans import brain_array, write_bids, write_nifti
 from neurotome.data.check import check
 from neurotome.data.prepare import prepare
 from neurotome.data.store import Store
+from neurotome.data.stream import file_sha256
 from neurotome.data.transforms import Preparation
 
 
@@ -91,8 +92,6 @@ def test_equal_sources_and_equal_voxels(made, tmp_path):
 
 def test_voxels_that_prepare_never_writes(store):
     entry = store.sessions[0]
-    from neurotome.data.stream import file_sha256
-
     file = store.path / entry.file
     block = bytearray(file.read_bytes())
     at = block.index(np.float32(-1).tobytes() * 50, 8 + int.from_bytes(block[:8], "little"))
@@ -100,6 +99,31 @@ def test_voxels_that_prepare_never_writes(store):
     file.write_bytes(block)
     (one,) = check(rewritten(store, sha256=file_sha256(file)).path).findings
     assert (one.code, one.subject, one.reason) == ("store-voxels", "01", "view 0 holds NaN or infinite values")
+
+
+@pytest.mark.parametrize(
+    ("how", "names"),
+    [
+        ({"intensity": "zscore"}, {"mean-1sd", "mean+1sd"}),
+        ({"intensity": "zscore", "clip": 4.0, "background": 0.0}, {"mean-4sd", "mean+4sd"}),
+        ({"intensity": "minmax"}, {"min", "max"}),
+    ],
+)
+def test_every_kind_of_intensity_is_known(made, tmp_path, how, names):
+    report = prepare(made / "raw", tmp_path / "store", preparation=Preparation(3.0, (20, 24, 16), **how))
+    found = check(tmp_path / "store")
+    assert found.findings == ()
+    assert set(found.fingerprint["contrasts"]["T1w"]["intensity"]) == names
+    # a value beyond the declared window is no value of this store
+    entry = report.store.sessions[0]
+    array = report.store.load(entry).image
+    file = tmp_path / "store" / entry.file
+    block = bytearray(file.read_bytes())
+    at = block.index(array.tobytes()[:64]) + 4 * int(np.flatnonzero(array.ravel() == array.max())[0])
+    block[at : at + 4] = np.float32(1e9).tobytes()
+    file.write_bytes(block)
+    odd = [f.code for f in check(rewritten(report.store, sha256=file_sha256(file)).path).findings]
+    assert odd == ([] if how == {"intensity": "zscore"} else ["store-voxels"])
 
 
 def test_strays_tables_and_sources(made, store):

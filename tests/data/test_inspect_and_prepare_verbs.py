@@ -3,6 +3,8 @@
 import argparse
 import json
 
+import nibabel
+import numpy as np
 import pytest
 from scans import affine_of, brain_array, header_bytes, write_bids, write_nifti
 
@@ -92,7 +94,7 @@ def test_of_a_long_table_few_headers_are_read(tmp_path, capsys, monkeypatch):
     (tmp_path / "m.tsv").write_text("participant_id\tsession_id\tmodality\tpath\tsite\n" + "\n".join(rows))
     read = []
     header_of = dataset_headers.read_header
-    monkeypatch.setattr(dataset_headers, "read_header", lambda path: read.append(path) or header_of(path))
+    monkeypatch.setattr(dataset_headers, "read_header", lambda path, **how: read.append(path) or header_of(path, **how))
     assert call("inspect", tmp_path / "m.tsv", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["sessions"], result["headers"]["sessions_looked_at"], len(read)) == (625, 64, 256)
@@ -145,6 +147,49 @@ def test_flags_reach_the_preparation_and_the_store_remembers_them(dataset, tmp_p
     assert store.preparation == Preparation((3.0, 3.0, 6.0), (20, 24, 10), intensity="minmax", background=-0.5)
     assert store.load(store.sessions[0]).image.min() == -1.0
     assert "minmax" in json.dumps(json.loads(capsys.readouterr().out)["preparation"])
+
+
+def test_a_table_leads_to_another_folder_only_where_it_is_admitted(tmp_path, capsys):
+    for n in range(3):
+        write_nifti(tmp_path / f"scans/{n}.nii.gz", brain_array(seed=n))
+    (tmp_path / "lists").mkdir()
+    lines = ["participant_id\tmodality\tpath", *(f"{n}\tT1w\t../scans/{n}.nii.gz" for n in range(3))]
+    table = tmp_path / "lists/t.tsv"
+    table.write_text("\n".join(lines) + "\n")
+    grid = ("--spacing", 3, "--shape", 20, 24, 16, "--quiet")
+    with pytest.raises(InputError, match="line 2, column path"):
+        call("prepare", table, tmp_path / "store", *grid)
+    assert call("prepare", table, tmp_path / "store", *grid, "--root", tmp_path / "scans") == 0
+    store = Store.open(tmp_path / "store")
+    entry = store.sessions[0]
+    assert entry.sources == {"T1w": "../scans/0.nii.gz"}
+    (tmp_path / "store" / entry.file).write_bytes(b"")
+    assert store.load(entry).present.all()  # rebuilt from there
+
+
+def test_how_ambiguous_files_are_read_is_said_by_flags(tmp_path, capsys):
+    root = write_bids(tmp_path / "data", ["0", "1", "2"], modalities=("T1w",))
+    write_nifti(root / "sub-1/anat/sub-1_T1w.nii.gz", np.stack([brain_array(), brain_array()], axis=-1))
+    image = nibabel.load(root / "sub-2/anat/sub-2_T1w.nii.gz")
+    image.set_qform(affine_of(origin=(9.0, 0.0, 0.0)), code=1, update_affine=False)  # three voxels from the matrix
+    nibabel.save(image, root / "sub-2/anat/sub-2_T1w.nii.gz")
+    flags = ("--volume", 1, "--use-qform")
+    assert call("inspect", root, "--json") == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert ["--volume K" in n or "--use-qform" in n for n in notes if n.startswith("refused")] == [True, True]
+    assert call("inspect", root, "--json", *flags) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["headers"]["refused"] == 0
+    assert result["would_run"].endswith("--volume 1 --use-qform")
+    with pytest.raises(InputError, match="a series of 2 volumes"):
+        call("inspect", root / "sub-1/anat/sub-1_T1w.nii.gz")
+    assert call("inspect", root / "sub-1/anat/sub-1_T1w.nii.gz", "--volume", 1) == 0
+    grid = ("--spacing", 3, "--shape", 20, 24, 16, "--quiet")
+    with pytest.raises(InputError, match="2 of 3 sessions"):
+        call("prepare", root, tmp_path / "a", *grid)
+    assert call("prepare", root, tmp_path / "b", *grid, *flags) == 0
+    preparation = Store.open(tmp_path / "b").preparation
+    assert (preparation.volume, preparation.use_qform) == (1, True)
 
 
 @pytest.mark.parametrize(

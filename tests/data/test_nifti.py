@@ -168,6 +168,8 @@ def test_one_volume_of_a_series(tmp_path):
     single = read_volume(write_nifti(tmp_path / "one.nii", series[..., :1]))
     assert single.array.shape == SMALL.shape
     assert "4-D file with one volume" in single.provenance.notes[0]
+    # a choice among volumes does not concern a file of one
+    assert read_volume(tmp_path / "one.nii", volume=1).provenance.notes == single.provenance.notes
 
 
 def test_nonfinite_voxels_follow_the_policy(tmp_path):

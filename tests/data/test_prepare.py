@@ -1,6 +1,9 @@
+import os
 import pickle
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -214,3 +217,60 @@ def test_the_quaternion_is_read_where_asked_and_is_part_of_the_declaration(tmp_p
     assert "use_qform" not in PREPARATION.to_json()
     assert Preparation.from_json(asked.to_json()) == asked
     assert asked.digest != PREPARATION.digest
+
+
+def test_one_volume_of_every_series_is_read_where_asked_and_is_part_of_the_declaration(tmp_path):
+    root = write_bids(tmp_path / "data", ["0", "1", "2"], modalities=("T1w",))
+    one, other = brain_array(seed=1), brain_array(seed=2)
+    write_nifti(root / "sub-1/anat/sub-1_T1w.nii.gz", np.stack([one, other], axis=-1))
+    write_nifti(root / "sub-2/anat/sub-2_T1w.nii.gz", one[..., None])
+    report = prepare(root, tmp_path / "none", preparation=PREPARATION)
+    (failure,) = report.failures
+    assert re.search(r"sub-1_T1w\.nii\.gz: a series of 2 volumes .*--volume K \(0 to 1\)", failure.reason)
+    stores = {}
+    for k in (0, 1):
+        report = prepare(root, tmp_path / str(k), preparation=replace(PREPARATION, volume=k))
+        assert not report.failures
+        stores[k] = Store.open(tmp_path / str(k))
+        assert stores[k].preparation.volume == k
+        assert stores[k].sessions[1].notes == (f"T1w: volume {k} of 2",)
+        assert stores[k].sessions[2].notes == ("T1w: a 4-D file with one volume, read as 3-D",)
+        series, single = (stores[k].load(entry).image for entry in stores[k].sessions[1:])
+        assert np.array_equal(series, single) == (k == 0)
+    assert stores[0].fingerprint != stores[1].fingerprint
+    assert {s.digest for s in stores[0].sessions}.isdisjoint(s.digest for s in stores[1].sessions)
+    with pytest.raises(UsageError, match="another preparation"):
+        prepare(root, tmp_path / "1", preparation=replace(PREPARATION, volume=0))
+    report = prepare(root, tmp_path / "2", preparation=replace(PREPARATION, volume=2))
+    assert re.search(r"a series of 2 volumes .* no volume 2.*--volume K from 0 to 1", report.failures[0].reason)
+    # damage is repaired from the same volume, and the same command keeps what stands
+    entry = stores[1].sessions[1]
+    (tmp_path / "1" / entry.file).write_bytes(b"")
+    assert not np.array_equal(Store.open(tmp_path / "1").load(entry).image, single)
+    assert prepare(root, tmp_path / "1", preparation=replace(PREPARATION, volume=1)).num_kept == 3
+    # a network sees no difference: it may be trained on the one and evaluated on the other
+    assert stores[1].preparation.digest != PREPARATION.digest
+    assert stores[1].preparation.image_digest == PREPARATION.image_digest
+    assert replace(PREPARATION, crop="centre").image_digest != PREPARATION.image_digest
+    with pytest.raises(UsageError, match="counted from 0"):
+        replace(PREPARATION, volume=-1)
+
+
+@pytest.mark.skipif("NEUROTOME_TEST_DATA" not in os.environ, reason="NEUROTOME_TEST_DATA is not set")
+def test_a_volume_of_a_real_series(tmp_path):
+    source = Path(os.environ["NEUROTOME_TEST_DATA"]) / "hostile/nibabel_example4d.nii.gz"
+    if not source.is_file():
+        pytest.skip("the folder has no hostile/nibabel_example4d.nii.gz")
+    (tmp_path / "data").mkdir()
+    shutil.copy(source, tmp_path / "data/sub-1_T1w.nii.gz")
+    series = nibabel.load(source).get_fdata()
+    wide = Preparation((2.0, 2.0, 2.2), (128, 96, 24), percentiles=(0, 100), crop="centre")
+    for k in (0, 1):
+        asked = replace(wide, volume=k)
+        report = prepare(tmp_path / "data", tmp_path / str(k), preparation=asked, allow_head=True)
+        report.raise_failures()
+        loaded = report.store.load(report.store.sessions[0])
+        back = loaded.records["T1w"].restore(loaded.image[0, 0], loaded.mask).array
+        inside = back > 0
+        assert np.abs(back - series[..., k])[inside].max() < 1.0  # stored oblique and mirrored, copied voxel by voxel
+        assert np.abs(back - series[..., 1 - k])[inside].max() > 10.0

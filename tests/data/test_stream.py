@@ -51,7 +51,7 @@ def test_reads_gzip_of_one_and_of_several_members(tmp_path, engine):
         (lambda b: b + gzip.compress(b"x"), "more data"),
         (lambda b: gzip.compress(DATA[:-1]), "ends 1 bytes before"),
         (lambda b: b"plain text", "not a gzip stream"),
-        (lambda b: b"", "not a gzip stream"),
+        (lambda b: b"", "the file is empty"),
     ],
 )
 def test_names_the_damage(tmp_path, engine, damage, says):

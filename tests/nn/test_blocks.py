@@ -29,6 +29,19 @@ def test_residual_block_without_normalisation_starts_as_its_skip():
     assert torch.equal(block(x), x)
 
 
+@pytest.mark.parametrize("groups", [0, 4])
+def test_residual_block_without_gradients_is_the_same_and_leaves_its_input(groups):
+    torch.manual_seed(0)
+    block = ResidualBlock(3, 8, 8, groups)
+    torch.nn.init.normal_(block.conv2.weight)
+    x = torch.randn(2, 8, 4, 5, 3)
+    kept = x.clone()
+    with torch.no_grad():
+        y = block(x)
+    assert torch.equal(x, kept)
+    assert torch.equal(y, block(x))
+
+
 def attention_by_hand(layer: AxisAttention, x: torch.Tensor) -> torch.Tensor:
     """Softmax(QK^T / sqrt(d)) V, one line and one head at a time."""
     out = x.clone()

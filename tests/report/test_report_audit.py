@@ -166,3 +166,12 @@ def test_read_audit_takes_the_layout_of_an_evaluation() -> None:
 )
 def test_read_audit_of_nonsense_is_empty(tree: object) -> None:
     assert level(read_audit({"audit": tree})) == "unknown"
+
+
+def test_without_a_style_nothing_is_judged() -> None:
+    judged, told = findings(SWAPPED), findings(SWAPPED, judged=False)
+    assert {row.tone for row in judged} > {"poor"}
+    assert {(row.tone, row.goal, row.goal_text) for row in told} == {("none", None, "")}
+    assert [(row.measure, row.value, row.sentence) for row in told] == [
+        (row.measure, row.value, row.sentence) for row in judged
+    ]

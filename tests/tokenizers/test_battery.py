@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from neurotome.tokenizers import DCAE, KLVAE, VQVAE, VQVAE2, NeuroQuant, Tokenizer, VectorAE
+from neurotome.tokenizers import DCAE, KLVAE, VQVAE, VQVAE2, Anatome, NeuroQuant, Tokenizer, VectorAE
 from neurotome.tokenizers.base import codebook_sizes
 
 NEUROQUANT = {
@@ -60,6 +60,18 @@ SMALL = {
     ),
     "dc-ae": lambda dims: DCAE(dims, **COMPRESSED),
     "vq-vae2": lambda dims: VQVAE2(dims, **HIERARCHY, **BOOK),
+    "anatome": lambda dims: Anatome(
+        dims,
+        channels=8,
+        anatomy_channels=4,
+        num_codes=16,
+        detail_width=4,
+        style_channels=4,
+        style_stages=(8,),
+        embedding_channels=4,
+        film_hidden=8,
+        start_after=0,
+    ),
     "vector-ae": lambda dims: VectorAE(dims, channels=(8, 16, 16), decoder_channels=(16, 8), norm="group"),
 }
 ANY_SHAPE = (VQVAE2, VectorAE)  # they resize, so that every shape is admissible

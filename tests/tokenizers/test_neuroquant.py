@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from neurotome.tokenizers import NeuroQuant
-from neurotome.tokenizers.neuroquant_training import take
+from neurotome.tokenizers.aligned_training import take
+from neurotome.tokenizers.neuroquant_parts import pooled
 from neurotome.training.ema import EMA
 from tests.tokenizers.test_battery import DEMO, IDS, NEUROQUANT, image
 
@@ -76,14 +77,11 @@ def test_averaged_weights_carry_the_live_codebook():
 
 
 def test_style_is_pooled_over_the_foreground():
-    tokenizer = NeuroQuant(**DEMO).eval()
     x = image(3)
     brain = torch.full((2, 1, 24, 16, 16), -1.0)
     brain[:, :, :16] = x
-    with torch.no_grad():
-        z = torch.randn(2, 4, 6, 4, 4)
-        near = tokenizer._pool(z[:, :, :4], x)
-        far = tokenizer._pool(z, brain)
+    z = torch.randn(2, 4, 6, 4, 4)
+    near, far = pooled(z[:, :, :4], x, above=-0.95), pooled(z, brain, above=-0.95)
     assert torch.allclose(near, far, atol=1e-6)
 
 
@@ -169,3 +167,19 @@ def test_a_state_that_lacks_a_weight_is_not_adopted():
     state.pop("embedding.weight")
     with pytest.raises(ValueError, match=r"embedding\.weight"):
         bare.adopt(state)
+
+
+def test_without_gradients_an_image_is_encoded_as_with_them_and_whatever_contrast_lies_beside_it():
+    """Without them only the stems asked for are computed, and sums and activations take the memory of their input."""
+    torch.manual_seed(0)
+    tokenizer = NeuroQuant(**DEMO, tell_encoder=True).eval()
+    x, before = image(3), image(3)
+    tall = tokenizer.encode(x, IDS)
+    with torch.no_grad():
+        mixed, first, second = (tokenizer.encode(x, ids) for ids in (IDS, IDS[:1].expand(2), IDS[1:].expand(2)))
+    assert torch.equal(x, before)
+    for name in ("anatomy", "anatomy_q"):
+        assert torch.allclose(mixed.aux[name], tall.aux[name], atol=1e-5)
+        assert torch.equal(mixed.aux[name][0], first.aux[name][0])
+        assert torch.equal(mixed.aux[name][1], second.aux[name][1])
+    assert not torch.allclose(first.aux["anatomy"][1], second.aux["anatomy"][1])

@@ -151,7 +151,7 @@ def test_alignment_terms_and_logits():
 
 
 def test_alignment_is_in_single_precision_under_autocast(monkeypatch):
-    from neurotome.tokenizers import neuroquant_training
+    from neurotome.tokenizers import aligned_training
 
     seen = []
 
@@ -159,7 +159,7 @@ def test_alignment_is_in_single_precision_under_autocast(monkeypatch):
         seen.append(code_logits(*args))
         return seen[-1]
 
-    monkeypatch.setattr(neuroquant_training, "code_logits", spy)
+    monkeypatch.setattr(aligned_training, "code_logits", spy)
     m = method(ALIGNED, swap_prob=0.5, alignment=Alignment(ramp_fraction=0.0))
     with torch.autocast("cpu", torch.bfloat16):
         m.loss(batch())

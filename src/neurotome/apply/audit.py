@@ -1,12 +1,13 @@
-r"""The audit of the split: what the anatomy code tells about the contrast, and about the subject.
+r"""The audit of a code: what it tells about the contrast, and about the subject (:mod:`neurotome.apply.factors`).
 
-Everything is measured inside the brain, on cells that are at least half brain. Vectors are sampled at the same random
-cells in all contrasts of a session; codes are taken everywhere. Probes are fitted on training subjects and tested on
-others. :mod:`neurotome.metrics.disentanglement` has the measures.
+Everything is measured inside the brain, on cells that are at least half brain; the one cell of a latent that is a
+vector counts as brain. Vectors are those of the anatomy, or of the whole latent where the tokenizer has no anatomy of
+its own, sampled at the same random cells in all contrasts of a session. Codes are those of the first code map, the
+anatomy or the coarsest, taken everywhere. Probes are fitted on training subjects and tested on others.
+:mod:`neurotome.metrics.disentanglement` has the measures.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,6 @@ from neurotome.metrics.disentanglement import (
     agreement,
     code_gap,
     code_probe,
-    factor_probe,
     linear_probe,
     variance,
 )
@@ -43,10 +43,10 @@ class ScanCode:
         session: Session id.
         modality: Contrast.
         site: Scanner site, or "".
-        vectors: Quantised anatomy vectors at sampled cells, ``(n, d)``.
+        vectors: Anatomy vectors at sampled cells, quantised where there are codes, ``(n, d)``.
         mean: Their mean over all cells of the brain, ``(d,)``.
         style: Style vector ``(d,)``, or None.
-        codes: Anatomy codes of all cells of the brain, or None for a continuous tokenizer.
+        codes: First code map in all its cells of the brain; None for a continuous tokenizer, or where none is brain.
         steady: Share of codes that survive added noise, or None where it was not tried.
     """
 
@@ -102,12 +102,13 @@ def scan_codes(
 
 
 def _anatomy_codes(encoded: Encoded, mask: Mask) -> Int[Tensor, "v n"] | None:
-    """Return the first code map inside the brain, one row per view; None without codes."""
+    """Return the first code map inside the brain, one row per view; None without codes, or cells that are brain."""
     first = next(iter(encoded.codes.values()), None)
     if first is None:
         return None
+    # its cells may be larger than the latent's
     inside: Bool[Tensor, "x y z"] = brain_cells(mask, first.shape[1:])[0]
-    return first[:, inside]
+    return first[:, inside] if inside.any() else None
 
 
 def audit(
@@ -135,6 +136,7 @@ def audit(
     }
     if pairs:  # the mean over pairs stands in front: with two contrasts it is the pair
         result["code_gap"] = _mean_entry([pair["code_gap"] for pair in pairs.values()])
+    if any("agreement" in pair for pair in pairs.values()):
         result["agreement"] = {
             "agreement": _mean_entry([pair["agreement"] for pair in pairs.values() if "agreement" in pair]),
             "chance": _mean_of([pair["chance"] for pair in pairs.values() if "chance" in pair]),
@@ -236,78 +238,6 @@ def _tokens(vectors: Sequence[Tensor], classes: Tensor, seed: int) -> tuple[Tens
 
 def _classes(scans: Sequence[ScanCode], modalities: Sequence[str]) -> Int[Tensor, " n"]:
     return torch.tensor([list(modalities).index(s.modality) for s in scans])
-
-
-def factors(
-    train: Sequence[ScanCode],
-    test: Sequence[ScanCode],
-    modalities: Sequence[str],
-    truth: Mapping[str, Mapping[str, float]],
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Return what anatomy (mean vector) and style tell about the site and about known factors of the subjects.
-
-    Args:
-        train: Scans of training subjects.
-        test: Scans of the split under test.
-        modalities: Contrasts; each is probed alone, so that contrast cannot stand in for a factor.
-        truth: Known factors by subject, such as ``{"sub-01": {"age": 43.0}}``.
-        seed: Of the probes.
-
-    Returns:
-        ``{"site": {contrast: {"anatomy", "style", "chance", "n"}}, factor: {contrast: {"anatomy_r2", "style_r2",
-        "n"}}}``; what could not be probed is left out.
-    """
-    result: dict[str, Any] = {}
-    names = sorted({name for values in truth.values() for name in values})
-    for modality in modalities:
-        fit, held = ([s for s in scans if s.modality == modality] for scans in (train, test))
-        site = _site_probes(fit, held, seed)
-        if site:
-            result.setdefault("site", {})[modality] = site
-        for name in names:
-            known = [
-                [s for s in scans if math.isfinite(truth.get(s.subject, {}).get(name, math.nan))]
-                for scans in (fit, held)
-            ]
-            values = _factor_probes(known[0], known[1], name, truth)
-            if values:
-                result.setdefault(name, {})[modality] = values
-    return result
-
-
-def _site_probes(train: Sequence[ScanCode], test: Sequence[ScanCode], seed: int) -> dict[str, float]:
-    sites = sorted({s.site for s in train if s.site})
-    fit, held = ([s for s in scans if s.site in sites] for scans in (train, test))
-    if len(sites) < 2 or len({s.site for s in held}) < 2:
-        return {}
-    classes = [torch.tensor([sites.index(s.site) for s in scans]) for scans in (fit, held)]
-    values = {"chance": 1 / len(sites), "n": len(held)}
-    for stream in ("anatomy", "style"):
-        x, y = (_stream(scans, stream) for scans in (fit, held))
-        if x is not None and y is not None:
-            values[stream] = linear_probe(x, classes[0], y, classes[1], seed).balanced_accuracy
-    return values
-
-
-def _factor_probes(
-    train: Sequence[ScanCode], test: Sequence[ScanCode], name: str, truth: Mapping[str, Mapping[str, float]]
-) -> dict[str, float]:
-    if len(train) < 3 or len({truth[s.subject][name] for s in test}) < 2:
-        return {}
-    target = [torch.tensor([truth[s.subject][name] for s in scans]) for scans in (train, test)]
-    values: dict[str, float] = {"n": len(test)}
-    for stream in ("anatomy", "style"):
-        x, y = (_stream(scans, stream) for scans in (train, test))
-        if x is not None and y is not None:
-            values[f"{stream}_r2"] = factor_probe(x, target[0], y, target[1])
-    return values
-
-
-def _stream(scans: Sequence[ScanCode], stream: str) -> Tensor | None:
-    features = [s.mean if stream == "anatomy" else s.style for s in scans]
-    known = [f for f in features if f is not None]
-    return torch.stack(known) if len(known) == len(features) else None
 
 
 def per_subject(values: Any) -> dict[str, float]:

@@ -1,8 +1,11 @@
 r"""Tokenizers side by side: same store, same budget, same held-out subjects.
 
-    cell = (name, seed)      train within the budget ──▶ evaluate ──▶ metrics.json, status.json
+    cell = (name, seed)      train within the budget ──▶ bench.json ──▶ evaluate ──▶ metrics.json
     row  = mean over seeds within a subject, then over subjects, with an interval over subjects
     step = row - row before it, subject by subject; real where its interval excludes zero
+
+A cell is trained once: ``bench.json`` says so. It is evaluated again where the protocol of its ``metrics.json`` differs
+from what is asked for now: another segmenter or table of factors, or measures of an earlier version of this package.
 
 A budget is a number of optimiser steps, or CPU seconds: then the steps follow from the seconds one step takes, measured
 once per config and kept, so that a resumed bench trains every seed for as long.
@@ -147,7 +150,7 @@ class Cell:
 
     Args:
         seed: Its seed.
-        metrics: Its metrics.json.
+        metrics: Its metrics.json; empty where it has not been evaluated.
         status: Its status.json.
         parameters: Of the exported network.
     """
@@ -157,20 +160,27 @@ class Cell:
     status: Tree
     parameters: int
 
+    def answers(self, request: Tree) -> bool:
+        """Return whether it was evaluated as asked; see :func:`neurotome.apply.scores.evaluation_request`."""
+        protocol = self.metrics.get("protocol")
+        return isinstance(protocol, Mapping) and {key: protocol.get(key) for key in request} == dict(request)
+
 
 def read_cell(folder: Path, run: BenchRun, seed: int) -> Cell | None:
-    """Return a finished cell, or None where it has not been evaluated.
+    """Return a trained cell, evaluated or not; None where its training is not finished.
 
     Raises:
-        InputError: A file of a finished cell cannot be read, or it was trained with another config or other overrides.
+        InputError: A file of a trained cell cannot be read, or it was trained with another config or other overrides.
     """
-    if not (folder / "metrics.json").exists():
+    if not (folder / "bench.json").exists():
         return None
-    found = {}
-    for name in ("metrics.json", "status.json", "bench.json"):
+    found: dict[str, dict[str, Any]] = {"metrics.json": {}}
+    for name in ("bench.json", "status.json", "metrics.json"):
+        if name == "metrics.json" and not (folder / name).exists():
+            continue
         try:
-            found[name] = json.loads((folder / name).read_text())
-        except (OSError, ValueError) as error:
+            found[name] = dict(json.loads((folder / name).read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 "cannot be read", file=folder / name, remedy="remove the cell's folder and run again"
             ) from error
@@ -181,24 +191,34 @@ def read_cell(folder: Path, run: BenchRun, seed: int) -> Cell | None:
             file=folder,
             remedy="remove the folder and run again, or choose another --out",
         )
-    return Cell(seed, found["metrics.json"], found["status.json"], int(made["parameters"]))
+    return Cell(seed, found["metrics.json"], found["status.json"], int(made.get("parameters") or 0))
 
 
 # measure: section of metrics.json and its key there, with a value per subject for each contrast or pair
 SUBJECT_MEASURES = {
     "psnr_db": ("reconstruction", "psnr_db"),
     "ssim": ("reconstruction", "ssim"),
+    "ms_ssim": ("reconstruction", "ms_ssim"),
+    "structure_dice": ("reconstruction", "structure_dice"),
+    "structure_dice_truth": ("reconstruction", "structure_dice_truth"),
     "high_frequency_ratio": ("reconstruction", "high_frequency_ratio"),
     "translation_psnr_db": ("translation", "psnr_db"),
 }
-# measure: path of one number in metrics.json
+# measure: path of one number in metrics.json; "*" is the mean over all that stands there, the contrasts
 SCALARS = {
     "bits_per_voxel": ("bits", "own_per_voxel"),
     "codebook_use": ("codebook", "utilisation"),
     "perplexity": ("codebook", "perplexity"),
     "token_probe": ("audit", "probes", "token_vector"),
     "pooled_probe": ("audit", "probes", "pooled_mean"),
+    "probe_chance": ("audit", "probes", "chance"),
     "code_gap": ("audit", "code_gap"),
+    "sex_probe": ("factors", "sex", "*", "anatomy"),
+    "sex_chance": ("factors", "sex", "*", "chance"),
+    "age_r2": ("factors", "age", "*", "anatomy_r2"),
+    "site_probe": ("factors", "site", "*", "anatomy"),
+    "site_chance": ("factors", "site", "*", "chance"),
+    "probed_scans": ("audit", "probes", "samples", "pooled_mean", "test"),
     "encode_volumes_per_s": ("speed", "encode_volumes_per_s"),
     "decode_volumes_per_s": ("speed", "decode_volumes_per_s"),
 }
@@ -206,7 +226,11 @@ SCALARS = {
 
 def at(tree: Any, *path: str) -> Any:
     """Return what stands at a path; the mean where an interval stands there; None where nothing does."""
-    for key in path:
+    for i, key in enumerate(path):
+        if key == "*":
+            found = [at(entry, *path[i + 1 :]) for entry in tree.values()] if isinstance(tree, Mapping) else []
+            numbers = [v for v in found if isinstance(v, int | float) and not isinstance(v, bool)]
+            return statistics.fmean(numbers) if numbers else None
         if not isinstance(tree, Mapping) or key not in tree:
             return None
         tree = tree[key]
@@ -261,9 +285,20 @@ def row(run: BenchRun, cells: Sequence[Cell], rival: Sequence[Cell] = ()) -> dic
         "steps": [c.status.get("step") for c in cells],
         "training_seconds": [c.status.get("seconds") for c in cells],
         "peak_rss_mb": max((c.status.get("peak_rss_mb") or 0.0 for c in cells), default=None),
+        "structure_ceiling": _ceilings(cells),
         **tasks,
         **scalars,
     }
+
+
+def _ceilings(cells: Sequence[Cell]) -> dict[str, float] | None:
+    """Return by contrast how far the segmentation of the scans themselves agrees with the label maps."""
+    for cell in cells:  # it is the same for every tokenizer
+        rows = cell.metrics.get("structures") or {}
+        found = {task: v for task, row in rows.items() if (v := at(row, "ceiling", "mean")) is not None}
+        if found:
+            return found
+    return None
 
 
 def is_real(step: Interval) -> bool:

@@ -1,4 +1,4 @@
-r"""Evaluate a tokenizer on a split: fidelity, translation, codes, the audit of the split, speed.
+r"""Evaluate a tokenizer on a split: fidelity, translation, structures, codes, their audit, speed.
 
     reconstruction   decode(encode(x), own contrast)
     translation      decode(shared code of x, mean style of the target over *training* subjects, target contrast);
@@ -20,28 +20,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurotome.apply.audit import ScanCode, audit, factors, scan_codes
+from neurotome.apply.audit import ScanCode, audit, scan_codes
 from neurotome.apply.baselines import Baselines
+from neurotome.apply.factors import Truth, factors
 from neurotome.apply.scores import (
     DATA_RANGE,
     PROTOCOL,
-    WINDOW,
     Findings,
     bits_tree,
     codebook_tree,
+    evaluation_request,
     finite,
     image_metrics,
     peak_memory_mb,
+    scales,
+    structure_tree,
     task_tree,
+    window_size,
     write_results,
 )
+from neurotome.apply.structures import JUDGED, StructureReader, StructureScores, check_reader
 from neurotome.data.store import LoadedSession, SessionEntry, Store
 from neurotome.errors import InputError, UsageError
 from neurotome.tokenizers.base import Encoded, Tokenizer, codebook_sizes
 from neurotome.types import Image, Mask
 
 ALL_SITES = "all"
-FORMAT_VERSION = 1
 
 
 @runtime_checkable
@@ -63,8 +67,9 @@ def evaluate(
     allow_train: bool = False,
     seed: int = 0,
     noise_sd: float = 0.04,
-    truth: Mapping[str, Mapping[str, float]] | None = None,
+    truth: Truth | None = None,
     progress: Callable[[float], None] | None = None,
+    segmenter: StructureReader | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of ``tokenizer`` on a split, and write them to a folder.
 
@@ -76,17 +81,18 @@ def evaluate(
         allow_train: Evaluate subjects the model was trained on.
         seed: Of noise, sampling, probes and intervals.
         noise_sd: Standard deviation, on [-1, 1], of the noise that tests how steady codes are.
-        truth: Known factors by subject, ``{"sub-01": {"age": 43.0}}``; none if None.
+        truth: Known factors by subject, ``{"01": {"age": 43.0, "sex": "F"}}``; none if None.
         progress: Called with the share of sessions done, in (0, 1].
+        segmenter: Names the structures whose overlap is measured; None for no overlap.
 
     Raises:
         UsageError: The split is unknown or empty, or store and model share no contrast.
-        InputError: The model was trained on a subject of the split, or the store was prepared otherwise.
+        InputError: Model or segmenter were trained on a subject of the split, or the store was prepared otherwise.
         OutputError: The folder cannot be written to.
     """
-    evaluation = _Evaluation(tokenizer, store, split, seed, noise_sd)
+    evaluation = _Evaluation(tokenizer, store, split, seed, noise_sd, segmenter, truth or {})
     evaluation.check(allow_train)
-    result = evaluation.measure(truth or {}, progress)
+    result = evaluation.measure(progress)
     if out is not None:
         write_results(Path(out), result, evaluation.found.panels, evaluation.found.entries)
     return result
@@ -95,19 +101,29 @@ def evaluate(
 class _Evaluation:
     """One pass over the training split and one over the split under test."""
 
-    def __init__(self, tokenizer: Evaluable, store: Store, split: str, seed: int, noise_sd: float) -> None:
+    def __init__(
+        self,
+        tokenizer: Evaluable,
+        store: Store,
+        split: str,
+        seed: int,
+        noise_sd: float,
+        segmenter: StructureReader | None,
+        truth: Truth,
+    ) -> None:
         if split not in ("train", "val", "test"):
             raise UsageError(f"split is {split!r}; admissible are train, val and test")
         self.tokenizer, self.store, self.split, self.seed, self.noise_sd = tokenizer, store, split, seed, noise_sd
+        self.segmenter, self.truth = segmenter, truth
         self.network = tokenizer.network.eval()
         self.modalities = [m for m in self.network.modalities if m in store.modalities]
         self.entries = list(store.split(split))
         self.training = list(store.split("train"))
         self.found = Findings()
         self.baselines = Baselines(self.modalities, self.network.factor)
-        self.cells: dict[str, int] = {}
-        self.dropped: list[str] = []
+        self.code_maps: tuple[str, ...] = ()
         self.styled = True
+        self.structures: StructureScores | None = None
         self.device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         self.precision: str = getattr(tokenizer, "precision", "fp32")
 
@@ -120,16 +136,12 @@ class _Evaluation:
                 f"the model knows {', '.join(self.network.modalities)}, the store holds "
                 f"{', '.join(self.store.modalities)}: they share no contrast"
             )
-        subjects = sorted({e.subject for e in self.entries})
-        seen = [s for s in subjects if self.tokenizer.trained_on(s)]
-        if seen and not allow_train:
-            raise InputError(
-                f"{len(seen)} of {len(subjects)} subjects of the {self.split} split were in the model's training: "
-                f"{', '.join(seen[:5])}{' …' if len(seen) > 5 else ''}",
-                remedy="evaluate on held-out subjects, or pass --allow-train and say so wherever the numbers are shown",
-            )
+        if not allow_train:
+            self._check_subjects()
+        if self.segmenter is not None:
+            check_reader(self.segmenter, self.store, self.modalities)
         expected = getattr(self.tokenizer, "preparation", None)
-        if expected is not None and expected.digest != self.store.preparation.digest:
+        if expected is not None and expected.image_digest != self.store.preparation.image_digest:
             raise InputError(
                 "the store was prepared differently from what the model expects",
                 remedy="run `neurotome prepare` with the spacing and shape in the model's preprocess.json",
@@ -148,19 +160,31 @@ class _Evaluation:
         if self.tokenizer.styles and missing:
             raise InputError(f"the model folder stores no mean style for {', '.join(missing)} to translate to")
 
+    def _check_subjects(self) -> None:
+        subjects = sorted({e.subject for e in self.entries})
+        for what, judge in (("model", self.tokenizer), ("segmenter", self.segmenter)):
+            seen = [s for s in subjects if judge is not None and judge.trained_on(s)]
+            if seen:
+                raise InputError(
+                    f"{len(seen)} of {len(subjects)} subjects of the {self.split} split were in the {what}'s training: "
+                    f"{', '.join(seen[:5])}{' …' if len(seen) > 5 else ''}",
+                    remedy="evaluate on held-out subjects, or pass --allow-train and say so wherever the numbers are "
+                    "shown",
+                )
+
     @torch.inference_mode()
-    def measure(
-        self, truth: Mapping[str, Mapping[str, float]], progress: Callable[[float], None] | None = None
-    ) -> dict[str, Any]:
+    def measure(self, progress: Callable[[float], None] | None = None) -> dict[str, Any]:
         """Pass through both splits and return the tree of ``metrics.json``."""
         passes = [(self._fit, entry) for entry in self.training] + [(self._test, entry) for entry in self.entries]
         for i, (step, entry) in enumerate(passes):
-            views, mask = self._views(self.store.load(entry))
+            session = self.store.load(entry)
+            views, mask = self._views(session)
             if views:
+                self.structures = self._structures(session, views, mask) if step == self._test else None
                 step(entry, views, mask, self.seed + i)
             if progress is not None:
                 progress((i + 1) / len(passes))
-        return finite(self._tree(truth))
+        return finite(self._tree())
 
     def _fit(self, entry: SessionEntry, views: dict[str, Image], mask: Mask, seed: int) -> None:
         """Fit the baselines to a training session and keep its codes for the probes."""
@@ -177,11 +201,13 @@ class _Evaluation:
         self.found.seconds["decode"].append((self._clock() - middle) / len(names))
         self.found.seconds["encode"].append((middle - start) / len(names))
         outputs = {(name, name): own[i : i + 1] for i, name in enumerate(names)}
+        if self.structures is not None:
+            self.structures.ceilings(entry.subject, self.found)
         shared = self.network.shared(encoded)
         if len(shared.codes) < len(encoded.codes):  # what the private codes buy stands beside what the shared ones hold
             alone = self._decode(shared, names)
             for i, name in enumerate(names):
-                metrics = image_metrics(alone[i : i + 1], views[name], mask)
+                metrics = self._metrics(name, "shared_codes_alone", entry.subject, name, alone[i : i + 1], views, mask)
                 self.found.score(name, "shared_codes_alone", entry.subject, metrics)
         self.styled = encoded.style is not None
         for target in self.modalities if self.styled else ():
@@ -190,8 +216,9 @@ class _Evaluation:
         for (source, target), output in outputs.items():
             if target in views:
                 self._score(entry.subject, source, target, output, views, mask)
-        self.cells = {name: codes[0].numel() for name, codes in encoded.codes.items()}
-        self.dropped = [name for name in encoded.codes if name not in shared.codes]
+        self.code_maps = tuple(encoded.codes)
+        self.found.bits["own"] += self.network.bits_used(encoded).tolist()
+        self.found.bits["translated"] += self.network.bits_used(shared).tolist() if self.styled else []
         self.found.count(encoded.codes, codebook_sizes(self.network, tuple(encoded.codes)), mask)
         noisy = self._encode(self._noisy(views, mask, seed)) if encoded.codes else None
         self.found.test += self._codes(entry, names, encoded, mask, seed, noisy)
@@ -232,7 +259,30 @@ class _Evaluation:
         else:
             task, rivals = f"{source}->{target}", self.baselines.translate(source, target, views[source], mask)
         for method, image in {"": output, **rivals}.items():
-            self.found.score(task, method, subject, image_metrics(image, views[target], mask))
+            self.found.score(task, method, subject, self._metrics(task, method, subject, target, image, views, mask))
+
+    def _metrics(
+        self,
+        task: str,
+        method: str,
+        subject: str,
+        target: str,
+        image: Image,
+        views: Mapping[str, Image],
+        mask: Mask,
+    ) -> dict[str, float]:
+        """Return what is measured of one image; the structures are noted one by one for the model alone."""
+        values = image_metrics(image, views[target], mask)
+        if self.structures is not None and method in JUDGED:
+            found = None if method else self.found
+            values |= self.structures.score(image, task, target, subject, found)
+        return values
+
+    def _structures(self, session: LoadedSession, views: Mapping[str, Image], mask: Mask) -> StructureScores | None:
+        if self.segmenter is None:
+            return None
+        labels = None if session.labels is None else torch.from_numpy(np.array(session.labels)).to(self.device)
+        return StructureScores(self.segmenter, views, mask, labels)
 
     def _codes(
         self,
@@ -256,20 +306,19 @@ class _Evaluation:
             for name, x in views.items()
         }
 
-    def _tree(self, truth: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    def _tree(self) -> dict[str, Any]:
         """Return the tree of ``metrics.json``."""
         found = self.found
-        sizes = codebook_sizes(self.network, tuple(self.cells))
+        sizes = codebook_sizes(self.network, self.code_maps)
         return {
             "protocol": self._protocol(),
             **task_tree(found.scores, self.seed),
+            "structures": structure_tree(found.overlaps, self.seed),
             "codebook": codebook_tree(found.books, sizes),
-            "bits": bits_tree(
-                self.network, self.store.preparation.shape, self.cells, self.dropped if self.styled else None
-            ),
-            "audit": audit(found.train, found.test, self.modalities, self.seed) if self.styled else {},
+            "bits": bits_tree(found.bits, self.store.preparation.shape),
+            "audit": audit(found.train, found.test, self.modalities, self.seed),
             "not_applicable": self._not_applicable(),
-            "factors": factors(found.train, found.test, self.modalities, truth, self.seed),
+            "factors": factors(found.train, found.test, self.modalities, self.truth, self.seed),
             "speed": {f"{k}_volumes_per_s": 1 / max(statistics.median(v), 1e-9) for k, v in found.seconds.items() if v},
             "memory": {"peak_rss_mb": peak_memory_mb()} | self._device_memory(),
         }
@@ -280,8 +329,8 @@ class _Evaluation:
         if not self.styled:
             without = f"{name} has no style apart from the anatomy"
             reasons["translation"] = f"{without}, so it cannot paint another contrast"
-            reasons["audit"] = f"{without}, so there is no split to audit"
-        if not self.cells:
+            reasons["split"] = f"{without}, so there is no split to judge; the probes say what its code tells"
+        if not self.code_maps:
             reasons["codebook"] = f"{name} stores floats and has no codebook"
         return reasons
 
@@ -289,11 +338,10 @@ class _Evaluation:
         """Say what was evaluated and how every number was made."""
         preparation = self.store.preparation
         return {
-            "format_version": FORMAT_VERSION,
+            **evaluation_request(self.split, getattr(self.segmenter, "digest", None), self.truth),
             "model": type(self.network).__name__,
             "model_sha256": getattr(self.tokenizer, "digest", None),
             "store_sha256": self.store.fingerprint,
-            "split": self.split,
             "subjects": len({e.subject for e in self.entries}),
             "sessions": len(self.entries),
             "training_subjects": len({e.subject for e in self.training}),
@@ -303,7 +351,9 @@ class _Evaluation:
             "spacing_mm": preparation.spacing_mm,
             "latent_factor": list(self.network.factor),
             "data_range": DATA_RANGE,
-            "ssim_window": WINDOW,
+            "ssim_window": window_size(preparation.shape),
+            "ms_ssim_scales": scales(preparation.shape),
+            "structures": list(self.segmenter.structures) if self.segmenter is not None else None,
             "noise_sd": self.noise_sd,
             "seed": self.seed,
             "precision": self.precision,

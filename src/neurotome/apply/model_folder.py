@@ -3,9 +3,11 @@
     model.safetensors    averaged weights, without what only training needs
     config.json          {format_version, class, arguments, modalities, training_subjects, sha256}
     preprocess.json      the preparation it expects
+    README.md            the card
     latent_stats.json    mean and standard deviation per latent channel, mean intensity range per contrast
     styles.safetensors   per contrast and site: mean and covariance of the style vector over training subjects
-    README.md            the card
+
+A segmenter's folder is the same without the last two.
 
 ``sha256`` in ``config.json`` covers every other file, so a changed byte is noticed. The class is looked up among the
 public names of our method folders and nowhere else.
@@ -28,14 +30,15 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from neurotome.errors import InputError, UsageError, printable
+from neurotome.tasks.base import Segmenter
 from neurotome.tokenizers.base import Tokenizer, is_finite
 
 FORMAT_VERSION = 1
@@ -44,25 +47,27 @@ JSON_BYTES = 64 * 2**20
 WEIGHT_BYTES = 32 * 2**30
 MAX_TENSORS = 100_000
 NAME = re.compile(r"[A-Za-z0-9_.%/|-]{1,256}")
-FILES = ("model.safetensors", "preprocess.json", "latent_stats.json", "styles.safetensors", "README.md")
+SEGMENTER_FILES = ("model.safetensors", "preprocess.json", "README.md")
+FILES = (*SEGMENTER_FILES, "latent_stats.json", "styles.safetensors")
 FETCH_AGAIN = "copy or train the model folder again"
+N = TypeVar("N", Tokenizer, Segmenter)
 
 
 @dataclass(frozen=True)
-class ModelFolder:
+class ModelFolder(Generic[N]):
     """What a model folder holds.
 
     Args:
         network: In evaluation mode, on the CPU.
         preparation: Content of ``preprocess.json``.
-        stats: Content of ``latent_stats.json``.
-        styles: Tensors of ``styles.safetensors`` by name.
+        stats: Content of ``latent_stats.json``; empty for a segmenter.
+        styles: Tensors of ``styles.safetensors`` by name; none for a segmenter.
         training_subjects: Salt, and salted hashes of the subjects it was trained on.
         card: The README.
         digest: SHA-256 over class, arguments, weights and preparation: what a latent depends on.
     """
 
-    network: Tokenizer
+    network: N
     preparation: dict[str, Any]
     stats: dict[str, Any]
     styles: dict[str, Tensor]
@@ -92,13 +97,13 @@ def subject_hash(salt: str, subject: str) -> str:
 
 def write_model_folder(
     folder: Path,
-    network: Tokenizer,
+    network: Tokenizer | Segmenter,
     *,
     preparation: Mapping[str, Any],
-    stats: Mapping[str, Any],
-    styles: Mapping[str, Tensor],
     subjects: Iterable[str] | tuple[str, frozenset[str]],
     card: str,
+    stats: Mapping[str, Any] | None = None,
+    styles: Mapping[str, Tensor] | None = None,
     overwrite: bool = False,
 ) -> str:
     """Write a model folder whole or not at all.
@@ -107,10 +112,10 @@ def write_model_folder(
         folder: Where it will stand.
         network: Its exported state and constructor arguments are stored.
         preparation: Goes to ``preprocess.json``.
-        stats: Goes to ``latent_stats.json``.
-        styles: Go to ``styles.safetensors``.
         subjects: Training subjects, stored as salted hashes; or salt and hashes as read from another folder.
         card: Goes to ``README.md``.
+        stats: Goes to ``latent_stats.json``; of a tokenizer alone.
+        styles: Go to ``styles.safetensors``; of a tokenizer alone.
         overwrite: Whether a folder that is there may be replaced.
 
     Returns:
@@ -123,17 +128,18 @@ def write_model_folder(
     if folder.exists() and not overwrite:
         raise UsageError(f"{printable(folder)}: there is something already; give --overwrite or another folder")
     name = type(network).__name__
-    if public_classes(Tokenizer).get(name) is not type(network):
+    if public_classes(nn.Module).get(name) is not type(network):
         raise UsageError(f"{name} is not a public class of the package, so a model folder could not be read again")
     state = {key: value.contiguous().cpu() for key, value in network.exported_state().items()}
     _finite(state, folder / "model.safetensors")
     contents = {
         "model.safetensors": safetensors.torch.save(state),
         "preprocess.json": _json(preparation),
-        "latent_stats.json": _json(stats),
-        "styles.safetensors": safetensors.torch.save({k: v.detach().contiguous().cpu() for k, v in styles.items()}),
         "README.md": card.encode(),
     }
+    if isinstance(network, Tokenizer):
+        plain = {k: v.detach().contiguous().cpu() for k, v in (styles or {}).items()}
+        contents |= {"latent_stats.json": _json(stats or {}), "styles.safetensors": safetensors.torch.save(plain)}
     hashes = {file: hashlib.sha256(data).hexdigest() for file, data in contents.items()}
     if isinstance(subjects, tuple) and len(subjects) == 2 and isinstance(subjects[1], frozenset):
         salt, hashed = subjects
@@ -152,13 +158,22 @@ def write_model_folder(
     return _digest(config)
 
 
-def read_model_folder(folder: Path) -> ModelFolder:
+def read_model_folder(folder: Path) -> ModelFolder[Tokenizer]:
+    """Read and verify the model folder of a tokenizer; raises as :func:`read_folder`."""
+    return read_folder(folder, Tokenizer)  # type: ignore[type-abstract]  # the registry holds concrete ones
+
+
+def read_folder(folder: Path, kind: type[N]) -> ModelFolder[N]:
     """Read and verify a model folder.
+
+    Args:
+        folder: The folder.
+        kind: What it must hold: ``Tokenizer`` or ``Segmenter``.
 
     Raises:
         UsageError: There is no such folder.
-        InputError: A file is missing, changed or too large; a newer format; a class that is not public; arguments or
-            weights that do not fit it; a weight that is not finite.
+        InputError: A file is missing, changed or too large; a newer format; a class that is not public or of the other
+            kind; arguments or weights that do not fit it; a weight that is not finite.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -167,15 +182,19 @@ def read_model_folder(folder: Path) -> ModelFolder:
         )
     config_file = folder / "config.json"
     config = _parsed(read_bounded(config_file, JSON_BYTES), config_file)
+    names = FILES if issubclass(kind, Tokenizer) else SEGMENTER_FILES
     _check_config(config, config_file)
+    cls = _class(config, config_file, kind)
+    if set(config["sha256"]) != set(names):
+        raise InputError("the key sha256 is missing or of another kind", file=config_file, remedy=FETCH_AGAIN)
     contents = {}
     with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter to build the network meanwhile
         hashes = {}
-        for name in FILES:
+        for name in names:
             contents[name] = read_bounded(folder / name, WEIGHT_BYTES if name == "model.safetensors" else JSON_BYTES)
             hashes[name] = beside.submit(_sha256, contents[name])
-        network = _network(config, config_file)
-        changed = [name for name in FILES if hashes[name].result() != config["sha256"][name]]
+        network = _network(config, config_file, cls)
+        changed = [name for name in names if hashes[name].result() != config["sha256"][name]]
     if changed:
         raise InputError("its content is not what config.json promises", file=folder / changed[0], remedy=FETCH_AGAIN)
     state = read_tensors(contents.pop("model.safetensors"), folder / "model.safetensors")
@@ -184,8 +203,8 @@ def read_model_folder(folder: Path) -> ModelFolder:
     return ModelFolder(
         network=network.eval().requires_grad_(False),
         preparation=_parsed(contents["preprocess.json"], folder / "preprocess.json"),
-        stats=_parsed(contents["latent_stats.json"], folder / "latent_stats.json"),
-        styles=read_tensors(contents["styles.safetensors"], folder / "styles.safetensors"),
+        stats=_parsed(contents.get("latent_stats.json", b"{}"), folder / "latent_stats.json"),
+        styles=read_tensors(found, folder / "styles.safetensors") if (found := contents.get(FILES[-1])) else {},
         training_subjects=(subjects["salt"], frozenset(subjects["sha256"])),
         card=contents["README.md"].decode("utf-8", "replace"),
         digest=_digest(config),
@@ -256,26 +275,30 @@ def _check_config(config: Any, file: Path) -> None:
     subjects = config.get("training_subjects")
     if not wrong and not (isinstance(subjects.get("salt"), str) and isinstance(subjects.get("sha256"), list)):
         wrong = ["training_subjects"]
-    if not wrong and set(config["sha256"]) != set(FILES):
-        wrong = ["sha256"]
     if wrong:
         raise InputError(f"the key {wrong[0]} is missing or of another kind", file=file, remedy=FETCH_AGAIN)
 
 
-def _network(config: Mapping[str, Any], file: Path) -> Tokenizer:
-    """Build the network on the meta device: absurd sizes cost nothing, and no weight is drawn to be replaced."""
-    classes = public_classes(Tokenizer)
-    cls = classes.get(config["class"])
-    if cls is None:
+def _class(config: Mapping[str, Any], file: Path, kind: type[N]) -> type[N]:
+    """Return the class of the network among our public ones of a kind."""
+    name, classes, word = config["class"], public_classes(kind), kind.__name__.lower()
+    if name not in classes:
+        others = [k for k in (Tokenizer, Segmenter) if name in public_classes(k)]
+        what = f"a {others[0].__name__.lower()}, no {word}" if others else f"not a public {word}"
         raise InputError(
-            f"class {printable(config['class'])[:80]!r} is not a public tokenizer ({', '.join(sorted(classes))})",
+            f"class {printable(name)[:80]!r} is {what} ({', '.join(sorted(classes))})",
             file=file,
-            remedy="upgrade neurotome, or give another model",
+            remedy=f"give the model folder of a {word}" if others else "upgrade neurotome, or give another model",
         )
+    return classes[name]
+
+
+def _network(config: Mapping[str, Any], file: Path, cls: type[N]) -> N:
+    """Build the network on the meta device: absurd sizes cost nothing, and no weight is drawn to be replaced."""
     arguments = {key: _tuples(value) for key, value in config["arguments"].items()}
     try:
         with torch.device("meta"):
-            network: Tokenizer = cls(**arguments)
+            network: N = cls(**arguments)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = f"arguments do not fit {config['class']}: {printable(' '.join(str(error).split()))}"
         raise InputError(reason, file=file, remedy=FETCH_AGAIN) from error
@@ -284,7 +307,7 @@ def _network(config: Mapping[str, Any], file: Path) -> Tokenizer:
     return network
 
 
-def _adopt(network: Tokenizer, state: dict[str, Tensor], config: Mapping[str, Any], file: Path) -> None:
+def _adopt(network: N, state: dict[str, Tensor], config: Mapping[str, Any], file: Path) -> None:
     """Make the stored weights those of the network."""
     own = {key: value.shape for key, value in network.exported_state().items()}
     if own != {key: value.shape for key, value in state.items()}:
@@ -310,7 +333,7 @@ def _digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _plain_arguments(network: Tokenizer) -> dict[str, Any]:
+def _plain_arguments(network: Tokenizer | Segmenter) -> dict[str, Any]:
     def plain(name: str, value: Any) -> Any:
         if dataclasses.is_dataclass(value) or not isinstance(value, str | bool | int | float | list | tuple | None):
             raise UsageError(f"argument {name} of {type(network).__name__} is {value!r}, which config.json cannot hold")

@@ -1,5 +1,6 @@
 """Encode, decode and reconstruct: the work that each of the three verbs does for every scan."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,4 +118,4 @@ def painted(one: Loaded, painting: Painting, **facts: Any) -> Result:
 
 def bits_per_voxel(tokenizer: ScanTokenizer, code: LatentScan) -> float:
     """Return what a code takes per prepared voxel."""
-    return round(tokenizer.network.bits_per_voxel(code.encoded.shape), 4)
+    return round(float(tokenizer.network.bits_used(code.encoded).mean()) / math.prod(code.encoded.shape), 4)

@@ -10,6 +10,7 @@ becomes null.
 import json
 import math
 import resource
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +22,23 @@ import torch
 from torch import Tensor
 
 from neurotome.apply.audit import SAMPLED_CELLS, ScanCode, interval_entry, per_subject
+from neurotome.apply.factors import Truth, truth_digest
 from neurotome.data.stream import write_atomically
 from neurotome.errors import OutputError, printable
 from neurotome.metrics import codebook
-from neurotome.metrics.reconstruction import high_frequency_ratio, mean_over, psnr, ssim_map, window_centres
+from neurotome.metrics.reconstruction import (
+    high_frequency_ratio,
+    mean_over,
+    ms_ssim,
+    num_scales,
+    psnr,
+    ssim_map,
+    window_centres,
+)
 from neurotome.metrics.statistics import paired_interval
-from neurotome.tokenizers.base import Tokenizer, codebook_sizes
 from neurotome.types import Image, Mask
 
+FORMAT_VERSION = 2  # raised whenever a number of metrics.json is added or made otherwise
 DATA_RANGE = 2.0
 WINDOW = 7
 PSNR_CEILING_DB = 120.0  # what equal images get; single precision on [-1, 1] ends near 140 dB
@@ -37,16 +47,26 @@ PANEL_BYTES = 64 << 20
 
 # How every number is made; stands in `metrics.json` beside the numbers.
 PROTOCOL = {
-    "mask": "psnr_db, ssim, high_frequency_ratio: brain mask; *_whole: the whole box; outputs are clamped to [-1, 1]",
+    "mask": "psnr_db, ssim, ms_ssim, high_frequency_ratio: brain mask; *_whole: the whole box; outputs are clamped to "
+    "[-1, 1]",
     "psnr": f"per image; mean over a subject's sessions, then over subjects; at most {PSNR_CEILING_DB:g} dB",
     "ssim": f"uniform window of {WINDOW} voxels, fully inside the box; mean over the window centres in the mask",
+    "ms_ssim": "contrast and structure at ms_ssim_scales scales, SSIM at the coarsest; as many as the window admits, "
+    "at most 5; weights of Wang et al. 2003 over the scales used, divided by their sum; same window and mask as ssim",
     "high_frequency_ratio": "energy of x minus its Gaussian blur (sigma 1 voxel) in the brain, output over truth",
     "interval": "95 %, BCa bootstrap over subjects, 2000 resamples",
     "style_source": "mean style of the target contrast over training subjects; everything else from the source scan",
-    "bits": "ceil(log2 K) per code, 16 per stored float, style included; a translation leaves private codes out",
+    "bits": "ceil(log2 K) per code that is stored, 16 per float, style included, mean over the images of the split; a "
+    "translation leaves private codes out",
     "codebook": "utilisation: codes seen in the split, background included; perplexity: cells at least half brain",
-    "audit": f"cells at least half brain; vectors at up to {SAMPLED_CELLS} random cells per session, codes at all; "
-    "probes fitted on the training split; gap over twice the variance of both contrasts together",
+    "audit": f"cells at least half brain; vectors (of the anatomy, else of the whole latent) at up to {SAMPLED_CELLS} "
+    "random cells per session, codes of the first map at all; probes fitted on the training split; gap over twice the "
+    "variance of both contrasts together",
+    "factors": "linear probes on the mean vector of a scan, fitted on the training split, each contrast alone: "
+    "balanced accuracy for classes and for numbers with two values, R2 for other numbers",
+    "structure_dice": "overlap of a segmenter's labels in the brain, mean over structures; structure_dice: of the "
+    "output with those of the true image; structure_dice_truth: of the output with the store's label map; ceiling: of "
+    "the true image with the label map",
     "self_agreement": "share of codes that survive noise of noise_sd on [-1, 1] inside the brain",
     "trilinear": "blocks of latent_factor voxels averaged, trilinear up, background from the mask",
     "lookup": "mean target per source intensity, 256 bins, fitted inside the brain on the training split at full rate; "
@@ -55,18 +75,45 @@ PROTOCOL = {
 }
 
 
+def evaluation_request(split: str, segmenter: str | None, truth: Truth | None) -> dict[str, Any]:
+    """Return what the protocol says of how an evaluation was asked for; another answer is another evaluation.
+
+    Args:
+        split: Of the subjects.
+        segmenter: Digest of the segmenter's model folder, or None.
+        truth: Known factors, or None.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "split": split,
+        "segmenter_sha256": segmenter,
+        "truth_sha256": truth_digest(truth),
+    }
+
+
 def image_metrics(output: Image, truth: Image, mask: Mask) -> dict[str, float]:
     """Return the metrics of one image ``(1, c, x, y, z)``: over the brain mask, and over the whole box."""
-    size = min([WINDOW, *(s for s in truth.shape[2:] if s > 1)])
+    size = window_size(truth.shape[2:])
     similarity = ssim_map(output, truth, size=size, data_range=DATA_RANGE)
     values = {
         "psnr_db": psnr(output, truth, DATA_RANGE, mask).clamp_max(PSNR_CEILING_DB),
         "psnr_db_whole": psnr(output, truth, DATA_RANGE).clamp_max(PSNR_CEILING_DB),
         "ssim": mean_over(similarity, window_centres(mask, similarity.shape[2:])),
         "ssim_whole": mean_over(similarity, None),
+        "ms_ssim": ms_ssim(output, truth, mask=mask, size=size, data_range=DATA_RANGE),
         "high_frequency_ratio": high_frequency_ratio(output, truth, mask),
     }
     return {name: float(value) for name, value in values.items()}
+
+
+def window_size(shape: Sequence[int]) -> int:
+    """Return the places of the window of structural similarity: fewer than usual in a box that is shorter."""
+    return min([WINDOW, *(s for s in shape if s > 1)])
+
+
+def scales(shape: Sequence[int]) -> int:
+    """Return the number of scales of MS-SSIM in a box."""
+    return num_scales(shape, window_size(shape))
 
 
 @dataclass
@@ -78,7 +125,9 @@ class Findings:
         train: Codes of the training scans.
         test: Codes of the scans under test.
         books: Counts per code map, over the box and inside the brain.
+        overlaps: ``{"T1w" or "T1w->T2w": {"dice", "truth_dice" or "ceiling": {structure: [(subject, value)]}}}``.
         seconds: Seconds per volume, "encode" and "decode".
+        bits: Of every image, "own" and "translated".
         panels: Images of a few subjects by tensor name.
         entries: What each panel shows.
     """
@@ -87,7 +136,9 @@ class Findings:
     train: list[ScanCode] = field(default_factory=list)
     test: list[ScanCode] = field(default_factory=list)
     books: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    overlaps: dict[str, dict[str, dict[str, list[tuple[str, float]]]]] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"encode": [], "decode": []})
+    bits: dict[str, list[float]] = field(default_factory=lambda: {"own": [], "translated": []})
     panels: dict[str, Tensor] = field(default_factory=dict)
     entries: list[dict[str, str]] = field(default_factory=list)
 
@@ -96,6 +147,13 @@ class Findings:
         row = self.scores.setdefault(task, {}).setdefault(method, {})
         for name, value in values.items():
             row.setdefault(name, []).append((subject, value))
+
+    def overlap(self, task: str, measure: str, subject: str, values: Mapping[str, float]) -> None:
+        """Note the Dice of each structure of one image; a structure that is not there is left out."""
+        row = self.overlaps.setdefault(task, {}).setdefault(measure, {})
+        for name, value in values.items():
+            if math.isfinite(value):
+                row.setdefault(name, []).append((subject, value))
 
     def count(self, codes: Mapping[str, Tensor], sizes: Mapping[str, int | None], mask: Mask) -> None:
         """Count the codes of one session; a book of unknown size is as large as the largest code seen."""
@@ -159,6 +217,19 @@ def task_tree(scores: Mapping[str, Mapping[str, Mapping[str, list[tuple[str, flo
     return tree
 
 
+def structure_tree(
+    overlaps: Mapping[str, Mapping[str, Mapping[str, list[tuple[str, float]]]]], seed: int
+) -> dict[str, Any]:
+    """Return ``{task: {"dice" | "truth_dice" | "ceiling": {structure or "mean": interval over subjects}}}``."""
+    return {
+        task: {
+            measure: {name: interval_entry(per_subject(values), seed) for name, values in row.items()}
+            for measure, row in measures.items()
+        }
+        for task, measures in overlaps.items()
+    }
+
+
 def _without_values(row: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {metric: {k: v for k, v in entry.items() if k != "values"} for metric, entry in row.items()}
 
@@ -190,26 +261,9 @@ def codebook_tree(books: Mapping[str, Mapping[str, Tensor]], sizes: Mapping[str,
     return {**front, **{k: first["brain"][k] for k in ("perplexity", "entropy_bits")}, "books": trees}
 
 
-def bits_tree(
-    network: Tokenizer, shape: Sequence[int], cells: Mapping[str, int], dropped: Sequence[str] | None
-) -> dict[str, float]:
-    """Return bits per voxel of an own reconstruction and of a translation, which leaves private codes out.
-
-    Args:
-        network: Gives the bits of an image.
-        shape: Spatial shape of an image.
-        cells: Number of codes (cells) of each code map of one image.
-        dropped: Code maps that a translation does not use; None where there is no translation.
-    """
-    sizes = codebook_sizes(network, tuple(cells))
-    own, voxels = network.bits(shape), math.prod(shape)
-    if dropped is None:
-        return {"own_per_voxel": own / voxels}
-    private = 0.0
-    for name in dropped:
-        size = sizes[name]
-        private += math.nan if size is None else math.ceil(math.log2(size)) * cells[name]
-    return {"own_per_voxel": own / voxels, "translated_per_voxel": (own - private) / voxels}
+def bits_tree(bits: Mapping[str, Sequence[float]], shape: Sequence[int]) -> dict[str, float]:
+    """Return bits per voxel from the bits of every image, ``own`` and, where there is one, ``translated``."""
+    return {f"{kind}_per_voxel": statistics.fmean(values) / math.prod(shape) for kind, values in bits.items() if values}
 
 
 def peak_memory_mb() -> float:

@@ -148,7 +148,7 @@ class ShardWriter:
     def __init__(self, tokenizer: ScanTokenizer, store: Store, plan: ShardPlan) -> None:
         self.tokenizer, self.store, self.plan = tokenizer, store, plan
         self.views = [m for m in tokenizer.modalities if m in store.modalities]
-        if store.preparation.digest != tokenizer.preparation.digest:
+        if store.preparation.image_digest != tokenizer.preparation.image_digest:
             raise InputError(
                 "the store was prepared differently from what the model expects",
                 file=store.path,

@@ -33,6 +33,8 @@ from neurotome.data.record import Record
 from neurotome.data.transforms import Preparation
 from neurotome.data.volume import Volume
 from neurotome.errors import InputError, UsageError
+from neurotome.nn.nd import channels_last
+from neurotome.nn.slabs import SlabChoice, computing
 from neurotome.tokenizers.base import Encoded, Tokenizer
 
 ALL_SITES = "all"
@@ -53,6 +55,7 @@ class ScanTokenizer:
         digest: What a latent is stamped with.
         card: README of the model folder.
         precision: "bf16" runs the network in mixed precision.
+        slabs: Planes of a volume that the network computes at a time, see :func:`neurotome.nn.slabs.computing`.
 
     Raises:
         ValueError: The preparation makes images that the network cannot paint.
@@ -69,9 +72,11 @@ class ScanTokenizer:
         digest: str,
         card: str = "",
         precision: Literal["fp32", "bf16"] = "fp32",
+        slabs: SlabChoice = "auto",
     ) -> None:
         network.check_window(preparation.window)
         self.network = network.eval()
+        channels_last(network)  # convolutions on a CPU take a quarter less time
         self.preparation = preparation
         self.stats = dict(stats)
         self.styles = dict(styles)
@@ -80,10 +85,15 @@ class ScanTokenizer:
         self.digest = digest
         self.card = card
         self.precision = precision
+        self.compute = computing(slabs, preparation.shape)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32"
+        cls,
+        folder: str | os.PathLike[str],
+        device: str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        slabs: SlabChoice = "auto",
     ) -> Self:
         """Read a model folder.
 
@@ -112,6 +122,7 @@ class ScanTokenizer:
             content.digest,
             content.card,
             precision,
+            slabs,
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -180,7 +191,7 @@ class ScanTokenizer:
             image = torch.from_numpy(np.stack([scan.image for scan in part])[:, None])  # (b, 1, x, y, z)
             ids = self._ids([scan.modality for scan in part])
             with torch.inference_mode(), self._autocast():
-                encoded = self.network.encode(image.to(self.device), ids)
+                encoded = self.compute(self.network.encode, image.to(self.device), ids)
             codes += [single(encoded, index) for index in range(len(part))]
         return [
             LatentScan(code, scan.modality, scan.record, scan.mask, self.preparation, self.digest)
@@ -222,8 +233,9 @@ class ScanTokenizer:
         for group in alike([code for code, _ in coming]):
             for part in full(group, self.batch):
                 encoded = moved(joined([coming[index][0] for index in part]), self.device)
+                ids = self._ids([coming[index][1] for index in part])
                 with torch.inference_mode(), self._autocast():
-                    painted = self.network.decode(encoded, self._ids([coming[index][1] for index in part]))
+                    painted = self.compute(self.network.decode, encoded, ids)
                 values = painted[:, 0].float()
                 if self.preparation.window is not None:
                     values = values.clamp(*self.preparation.window)

@@ -163,7 +163,7 @@ class Work(ABC):
         """
         modality = modality_of(job.source, job.modality)
         volume = self.reading.read(job.source)
-        mask = None if job.mask is None else read_volume(job.mask)
+        mask = None if job.mask is None else self.reading.read(job.mask)
         try:
             scan = self.tokenizer.prepare(volume, modality, mask, self.reading.allow_head)
         except InputError as error:

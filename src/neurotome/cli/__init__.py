@@ -39,6 +39,18 @@ def add_common(
         group.add_argument("--workers", type=natural, default=0, metavar="N", help="loader processes (default: 0)")
 
 
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how an ambiguous image file is read."""
+    parser.add_argument(
+        "--volume", type=natural, metavar="K",
+        help="read volume K, from 0, of files that are 4-D series (default: such files are refused)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--use-qform", action="store_true",
+        help="read the quaternion where a file's quaternion and matrix disagree (default: such files are refused)",
+    )  # fmt: skip
+
+
 def positive(text: str) -> int:
     """Read an integer of at least 1."""
     value = int(text)

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, answer, existing, natural, say
+from neurotome.cli import add_common, answer, existing, natural, positive, say
 from neurotome.cli.shards import add_flags, run_shards, wants_shards
 from neurotome.errors import InputError, UsageError, printable
 
@@ -54,8 +54,21 @@ def add_parser(subparsers: Any) -> None:
                 "--style-site", metavar="SITE", help="training site whose mean look is taken (default: all)"
             )
         parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
+        parser.add_argument(
+            "--slabs", type=_slabs, default="auto", metavar="auto|off|N",
+            help="compute large volumes N planes at a time, in less memory and with the same result to "
+            "rounding; auto chooses N for volumes of more than 2^20 voxels (default: auto)",
+        )  # fmt: skip
         add_common(parser, compute=True, overwrite=True)
         parser.set_defaults(run=run)
+
+
+def _slabs(text: str) -> str | int:
+    """Read ``auto``, ``off`` or a number of planes."""
+    try:
+        return text if text in ("auto", "off") else positive(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is neither auto, off nor a number of planes") from None
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +126,10 @@ def load_tokenizer(args: argparse.Namespace) -> "ScanTokenizer":
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     return ScanTokenizer.from_pretrained(
-        args.model, device=chosen_device(args.device), precision=args.precision or "fp32"
+        args.model,
+        device=chosen_device(args.device),
+        precision=args.precision or "fp32",
+        slabs=getattr(args, "slabs", "auto"),
     )
 
 

@@ -1,7 +1,8 @@
 """``neurotome bench``: tokenizers side by side, each trained on one budget and evaluated on one held-out split.
 
 Every cell is the commands a user would type, in processes of their own: one that fails or is killed costs that cell,
-and peak memory is that of one training. The same command continues; a cell that is done is not run again.
+and peak memory is that of one training. The same command continues: what is trained is not trained again, and what was
+evaluated with the same flags is not evaluated again.
 """
 
 import argparse
@@ -30,7 +31,8 @@ def add_parser(subparsers: Any) -> None:
         "bench",
         help="train and evaluate several tokenizers under one budget, and compare them",
         description="Trains every run of a bench file within its budget, evaluates all on the same held-out subjects, "
-        "and writes OUT/bench.json, bench.md and bench.html. The same command continues a bench that was stopped.",
+        "and writes OUT/bench.json, bench.md and bench.html. The same command continues a bench that was stopped; with "
+        "another --truth or --segmenter it evaluates what is trained again, and trains nothing twice.",
     )
     parser.add_argument("store", metavar="STORE", help="prepared store")
     parser.add_argument("--out", required=True, metavar="OUT", help="folder of the bench")
@@ -50,6 +52,7 @@ def add_parser(subparsers: Any) -> None:
     budget.add_argument("--steps", type=positive, metavar="N", help="steps of training per cell")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="held-out subjects (default: test)")
     parser.add_argument("--truth", metavar="FILE", help="table of known factors per subject, as `evaluate` takes it")
+    parser.add_argument("--segmenter", metavar="FOLDER", help="model folder of a segmenter, as `evaluate` takes it")
     add_common(parser, compute=True)
 
 
@@ -65,24 +68,28 @@ def run(args: argparse.Namespace) -> int:
     from neurotome.report.bench import markdown, page
 
     store, out = existing(args.store, "store"), Path(args.out)
-    if args.truth is not None:
-        existing(args.truth, "table")
     plan = _plan(args)
     known = [one.name for one in plan.runs]
     strange = [name for name in args.only or () if name not in known]
     if strange:
         raise UsageError(f"--only {printable(strange[0])}: the runs of this bench are {', '.join(known)}")
+    request = _request(args)
     _claim(out, plan, args)
     failed: list[str] = []
     wanted = [one for one in plan.runs if not args.only or one.name in args.only]
     for seed in plan.seeds:  # a bench that is stopped has every run, of fewer seeds
         for one in wanted:
-            problem = _cell(args, plan, one, seed, store, out)
+            problem = _cell(args, plan, one, seed, store, out, request)
             failed += [f"{one.name}, seed {seed}: {problem}"] if problem else []
     cells: dict[str, list[Cell]] = {}
+    others = 0
     for one in plan.runs:
-        found = [read_cell(_folder(out, one, seed), one, seed) for seed in plan.seeds]
-        cells[one.name] = [cell for cell in found if cell is not None]
+        found = [cell for seed in plan.seeds if (cell := read_cell(_folder(out, one, seed), one, seed)) is not None]
+        cells[one.name] = [cell for cell in found if cell.answers(request)]
+        others += sum(bool(cell.metrics) and not cell.answers(request) for cell in found)
+    if others:
+        what = "cell was" if others == 1 else "cells were"
+        say(args, f"{others} {what} evaluated with other flags and left out of the table; run without --only")
     rows = table(plan, cells)
     pictures = {one.name: _folder(out, one, cells[one.name][0].seed) for one in plan.runs if cells[one.name]}
     result = {"about": plan.about, "budget": plan.budget, "split": args.split, "rows": rows, "failed": failed}
@@ -118,6 +125,20 @@ def _plan(args: argparse.Namespace) -> "BenchPlan":
     return dataclasses.replace(plan, **changes)
 
 
+def _request(args: argparse.Namespace) -> dict[str, Any]:
+    """Return how every cell is to be evaluated; what cannot be is refused before anything is trained."""
+    from neurotome.apply.scores import evaluation_request
+    from neurotome.cli.evaluate import load_segmenter, read_truth
+    from neurotome.data.store import Store
+
+    truth = None if args.truth is None else read_truth(existing(args.truth, "table"))
+    if args.segmenter is None:
+        return evaluation_request(args.split, None, truth)
+    segmenter = load_segmenter(args)
+    segmenter.check_store(Store.open(Path(args.store)))
+    return evaluation_request(args.split, segmenter.digest, truth)
+
+
 def _claim(out: Path, plan: "BenchPlan", args: argparse.Namespace) -> None:
     """Refuse a folder that holds something else, or a bench with another budget, store or split.
 
@@ -147,37 +168,47 @@ def _folder(out: Path, one: "BenchRun", seed: int) -> Path:
     return out / "runs" / f"{one.name}-{seed}"
 
 
-def _cell(args: argparse.Namespace, plan: "BenchPlan", one: "BenchRun", seed: int, store: Path, out: Path) -> str:
-    """Train and evaluate one cell, unless it is done; return why it failed, or nothing."""
+def _cell(
+    args: argparse.Namespace,
+    plan: "BenchPlan",
+    one: "BenchRun",
+    seed: int,
+    store: Path,
+    out: Path,
+    request: dict[str, Any],
+) -> str:
+    """Train one cell and evaluate it, each unless it is done; return why it failed, or nothing."""
     from neurotome.apply.bench import read_cell
 
     folder = _folder(out, one, seed)
-    if read_cell(folder, one, seed) is not None:
+    cell = read_cell(folder, one, seed)
+    if cell is not None and cell.answers(request):
         say(args, f"{one.name}, seed {seed}: done before")
         return ""
     try:
-        steps = plan.steps if plan.steps is not None else _steps(args, plan, one, store, out)
-        say(args, f"{one.name}, seed {seed}: {steps} steps …")
-        _train(args, one, seed, store, folder, steps)
-        made = {"config": one.config, "overrides": dict(one.overrides), "parameters": _parameters(folder / "model")}
-        _write(folder / "bench.json", json.dumps(made, indent=1))
-        words = [
-            "evaluate",
-            str(folder / "model"),
-            str(store),
-            "--split",
-            args.split,
-            "--out",
-            str(folder),
-            "--overwrite",
-        ]
-        _neurotome([*words, *(["--truth", args.truth] if args.truth else []), *_compute(args), "--quiet"])
+        if cell is None:
+            steps = plan.steps if plan.steps is not None else _steps(args, plan, one, store, out)
+            say(args, f"{one.name}, seed {seed}: {steps} steps …")
+            _train(args, one, seed, store, folder, steps)
+            made = {"config": one.config, "overrides": dict(one.overrides), "parameters": _parameters(folder / "model")}
+            _write(folder / "bench.json", json.dumps(made, indent=1))
+        else:
+            again = "trained before, evaluated with other flags or measures" if cell.metrics else "trained before"
+            say(args, f"{one.name}, seed {seed}: {again}; evaluating …")
+        _evaluate(args, store, folder)
     except NeurotomeError as error:
         if isinstance(error, Interrupted):
             raise
         say(args, f"{one.name}, seed {seed}: failed: {error}")
         return str(error)
     return ""
+
+
+def _evaluate(args: argparse.Namespace, store: Path, folder: Path) -> None:
+    words = ["evaluate", str(folder / "model"), str(store), "--split", args.split, "--out", str(folder), "--overwrite"]
+    words += ["--truth", args.truth] if args.truth else []
+    words += ["--segmenter", args.segmenter] if args.segmenter else []
+    _neurotome([*words, *_compute(args), "--quiet"])
 
 
 def _train(args: argparse.Namespace, one: "BenchRun", seed: int, store: Path, folder: Path, steps: int) -> float:

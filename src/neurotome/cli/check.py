@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, answer, existing, natural, say
+from neurotome.cli import add_common, add_reading, answer, existing, natural, say
 from neurotome.errors import InputError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--root", action="append", default=[], metavar="DIR", help="another folder that links and paths may lead to"
     )
+    add_reading(parser)
     parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes (default: 0, this one)")
     add_common(parser, overwrite=True)
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     labels = None if args.labels is None else sorted({0, *args.labels})
     options = {"splits": args.splits, "labels": labels, "roots": args.root, "workers": args.workers}
     with _bar(args) as progress:
-        report = check(args.path, **options, progress=progress)
+        report = check(args.path, volume=args.volume, use_qform=args.use_qform, **options, progress=progress)
     result = report.to_json()
     write_atomically(out, [json.dumps(result, indent=1, sort_keys=True).encode() + b"\n"])
     failed = report.fails(strict=args.strict)

@@ -2,10 +2,15 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neurotome.cli import add_common, answer, existing, say
 from neurotome.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from neurotome.apply.segmenter import ScanSegmenter
+
+UNKNOWN = frozenset({"", "n/a", "na", "nan", "none"})
 
 
 def add_parser(subparsers: Any) -> None:
@@ -13,15 +18,25 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="measure a model on a split it was not trained on",
-        description="Measure reconstruction, translation, codes and the split of anatomy and contrast, with intervals "
-        "over subjects and beside baselines. PSNR in dB and SSIM inside the brain, range 2 on [-1, 1].",
+        description="Measure reconstruction, translation, structures, codes and what they tell of contrast and "
+        "subject, with intervals over subjects and beside baselines. PSNR in dB, SSIM and MS-SSIM inside the brain, "
+        "range 2 on [-1, 1].",
     )
     parser.add_argument("model", metavar="MODEL", help="model folder (RUN/model)")
     parser.add_argument("store", metavar="STORE", help="folder that `neurotome prepare` wrote")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="subjects (default: test)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for metrics.json and panels")
     parser.add_argument("--allow-train", action="store_true", help="evaluate subjects the model was trained on")
-    parser.add_argument("--truth", metavar="TSV", help="known factors, one row per subject (participant_id, numbers)")
+    parser.add_argument(
+        "--truth",
+        metavar="TSV",
+        help="known factors, one row per subject: participant_id, numbers, classes as text",
+    )
+    parser.add_argument(
+        "--segmenter",
+        metavar="FOLDER",
+        help="model folder of `neurotome train segmenter-demo`: adds Dice of structures",
+    )
     add_common(parser, seed=True, compute=True, overwrite=True)
 
 
@@ -47,6 +62,7 @@ def evaluate(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     check_writable(out)
     truth = None if args.truth is None else read_truth(Path(args.truth))
     tokenizer = load_tokenizer(args)
+    segmenter = None if args.segmenter is None else load_segmenter(args)
     store = Store.open(Path(args.store))
     tenth = 0
 
@@ -65,11 +81,23 @@ def evaluate(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         seed=args.seed,
         truth=truth,
         progress=progress,
+        segmenter=segmenter,
     )
 
 
-def read_truth(path: Path) -> dict[str, dict[str, float]]:
-    """Return the numeric columns of a table by subject.
+def load_segmenter(args: argparse.Namespace) -> "ScanSegmenter":
+    """Return the segmenter of ``--segmenter`` on the device the flags ask for."""
+    from neurotome.apply.segmenter import ScanSegmenter
+    from neurotome.cli.apply import chosen_device
+
+    existing(args.segmenter, "segmenter folder")
+    return ScanSegmenter.from_pretrained(args.segmenter, chosen_device(args.device))
+
+
+def read_truth(path: Path) -> dict[str, dict[str, float | str]]:
+    """Return the known factors of a table by subject: numbers, and text of columns that hold no number.
+
+    What is empty or ``n/a`` is unknown, and so is text in a column of numbers.
 
     Raises:
         InputError: It cannot be read, or has no column participant_id.
@@ -80,16 +108,26 @@ def read_truth(path: Path) -> dict[str, dict[str, float]]:
     header, rows = read_table(path)
     if "participant_id" not in header:
         raise InputError(f"no column participant_id; the columns are {', '.join(header)}", file=path)
-    found: dict[str, dict[str, float]] = {}
-    for _, row in rows:
-        numbers = {}
+    numbers = {(line, name): value for line, row in rows for name, cell in row.items() if (value := _number(cell))}
+    numeric = {name for _, name in numbers}
+    found: dict[str, dict[str, float | str]] = {}
+    for line, row in rows:
+        known = found.setdefault(row["participant_id"].removeprefix("sub-"), {})
         for name, cell in row.items():
-            try:
-                numbers[name] = float(cell)
-            except ValueError:
+            if name == "participant_id" or cell.strip().lower() in UNKNOWN:
                 continue
-        found[row["participant_id"].removeprefix("sub-")] = numbers
+            if name not in numeric:
+                known[name] = cell.strip()
+            elif (line, name) in numbers:
+                known[name] = numbers[line, name][0]
     return found
+
+
+def _number(cell: str) -> tuple[float] | None:
+    try:
+        return (float(cell),)
+    except ValueError:
+        return None
 
 
 def headline(metrics: dict[str, Any]) -> str:
@@ -105,6 +143,11 @@ def headline(metrics: dict[str, Any]) -> str:
             }
             beside = ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in others.items() if v is not None)
             lines.append(f"{name} {key:<10} {value:5.1f} dB in the brain{f'   ({beside})' if beside else ''}")
+    for task, row in (metrics.get("structures") or {}).items():
+        if (value := _mean((row.get("dice") or {}).get("mean"))) is not None:
+            ceiling = _mean((row.get("ceiling") or {}).get("mean"))
+            beside = "" if ceiling is None else f"   (the scan itself agrees with the label map at {ceiling:.2f})"
+            lines.append(f"structures {task:<10} Dice {value:.3f} with those of the scan{beside}")
     utilisation = _mean((metrics.get("codebook") or {}).get("utilisation"))
     if utilisation is not None:
         lines.append(f"codebook used {utilisation:.0%}")

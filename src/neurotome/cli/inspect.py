@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, answer, existing, natural
+from neurotome.cli import add_common, add_reading, answer, existing, natural
 from neurotome.errors import printable
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def add_parser(subparsers: Any) -> None:
         "--headers", type=natural, default=64, metavar="N",
         help="sessions whose headers are read, spread over the dataset (default: 64)",
     )  # fmt: skip
+    add_reading(parser)
     add_common(parser, seed=True)
 
 
@@ -41,21 +42,21 @@ def run(args: argparse.Namespace) -> int:
     if (path / "index.json").is_file():
         result = _store(path)
     elif path.is_file() and not path.name.lower().endswith((".tsv", ".csv")):
-        result = _image(path)
+        result = _image(path, args.volume, args.use_qform)
     else:
         from neurotome.data.manifest import scan
 
-        result = _manifest(scan(path, args.root), args.seed, args.headers)
+        result = _manifest(scan(path, args.root), args)
     answer(args, result, _text(result))
     return 0
 
 
-def _manifest(manifest: "Manifest", seed: int, num_headers: int) -> dict[str, Any]:
+def _manifest(manifest: "Manifest", args: argparse.Namespace) -> dict[str, Any]:
     from neurotome.data.dataset_headers import look
 
     scans = Counter(m for s in manifest.sessions for m in s.scans)
     chosen = [f"{_name(s.subject, s.session)}: {note}" for s in manifest.sessions for note in s.notes]
-    headers = look(manifest, num_headers)
+    headers = look(manifest, args.headers, volume=args.volume, use_qform=args.use_qform)
     views = manifest.modalities
     return {
         "kind": manifest.kind,
@@ -68,7 +69,7 @@ def _manifest(manifest: "Manifest", seed: int, num_headers: int) -> dict[str, An
         "sites": list(manifest.sites),
         "masks": sum(s.mask is not None for s in manifest.sessions),
         "labels": sum(s.labels is not None for s in manifest.sessions),
-        "would_split": _splits(manifest, seed),
+        "would_split": _splits(manifest, args.seed),
         "headers": headers.to_json(),
         "would_run": headers.command(manifest),
         "notes": [*headers.notes(manifest), *manifest.notes, *chosen],
@@ -97,11 +98,11 @@ def _session(manifest: "Manifest", s: "SessionScans") -> dict[str, Any]:
     }
 
 
-def _image(path: Path) -> dict[str, Any]:
+def _image(path: Path, volume_index: int | None, use_qform: bool) -> dict[str, Any]:
     from neurotome.data.nifti import read_volume
     from neurotome.modality import candidates
 
-    volume = read_volume(path, nonfinite="keep")
+    volume = read_volume(path, volume=volume_index, use_qform=use_qform, nonfinite="keep")
     geometry = volume.geometry
     return {
         "kind": "image",

@@ -81,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _keep_freed_memory() -> None:
     """Tell glibc to keep the arrays that every step frees and asks for again.
 
-    Given back to the kernel, each comes back as thousands of page faults: encoding a pair of 80 x 96 x 80 volumes took
-    40 % more CPU time. No other C library has this call.
+    Given back to the kernel, each comes back as thousands of page faults. No other C library has this call.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

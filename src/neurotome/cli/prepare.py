@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # flag, and the argument of a preparation it sets; none has a default, so that what is given overrides a preset
 _ARGUMENTS = (
     "spacing_mm", "shape", "crop", "mask_threshold", "intensity", "percentiles", "clip", "background", "bias_field",
-    "register",
+    "register", "use_qform", "volume",
 )  # fmt: skip
 _DEFAULTS = {"spacing_mm": 1.0, "shape": (144, 192, 144)}
 _SECONDS_BETWEEN_LINES = 10.0
@@ -41,6 +41,10 @@ def add_parser(subparsers: Any) -> None:
         help="fractions or numbers of subjects (default: what the dataset says, else 2/3 1/6 1/6)",
     )  # fmt: skip
     parser.add_argument("--splits", metavar="FILE", help="a table participant_id, split that decides instead")
+    parser.add_argument(
+        "--root", action="append", default=[], metavar="DIR",
+        help="another folder that links and a table's paths may lead to; may be given several times",
+    )  # fmt: skip
     parser.add_argument("--allow-head", action="store_true", help="accept scans that look like whole heads")
     parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes (default: 0, this one)")
     add_common(parser, seed=True, overwrite=True)
@@ -98,6 +102,10 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
         "--use-qform", action="store_true", default=None,
         help="take the quaternion where a file's quaternion and matrix disagree (default: such files are left out)",
     )  # fmt: skip
+    group.add_argument(
+        "--volume", type=natural, metavar="K",
+        help="take volume K, from 0, of files that are 4-D series (default: such files are left out)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -118,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         sizes=args.split_sizes,
         splits=args.splits,
+        roots=args.root,
         allow_head=args.allow_head,
         workers=args.workers,
         overwrite=args.overwrite,

@@ -105,7 +105,9 @@ def start_from(method: Any, folder: Path) -> None:
     """
     from neurotome.apply.model_folder import read_model_folder
 
-    source, own = read_model_folder(folder).network, method.tokenizer
+    source, own = read_model_folder(folder).network, getattr(method, "tokenizer", None)
+    if own is None:
+        raise UsageError(f"--init-from gives a tokenizer its weights; {type(method).__name__} trains none")
     if type(source) is not type(own):
         raise UsageError(
             f"--init-from {printable(folder)} is a {type(source).__name__}, the config a {type(own).__name__}"
@@ -174,10 +176,16 @@ def _data(experiment: "Experiment", method: Any, store: "Store", max_steps: int,
     from neurotome.data.datamodule import VolumeModule
     from neurotome.data.dataset import TrainingBatches
 
-    plan, modalities = experiment.data.build(), getattr(getattr(method, "tokenizer", None), "modalities", None)
+    plan, modalities = experiment.data.build(), getattr(_network(method), "modalities", None)
+    bare = [e.name for e in (*store.split("train"), *store.split("val")) if "labels" not in e.sources]
+    if bare and getattr(method, "needs_labels", False):
+        raise UsageError(
+            f"the config trains on label maps, and {len(bare)} sessions of the store have none ({bare[0]}); prepare a "
+            "dataset that has them: derivatives/truth/sub-*/anat/*_dseg.nii.gz, or the column label of a manifest"
+        )
     try:
         TrainingBatches(store, plan, max_steps, experiment.seed, modalities=modalities)
-        if modalities is not None:
+        if hasattr(method, "tokenizer"):
             method.tokenizer.latent_shape(store.preparation.shape)
             method.tokenizer.check_window(store.preparation.window)
     except ValueError as error:
@@ -189,6 +197,7 @@ def _export(
     args: argparse.Namespace, out: Path, experiment: "Experiment", method: Any, store: "Store", result: "FitResult"
 ) -> None:
     from neurotome.apply.export import export_model
+    from neurotome.apply.segmenter import export_segmenter
     from neurotome.data.dataset import batch_of
     from neurotome.data.stream import write_atomically
 
@@ -203,10 +212,16 @@ def _export(
     }
     write_atomically(out / "data.json", [json.dumps(describe_store(store), indent=2).encode() + b"\n"])
     with result.averaged():
-        modalities = getattr(getattr(method, "tokenizer", None), "modalities", None)
+        modalities = getattr(_network(method), "modalities", None)
         method.finish(batch_of(store, [entry], modalities=modalities) for entry in store.split("train"))
-        export_model(method.tokenizer, store, out / "model", facts=facts, overwrite=True)
+        write = export_model if hasattr(method, "tokenizer") else export_segmenter
+        write(_network(method), store, out / "model", facts=facts, overwrite=True)
     say(args, f"wrote {out / 'model'} ({time.monotonic() - start:.0f} s for statistics over the training subjects)")
+
+
+def _network(method: Any) -> Any:
+    """Return what a method trains, the tokenizer or the segmenter; None where it is neither."""
+    return getattr(method, "tokenizer", None) or getattr(method, "segmenter", None)
 
 
 def _dry_run(args: argparse.Namespace, experiment: "Experiment", method: Any, store: "Store") -> int:

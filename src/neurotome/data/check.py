@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def check(
     splits: str | os.PathLike[str] | None = None,
     labels: Sequence[int] | None = None,
     roots: Sequence[str | os.PathLike[str]] = (),
+    volume: int | None = None,
+    use_qform: bool = False,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
@@ -80,6 +83,8 @@ def check(
         splits: A table ``participant_id, split``; without it a ``split`` column or splits.tsv counts.
         labels: The admissible labels of label maps, 0 included.
         roots: Folders besides its own that links and the paths of a table may lead to.
+        volume: Which volume of files that are 4-D series, from 0; None finds such files unreadable.
+        use_qform: Read each file's quaternion where it and the matrix disagree.
         workers: Processes; 0 reads in this one. Each holds one image at a time.
         progress: Called with the number of files read, their total, and a name.
 
@@ -95,7 +100,7 @@ def check(
         return CheckReport("store", ranked(found), prints, ())
     dataset = find_dataset(place, None if splits is None else Path(splits), [Path(root).resolve() for root in roots])
     facts = []
-    for one in _examined(dataset.cases, workers):
+    for one in _examined(dataset.cases, partial(examine, volume=volume, use_qform=use_qform), workers):
         facts.append(one)
         if progress is not None:
             progress(len(facts), len(dataset.cases), one.case.name)
@@ -104,15 +109,15 @@ def check(
     return CheckReport(dataset.kind, ranked(findings), _fingerprint(facts), tuple(_file_json(one) for one in facts))
 
 
-def _examined(cases: Sequence[Case], workers: int) -> Iterator[Facts]:
+def _examined(cases: Sequence[Case], read: Callable[[Case], Facts], workers: int) -> Iterator[Facts]:
     if workers <= 0 or len(cases) < 2:
-        yield from map(examine, cases)
+        yield from map(read, cases)
         return
     # spawned, not forked: a forked child inherits locks of the parent's threads
     with ProcessPoolExecutor(min(workers, len(cases)), mp_context=get_context("spawn")) as pool:
         done = 0
         try:
-            for facts in pool.map(examine, cases):
+            for facts in pool.map(read, cases):
                 done += 1
                 yield facts
         except BrokenProcessPool as error:

@@ -1,6 +1,7 @@
 r"""One file of a dataset, read whole: its facts, and what is wrong with it by itself.
 
     range R = p99.5 - p0.5 of the foreground        extreme voxels:  v > p99.5 + 50 R   or   v < p0.5 - 50 R
+    rim     = voxels of the brain outside the largest part above 15 % of p99.5, holes filled
     content = SHA-256(shape, voxels in RAS+ order as float32)
 
 so that a copy in another type, axis order or compression has the same content. The foreground is what differs from a
@@ -36,6 +37,10 @@ _NEGATIVE_SHARE = 0.2
 _THICK = 3.0
 # more distinct values than any atlas has labels
 _MAX_LABELS = 20000
+# Newborns have 350 ml, children of one year 850; below, most often a part of a brain or voxels in other units.
+MIN_BRAIN_ML = 600.0
+# Of 15 stripped brains at most 10 % are rim, whole or cut; of 7 heads at least 24 %, also if a third of them is left.
+_DIM, _MAX_RIM = 0.15, 0.2
 _SAMPLE = 1_000_000
 
 
@@ -70,28 +75,34 @@ class Facts:
     labels: tuple[int, ...] | None = None
 
 
-def examine(case: Case) -> Facts:
-    """Read one file and return its facts; a file that cannot be read gives a finding, never an error."""
+def examine(case: Case, volume: int | None = None, use_qform: bool = False) -> Facts:
+    """Read one file and return its facts; a file that cannot be read gives a finding, never an error.
+
+    Args:
+        case: The file.
+        volume: Which volume of a series.
+        use_qform: Take the quaternion where quaternion and matrix disagree.
+    """
     found = header_findings(case.path, case.name)
     try:
-        volume = read_volume(case.path, nonfinite="keep")
+        scan = read_volume(case.path, volume=volume, use_qform=use_qform, nonfinite="keep")
     except (InputError, MemoryError) as error:
         reason = error.reason if isinstance(error, InputError) else "the memory does not hold it"
         remedy = (error.remedy if isinstance(error, InputError) else None) or "repair or remove the file"
         found.insert(0, Finding("unreadable", case.name, reason, remedy))
         return Facts(case, _owned(case, found), _sha256(case))
-    found += _header_notes(case, volume)
+    found += _header_notes(case, scan)
     if case.role == "other":
         found.append(
             Finding("unused", case.name, "the name tells no contrast, or several", "rename it, or list it in a table")
         )
     if case.role in ("label", "mask"):
-        own, numbers = _examine_labels(case, volume)
+        own, numbers = _examine_labels(case, scan)
     else:
-        own, numbers = _examine_scan(case, volume)
-    geometry = Geometry(volume.geometry.shape, volume.geometry.affine)
-    content = None if numbers.pop("constant") else content_sha256(volume.array, geometry)
-    origin = volume.provenance
+        own, numbers = _examine_scan(case, scan)
+    geometry = Geometry(scan.geometry.shape, scan.geometry.affine)
+    content = None if numbers.pop("constant") else content_sha256(scan.array, geometry)
+    origin = scan.provenance
     return Facts(case, _owned(case, [*found, *own]), origin.sha256, content, geometry, origin.dtype, **numbers)  # type: ignore[arg-type]  # the other fields
 
 
@@ -162,7 +173,7 @@ def _examine_scan(case: Case, volume: Volume) -> tuple[list[Finding], dict[str, 
     percentiles = tuple(float(v) for v in np.percentile(sample, PERCENTILES))
     found += _far_voxels(case, array, percentiles)
     found += _below_zero(case, sample, background)
-    numbers = _head(case, volume.geometry, array, max(background or 0.0, 0.0), found)
+    numbers = _head(case, volume.geometry, array, max(background or 0.0, 0.0), percentiles[-1], found)
     return found, {"constant": False, "percentiles": percentiles, **numbers}
 
 
@@ -209,7 +220,9 @@ def _below_zero(case: Case, sample: Shaped[np.ndarray, " n"], background: float 
         yield Finding("negative-foreground", case.name, reason, "give a brain mask, or scans that were not z-scored")
 
 
-def _head(case: Case, geometry: Geometry, array: Voxels, threshold: float, found: list[Finding]) -> dict[str, object]:
+def _head(
+    case: Case, geometry: Geometry, array: Voxels, threshold: float, brightest: float, found: list[Finding]
+) -> dict[str, object]:
     """Return the size and place of what is taken for the brain; say so where it looks like a whole head."""
     above: Bool[np.ndarray, "x y z"] = array > threshold
     if not above.any() or min(above.shape) == 1:
@@ -226,11 +239,40 @@ def _head(case: Case, geometry: Geometry, array: Voxels, threshold: float, found
             remedy = "give a mask, or --mask-threshold above the background if the skull is stripped"
         found.append(Finding("whole-head", case.name, reason, remedy))
         return {"foreground_ml": volume_ml, "head": True}
+    below_zero = any(f.code == "negative-foreground" for f in found)
+    found += _odd_brain(case, array, part, volume_ml, threshold + _DIM * (brightest - threshold), below_zero)
     # sums along two axes at a time: the centre without an index for every voxel
     sums = (part.sum(axis=(1, 2)), part.sum(axis=(0, 2)), part.sum(axis=(0, 1)))
     centre = np.array([float(np.arange(s.size) @ s) / count for s in sums])
     x, y, z = (float(v) for v in geometry.affine[:3, :3] @ centre + geometry.affine[:3, 3])
     return {"foreground_ml": volume_ml, "centre_mm": (x, y, z)}
+
+
+def _odd_brain(
+    case: Case, array: Voxels, part: Bool[np.ndarray, "x y z"], volume_ml: float, dim: float, below_zero: bool
+) -> Iterator[Finding]:
+    """Yield what makes a part that is not too large for a brain unlike one.
+
+    Args:
+        case: The file.
+        array: Its voxels.
+        part: What is taken for brain.
+        volume_ml: Its volume.
+        dim: Intensity below which a rim is dark.
+        below_zero: Whether much of the brain is below zero, so that a rim means nothing.
+    """
+    if volume_ml < MIN_BRAIN_ML:
+        reason = f"{volume_ml:.3g} ml are taken for brain; from the age of one year on it is 850 to 2000"
+        remedy = "look at it: a cut brain, a part that lies apart, or voxel sizes in other units than mm"
+        yield Finding("brain-size", case.name, reason, remedy)
+    bright = array > dim
+    if below_zero or not bright.any():
+        return
+    rim = float(np.count_nonzero(part & ~largest_component(bright)) / np.count_nonzero(part))
+    if rim > _MAX_RIM:
+        reason = f"{rim:.0%} of what is taken for brain lies around the rest and is below {dim:.4g}"
+        remedy = "look at it: strip the skull, or give a mask; a rim of fluid around a shrunken brain is harmless"
+        yield Finding("dim-rim", case.name, reason, remedy)
 
 
 def _examine_labels(case: Case, volume: Volume) -> tuple[list[Finding], dict[str, object]]:

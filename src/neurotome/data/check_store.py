@@ -12,6 +12,7 @@ from neurotome.data.check_files import spelling
 from neurotome.data.finding import Finding
 from neurotome.data.store import INDEX_NAME, LoadedSession, SessionEntry, Store, is_intact, map_entry
 from neurotome.data.stream import file_sha256
+from neurotome.data.transforms import Preparation
 from neurotome.errors import InputError, UsageError
 
 _AGAIN = "run the same `neurotome prepare` again; only what is damaged is made anew"
@@ -64,13 +65,17 @@ def _entry(store: Store, entry: SessionEntry) -> tuple[list[Finding], list[str]]
         loaded = map_entry(file, entry, store.modalities, store.preparation.shape)
     except InputError as error:
         return [*found, _about(entry, "store-entry", error.reason, _AGAIN)], []
-    found += [_about(entry, "store-voxels", reason, "report it; prepare never writes this") for reason in _odd(loaded)]
+    found += [
+        _about(entry, "store-voxels", reason, "report it; prepare never writes this")
+        for reason in _odd(loaded, store.preparation)
+    ]
     present = np.flatnonzero(loaded.present)
     return found, [hashlib.sha256(np.ascontiguousarray(loaded.image[view]).data).hexdigest() for view in present]
 
 
-def _odd(loaded: LoadedSession) -> Iterator[str]:
-    """Yield how an entry breaks its contract: [-1, 1], exactly -1 outside the brain, a brain at all."""
+def _odd(loaded: LoadedSession, preparation: Preparation) -> Iterator[str]:
+    """Yield how an entry breaks its contract: the window, exactly one value outside the brain, a brain at all."""
+    low, high = preparation.window or (-np.inf, np.inf)
     if not loaded.present.any():
         yield "no view is present"
     if not loaded.mask.any():
@@ -79,10 +84,10 @@ def _odd(loaded: LoadedSession) -> Iterator[str]:
         image = loaded.image[view, 0]
         if not np.isfinite(image).all():
             yield f"view {view} holds NaN or infinite values"
-        elif image.min() < -1 or image.max() > 1:
-            yield f"view {view} holds values from {image.min():g} to {image.max():g}, not from -1 to 1"
-        elif (image[~loaded.mask] != -1).any():
-            yield f"view {view} is not -1 outside the brain"
+        elif image.min() < low or image.max() > high:
+            yield f"view {view} holds values from {image.min():g} to {image.max():g}, not from {low:g} to {high:g}"
+        elif (image[~loaded.mask] != np.float32(preparation.outside)).any():
+            yield f"view {view} is not {preparation.outside:g} outside the brain"
 
 
 def _sources(store: Store, entry: SessionEntry) -> Iterator[Finding]:

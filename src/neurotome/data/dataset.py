@@ -157,6 +157,7 @@ class TrainingBatches(Dataset[Batch]):
         mask = np.empty((len(entries), 1, *size), dtype=bool)
         present = np.empty((len(entries), num_views), dtype=bool)
         modality = np.empty((len(entries), num_views), dtype=np.int64)
+        labels = []
         for row, entry in enumerate(entries):
             loaded = self.store.load(entry)
             place = self._place(loaded, entry, kind, axis, size, rng)
@@ -168,6 +169,8 @@ class TrainingBatches(Dataset[Batch]):
             present[row] = loaded.present[[self.views[i] for i in chosen]]
             modality[row] = chosen
             mask[row, 0] = loaded.mask[place]
+            if loaded.labels is not None:
+                labels.append(loaded.labels[place])
         return Batch(
             image=torch.from_numpy(image),
             modality=torch.from_numpy(modality),
@@ -176,6 +179,7 @@ class TrainingBatches(Dataset[Batch]):
             session=tuple(e.session for e in entries),
             site=torch.tensor([self.store.site_index(e) for e in entries]),
             mask=torch.from_numpy(mask),
+            label=torch.from_numpy(np.stack(labels)) if len(labels) == len(entries) else None,
         )
 
     def _size(self, kind: Kind, axis: int) -> tuple[int, int, int]:

@@ -40,9 +40,13 @@ class DatasetHeaders:
         finest: Finest voxel edge of each session in mm.
         thick: Scans with slices much thicker than their in-plane voxels.
         apart: Sessions whose contrasts lie on different grids.
-        refused: Scans whose header is refused, with the reason.
+        refused: Scans whose header is refused, with reason and remedy.
+        volume: Which volume of a series was looked at.
+        use_qform: Whether the quaternion was taken where it and the matrix disagree.
     """
 
+    volume: int | None = None
+    use_qform: bool = False
     looked_at: int = 0
     shapes: Counter[str] = field(default_factory=Counter)
     orientations: Counter[str] = field(default_factory=Counter)
@@ -66,7 +70,9 @@ class DatasetHeaders:
     def command(self, manifest: Manifest, path: str = "PATH") -> str:
         """Return the ``prepare`` that fits what was seen."""
         words = ["neurotome prepare", path, "STORE --modalities", *map(shlex.quote, manifest.modalities)]
-        return " ".join([*words, f"--spacing {self.spacing_mm:g} --shape", *map(str, self.shape)])
+        words += [f"--spacing {self.spacing_mm:g} --shape", *map(str, self.shape)]
+        words += [] if self.volume is None else [f"--volume {self.volume}"]
+        return " ".join([*words, "--use-qform"] if self.use_qform else words)
 
     def to_json(self) -> dict[str, Any]:
         """Return what was seen as JSON values."""
@@ -104,11 +110,13 @@ class DatasetHeaders:
         return notes
 
 
-def look(manifest: Manifest, num_sessions: int) -> DatasetHeaders:
-    """Read the headers of a spread sample of sessions."""
+def look(
+    manifest: Manifest, num_sessions: int, *, volume: int | None = None, use_qform: bool = False
+) -> DatasetHeaders:
+    """Read the headers of a spread sample of sessions; how is said as for :func:`read_header`."""
     count = len(manifest.sessions)
     places = sorted({int(i) for i in np.linspace(0, count - 1, min(num_sessions, count))}) if num_sessions else []
-    seen = DatasetHeaders()
+    seen = DatasetHeaders(volume, use_qform)
     for place in places:
         _add(seen, manifest, manifest.sessions[place])
     return seen
@@ -119,9 +127,10 @@ def _add(seen: DatasetHeaders, manifest: Manifest, session: SessionScans) -> Non
     headers: list[Header] = []
     for path in session.scans.values():
         try:
-            header = read_header(path)
+            header = read_header(path, volume=seen.volume, use_qform=seen.use_qform)
         except InputError as error:
-            seen.refused.append(f"{printable(manifest.relative(path))}: {error.reason}")
+            remedy = f"; {error.remedy}" if error.remedy else ""
+            seen.refused.append(f"{printable(manifest.relative(path))}: {error.reason}{remedy}")
             continue
         headers.append(header)
         spacing = sorted(header.geometry.spacing_mm)

@@ -36,6 +36,8 @@ FINDINGS: dict[str, tuple[Severity, str]] = {
     "background": ("warning", "the background is above zero"),
     "negative-foreground": ("warning", "much of the brain is below zero"),
     "whole-head": ("warning", "the head is not stripped; a face can identify a person"),
+    "dim-rim": ("warning", "what surrounds the brain is much darker than it, like a skull, a scalp or noise"),
+    "brain-size": ("warning", "too small for a whole brain"),
     "outlier": ("warning", "unlike the other scans of its contrast"),
     # one session
     "grid-order": ("note", "one grid, axes stored in another order or direction"),

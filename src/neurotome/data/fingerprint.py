@@ -75,7 +75,7 @@ def fingerprint(scans: Iterable[ScanRecord]) -> dict[str, Any]:
 def _contrast(records: Sequence[ScanRecord]) -> dict[str, Any]:
     grids = [in_ras(r.geometry) for r in records]
     volumes = [r.foreground_ml for r in records if r.foreground_ml is not None]
-    names = sorted({name for r in records for name in r.intensities}, key=lambda n: float(n[1:]))
+    names = dict.fromkeys(name for r in records for name in r.intensities)  # from low to high in every record
     return {
         "scans": len(records),
         "shapes": _counts("x".join(map(str, r.geometry.shape)) for r in records),

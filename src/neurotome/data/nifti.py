@@ -83,7 +83,7 @@ def read_volume(
 
     Args:
         path: A ``.nii``, ``.nii.gz``, ``.mgz`` or ``.mgh`` file.
-        volume: Which volume of a 4-D series, from 0.
+        volume: Which volume of a 4-D series, from 0; None refuses a series. A file of one volume is read in any case.
         use_qform: Take the quaternion where quaternion and matrix disagree.
         nonfinite: What to do with NaN and infinite voxels: refuse the file, set them to zero, or keep them.
         max_voxels: Larger volumes are refused before they are decoded.

@@ -10,7 +10,9 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from neurotome.data.headers import read_header
 from neurotome.data.labels import whole_labels
 from neurotome.data.manifest import Manifest, SessionScans, scan
 from neurotome.data.nifti import read_volume
@@ -99,6 +101,7 @@ def prepare(
     seed: int = 0,
     sizes: Sequence[float] | None = None,
     splits: str | os.PathLike[str] | None = None,
+    roots: Sequence[str | os.PathLike[str]] = (),
     allow_head: bool = False,
     workers: int = 0,
     overwrite: bool = False,
@@ -114,6 +117,7 @@ def prepare(
         seed: Of the split by subject.
         sizes: Fractions or counts of train, val and test; by default what the dataset itself says, else 2/3, 1/6, 1/6.
         splits: A table that decides the split instead.
+        roots: Other folders that links and a table's paths may lead to.
         allow_head: Accept scans that look like whole heads.
         workers: Processes; 0 prepares in this one.
         overwrite: Discard a store of another preparation, or other content of the folder's store.
@@ -127,7 +131,7 @@ def prepare(
         WorkerKilled: A worker process was killed.
     """
     preparation.check_installed()
-    manifest = scan(path)
+    manifest = scan(path, roots)
     wanted = tuple(dict.fromkeys(canonical(m) for m in modalities)) if modalities else manifest.modalities
     chosen = [(s, tuple(m for m in wanted if m in s.scans)) for s in manifest.sessions]
     chosen = [(s, views) for s, views in chosen if views]
@@ -256,7 +260,9 @@ def _prepare_session(job: _Job) -> tuple[SessionEntry | Failure, bool]:
     try:
         return _entry(job)
     except InputError as error:
-        return Failure(s.subject, s.session, str(error)), False
+        # what concerns all views of a session is said of the first
+        named = InputError(error.reason, file=error.file or s.scans[job.views[0]], remedy=error.remedy)
+        return Failure(s.subject, s.session, str(named)), False
     except NeurotomeError:
         raise
     except Exception as error:
@@ -281,7 +287,15 @@ def _entry(job: _Job) -> tuple[SessionEntry, bool]:
     # a path in another root than the dataset's own begins with ..
     sources = {name: Path(os.path.relpath(p, job.root)).as_posix() for name, p in paths.items()}
     ids = (s.subject, s.session, s.site, job.split, job.views)
-    return SessionEntry(*ids, digest, entry_file(digest), sha256, sources, sha, s.notes), built
+    # of the header alone, so that entries which are kept say the same as those which are made
+    read = {name: read_header(path, **_reading(job.preparation)) for name, path in paths.items()}
+    notes = (*s.notes, *(f"{name}: {note}" for name, header in read.items() for note in header.notes))
+    return SessionEntry(*ids, digest, entry_file(digest), sha256, sources, sha, notes), built
+
+
+def _reading(preparation: Preparation) -> dict[str, Any]:
+    """Return how the preparation reads a file."""
+    return {"volume": preparation.volume, "use_qform": preparation.use_qform}
 
 
 def _write(
@@ -293,7 +307,7 @@ def _write(
     *,
     allow_head: bool,
 ) -> str:
-    volumes = {name: read_volume(path, use_qform=preparation.use_qform) for name, path in paths.items()}
+    volumes = {name: read_volume(path, **_reading(preparation)) for name, path in paths.items()}
     for name, volume in volumes.items():
         if volume.provenance.sha256 != sha[name]:
             raise InputError("the file changed while it was read", file=paths[name], remedy="run the command again")

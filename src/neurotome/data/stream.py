@@ -73,6 +73,8 @@ class VerifiedStream:
         if self._pending[:2] == _GZIP_MAGIC:
             return
         remedy = _COPY_AGAIN
+        if not self._pending:
+            raise InputError("the file is empty", file=self.path, remedy=remedy)
         if self._pending.startswith(b"version https://git-lfs"):
             remedy = "this is a placeholder of Git LFS: fetch the file with `git lfs pull`"
         elif int.from_bytes(self._pending[:4], "little") in (348, 540):

@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -60,6 +60,7 @@ class Preparation:
         bias_field: "n4" divides the bias field out first; not undone.
         register: Lay every view on the first by a rigid motion; else views that do not lie there are refused.
         use_qform: Read each file's quaternion where it and the matrix disagree.
+        volume: Which volume of files that are 4-D series, from 0; None refuses such files.
 
     Raises:
         UsageError: A value is out of range, or two contradict each other.
@@ -77,6 +78,7 @@ class Preparation:
     bias_field: Literal["none", "n4"] = "none"
     register: bool = False
     use_qform: bool = False
+    volume: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spacing_mm", _spacing(self.spacing_mm))
@@ -92,6 +94,8 @@ class Preparation:
             raise UsageError(f"mask_threshold is {self.mask_threshold}; give a finite intensity")
         if self.version != PREPARATION_VERSION:
             raise UsageError(f"preparation version {self.version}; this release knows {PREPARATION_VERSION}")
+        if self.volume is not None and self.volume < 0:
+            raise UsageError(f"volume is {self.volume}; volumes of a series are counted from 0")
         for name, admissible in (("crop", get_args(Crop)), ("intensity", KINDS), ("bias_field", ("none", "n4"))):
             if getattr(self, name) not in admissible:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; admissible are {', '.join(admissible)}")
@@ -151,8 +155,9 @@ class Preparation:
         brain = f", brain above {self.mask_threshold:g}" if self.mask_threshold else ""
         field = ", bias field divided out (N4)" if self.bias_field == "n4" else ""
         motion = ", contrasts registered rigidly" if self.register else ""
+        series = "" if self.volume is None else f", volume {self.volume} of series"
         grid = f"{spacing_text(self.spacings)} mm on a grid of {' x '.join(map(str, self.shape))}"
-        return f"{grid}{place}, {kinds[self.intensity]}{brain}{field}{motion}"
+        return f"{grid}{place}, {kinds[self.intensity]}{brain}{field}{motion}{series}"
 
     @property
     def _usual_background(self) -> float:
@@ -266,6 +271,11 @@ class Preparation:
     def digest(self) -> str:
         """SHA-256 of the declaration."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def image_digest(self) -> str:
+        """SHA-256 of what becomes of voxels, however they are read: two stores with one are alike to a network."""
+        return replace(self, use_qform=False, volume=None).digest
 
     def to_json(self) -> dict[str, Any]:
         """Return a mapping of JSON values.

@@ -49,20 +49,21 @@ class Layout:
 def which_volume(sizes: tuple[int, ...], volume: int | None) -> tuple[int, tuple[str, ...]]:
     """Return the index of the volume to read, and a note where that was a choice.
 
+    The choice is one among the volumes of a series: a file of one volume is read whatever it says.
+
     Raises:
         InputError: A series and no choice, or a volume that is not there.
     """
     count = math.prod(sizes[3:])
+    if count == 1:
+        return 0, (("a 4-D file with one volume, read as 3-D",) if len(sizes) > 3 else ())
+    series = f"a series of {count} volumes (sizes {' x '.join(map(str, sizes))})"
     if volume is None:
-        if count > 1:
-            raise InputError(
-                f"a series of {count} volumes (sizes {' x '.join(map(str, sizes))})",
-                remedy=f"save one as a file of its own, or choose it where a verb has --volume K (0 to {count - 1})",
-            )
-        return 0, (("a 4-D file with one volume, read as 3-D",) if len(sizes) > 3 and sizes[3:] else ())
+        remedy = f"choose one with --volume K (0 to {count - 1}), or save one as a file of its own"
+        raise InputError(series, remedy=remedy)
     if not 0 <= volume < count:
-        raise InputError(f"there is no volume {volume}", remedy=f"choose K from 0 to {count - 1}")
-    return volume, ((f"volume {volume} of {count}",) if count > 1 else ())
+        raise InputError(f"{series}; there is no volume {volume}", remedy=f"choose --volume K from 0 to {count - 1}")
+    return volume, (f"volume {volume} of {count}",)
 
 
 def read_raw(stream: VerifiedStream, layout: Layout, index: int, max_voxels: int) -> Voxels:

@@ -1,7 +1,8 @@
-r"""How close an image is to the truth: PSNR, structural similarity, and whether it is as sharp.
+r"""How close an image is to the truth: PSNR, structural similarity at one and at many scales, and sharpness.
 
     PSNR = 10 log10(range² / mean (x - y)²)
     SSIM = (2 m_x m_y + c1)(2 s_xy + c2) / ((m_x² + m_y² + c1)(s_xx + s_yy + c2))        (Wang et al., 2004)
+    MS-SSIM = SSIM_S^w_S  prod_{s<S} c_s^w_s    c the second factor of SSIM, S scales        (Wang et al., 2003)
     HF   = sum (x - G x)² / sum (y - G y)²      G is a Gaussian of sigma = 1 voxel; 1 is as sharp as the truth y
 
 m and s are means and (population) covariances over a sliding window, c1 = (0.01 range)², c2 = (0.03 range)². Images
@@ -9,6 +10,7 @@ lie in [-1, 1], so the range is 2 unless said. Four windowed means suffice, of x
 occur in their sum alone; the gradient needs as many adjoints.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +23,8 @@ from neurotome.metrics.windows import BoxWindow, GaussianWindow, Window, apply_b
 from neurotome.types import Image, Mask
 
 PerImage = Float[Tensor, " b"]
+# Wang, Simoncelli, Bovik: Multiscale structural similarity, 2003 (doi:10.1109/ACSSC.2003.1292216), finest scale first
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 def psnr(x: Image, y: Image, data_range: float = 2.0, mask: Mask | None = None) -> PerImage:
@@ -95,6 +99,78 @@ def ssim_map(
     apply: Callable[..., Tensor] = _StructuralSimilarity.apply
     similarity = apply(x.flatten(0, 1), y.flatten(0, 1), slider, constants)
     return similarity.view(*x.shape[:2], *similarity.shape[1:])
+
+
+def num_scales(shape: Sequence[int], size: int = 7) -> int:
+    """Return how many scales a box admits: the window must fit into the coarsest, and there are at most five.
+
+    Axes of length 1 do not count. At 32x40x40 and a window of 7 there are three: 32, 16 and 8 voxels.
+
+    Raises:
+        ValueError: The window is longer than an axis.
+    """
+    shortest = min((s for s in shape if s > 1), default=size)
+    if shortest < size:
+        raise ValueError(f"a window of {size} does not fit into shape {tuple(shape)}; give a smaller size")
+    return min(len(SCALE_WEIGHTS), 1 + int(math.log2(shortest // size)))
+
+
+@torch.no_grad()
+def ms_ssim(
+    x: Image, y: Image, *, mask: Mask | None = None, size: int = 7, data_range: float = 2.0, scales: int | None = None
+) -> PerImage:
+    r"""Return the multi-scale structural similarity of each image, with a uniform window.
+
+        c_s    = mean of (2 s_xy + c2) / (s_xx + s_yy + c2) at scale s < S, the finer ones
+        SSIM_S = mean of the whole of SSIM at the coarsest
+
+    as the authors' code takes the means: over places first, negative ones as 0, then powers. From scale to scale the
+    images are averaged over blocks of two voxels per axis (an odd last voxel is dropped), the mask keeps blocks that
+    are at least half inside. Small volumes do not admit the five scales of the paper: the first ``scales`` weights
+    are used, divided by their sum. With one scale it is SSIM. Values of different numbers of scales do not compare.
+
+    Args:
+        x: Output.
+        y: Truth.
+        mask: Average over these window centres only, ``(b, 1, x, y, z)``; NaN where a scale has none.
+        size: Places of the window per axis; an axis of length 1 takes one.
+        data_range: Largest admissible minus smallest admissible value.
+        scales: Number of scales; None for as many as the box admits.
+
+    Raises:
+        ValueError: Shapes differ, or the box does not admit so many scales.
+    """
+    _same_shape(x, y)
+    admissible = num_scales(x.shape[2:], size)
+    count = admissible if scales is None else scales
+    if not 1 <= count <= admissible:
+        raise ValueError(f"scales is {count}; shape {tuple(x.shape[2:])} admits 1 to {admissible}")
+    weights = [w / sum(SCALE_WEIGHTS[:count]) for w in SCALE_WEIGHTS[:count]]
+    x, y = _at_least_single(x), _at_least_single(y)
+    value = x.new_ones(len(x))
+    for scale, weight in enumerate(weights):
+        if scale:
+            x, y = _halved(x), _halved(y)
+            mask = None if mask is None else _halved(mask.float()) >= 0.5
+        luminance, contrast = _similarity_parts(x, y, size, data_range)
+        similarity = contrast if scale < count - 1 else luminance * contrast
+        centres = None if mask is None else window_centres(mask, similarity.shape[2:])
+        value = value * mean_over(similarity, centres).clamp_min(0) ** weight
+    return value
+
+
+def _halved(x: Image) -> Tensor:
+    """Return the means of blocks of two voxels per axis; an axis of length 1 stays."""
+    return F.avg_pool3d(x, [1 if s == 1 else 2 for s in x.shape[2:]])
+
+
+def _similarity_parts(x: Image, y: Image, size: int, data_range: float) -> tuple[Tensor, Tensor]:
+    """Return luminance and contrast-structure ``(b, c, *windows)`` at every valid place of a uniform window."""
+    window = BoxWindow(x.shape[2:], size)
+    maps = torch.stack([x, y, x * x + y * y, x * y]).flatten(0, 2)
+    moments = window.mean(maps).view(4, *x.shape[:2], *window.valid)
+    a, b, c, e = _factors(moments, ((0.01 * data_range) ** 2, (0.03 * data_range) ** 2))
+    return a / c, b / e
 
 
 class _StructuralSimilarity(torch.autograd.Function):

@@ -6,10 +6,19 @@ The cost is O(XYZ (X + Y + Z)) in place of O((XYZ)^2), and the memory O(XYZ), be
 :class:`FullAttention` is the plain one, over all voxels at once, as autoencoders have it at their coarsest level.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
 from neurotome.nn.residual import normalisation
+
+
+@wrap_torch_function(lambda f, x, axis: (x,))
+def along_lines(f: Callable[[Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
+    """Return ``f(x)`` for an ``f`` that takes every line of voxels along an axis by itself."""
+    return f(x)
 
 
 class AxisAttention(nn.Module):
@@ -38,13 +47,16 @@ class AxisAttention(nn.Module):
         """Map ``(b, c, x, y, z)`` to the same shape; the identity along an axis of length 1."""
         if x.shape[2 + self.axis] == 1:
             return x
-        lines = self.norm(x).movedim(1, -1).movedim(1 + self.axis, -2)  # (b, p, q, length, c)
+        return x + along_lines(self._attend, self.norm(x), self.axis)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        lines = x.movedim(1, -1).movedim(1 + self.axis, -2)  # (b, p, q, length, c)
         b, p, q, length, c = lines.shape
         qkv = self.qkv(lines).view(b * p * q, length, 3, self.num_heads, c // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (b p q, heads, length, d_k)
         y = F.scaled_dot_product_attention(query, key, value)
         y = self.out(y.transpose(1, 2).reshape(b, p, q, length, c))
-        return x + y.movedim(-2, 1 + self.axis).movedim(-1, 1)
+        return y.movedim(-2, 1 + self.axis).movedim(-1, 1)
 
 
 class MultiAxisAttention(nn.Sequential):

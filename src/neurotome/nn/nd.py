@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
 Triple = tuple[int, int, int]
 
@@ -130,6 +131,7 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
 
 
+@wrap_torch_function(lambda x, factor: (x,))
 def space_to_depth(x: Tensor, factor: Triple) -> Tensor:
     """Move blocks of ``factor`` voxels into channels, ``(b, c, x, y, z)`` to ``(b, c * prod(factor), x/f, y/f, z/f)``.
 
@@ -144,6 +146,7 @@ def space_to_depth(x: Tensor, factor: Triple) -> Tensor:
     return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * i * j * k, size[0] // i, size[1] // j, size[2] // k)
 
 
+@wrap_torch_function(lambda x, factor, shape: (x,))
 def depth_to_space(x: Tensor, factor: Triple, shape: Sequence[int]) -> Tensor:
     """Undo :func:`space_to_depth` for an image of spatial ``shape``; along an axis of length 1 blocks are averaged."""
     i, j, k = factor

@@ -11,6 +11,8 @@ code whose count falls under a share of the mean is put on a token of the batch 
 ``b_k`` is an offset the caller may give per image (see ``tokenizers.neuroquant``); zero in the literature.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,34 +173,41 @@ class EMAQuantizer(nn.Module):
         """Whether the codebook has been set from data."""
         return bool(self.state[2])
 
-    def forward(self, z: Latent, offset: Tensor | None = None) -> Quantised:
-        """Quantise ``(b, d, x, y, z)``; ``offset`` ``(b, K)`` is added to each image's squared distances."""
+    def forward(self, z: Latent, offset: Tensor | None = None, where: Tensor | None = None) -> Quantised:
+        """Quantise a latent.
+
+        Args:
+            z: ``(b, d, x, y, z)``.
+            offset: Added to each image's squared distances, ``(b, K)``.
+            where: Cells that are coded, ``(b, x, y, z)``; None for all. The others get the zero vector and code 0, and
+                no code follows them.
+        """
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            vectors = z.movedim(1, -1).reshape(-1, self.dim)
+            rows = z.float().movedim(1, -1)  # (b, x, y, z, d)
+            vectors = rows.reshape(-1, self.dim) if where is None else rows[where]
             if self.training and not self.started:
                 self._collect(vectors.detach())
-                if not self.started:
-                    codes = torch.zeros(z.shape[0], *z.shape[2:], dtype=torch.long, device=z.device)
-                    return Quantised(z, codes, z.new_zeros(()))
-            codes = self.search(z, offset)
-            flat = codes.reshape(-1)
-            quantised = F.embedding(flat, self.codebook)
-            if self.training:
-                self._update(vectors.detach(), flat)
-            straight, commitment = straight_through(vectors, quantised)
-            return Quantised(straight.view(z.shape[0], *z.shape[2:], self.dim).movedim(-1, 1), codes, commitment)
+            if not len(vectors) or (self.training and not self.started):
+                flat = torch.zeros(len(vectors), dtype=torch.long, device=z.device)
+                straight, commitment = vectors, vectors.new_zeros(())
+            else:
+                counts = [math.prod(rows.shape[1:4])] * len(z) if where is None else where.flatten(1).sum(1).tolist()
+                flat = self._nearest(vectors.detach(), offset, counts)
+                if self.training:
+                    self._update(vectors.detach(), flat)
+                straight, commitment = straight_through(vectors, F.embedding(flat, self.codebook))
+            if where is None:
+                return Quantised(straight.view_as(rows).movedim(-1, 1), flat.view(rows.shape[:-1]), commitment)
+            found = torch.zeros_like(rows).masked_scatter(where[..., None], straight)
+            codes = torch.zeros(where.shape, dtype=torch.long, device=z.device).masked_scatter(where, flat)
+            return Quantised(found.movedim(-1, 1), codes, commitment)
 
-    def search(self, z: Latent, offset: Tensor | None = None) -> Codes:
-        """Return the code map ``(b, x, y, z)`` of a float32 latent ``(b, d, x, y, z)``."""
-        shape = (z.shape[0], *z.shape[2:])
+    def _nearest(self, vectors: Vectors, offset: Tensor | None, counts: Sequence[int]) -> Tensor:
+        """Return the code of each vector, ``(n,)``; ``counts`` says how many of them belong to each image in turn."""
         if offset is None:
-            return nearest_codes(z.detach().movedim(1, -1).reshape(-1, self.dim), self.codebook).view(shape)
-        maps = [
-            nearest_codes(image.detach().flatten(1).t().contiguous(), self.codebook, row).view(image.shape[1:])
-            for image, row in zip(z, offset, strict=True)
-        ]
-        return torch.stack(maps)
+            return nearest_codes(vectors, self.codebook)
+        parts = zip(torch.split(vectors, list(counts)), offset, strict=True)
+        return torch.cat([nearest_codes(part, self.codebook, row) for part, row in parts])
 
     def lookup(self, codes: Codes) -> Latent:
         """Return the vectors ``(b, d, x, y, z)`` of a code map ``(b, x, y, z)``."""

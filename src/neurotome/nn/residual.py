@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +22,11 @@ def normalisation(channels: int, groups: int) -> nn.Module:
     if channels % groups:
         raise ValueError(f"channels is {channels}; give a multiple of norm_groups, {groups}, or norm_groups=0")
     return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def activated(h: Tensor) -> Tensor:
+    """Return ``silu(h)`` of a tensor that nobody else needs: in its own memory where no gradient asks for it later."""
+    return F.silu(h, inplace=not torch.is_grad_enabled())
 
 
 def convolution(spatial_dims: int, in_channels: int, out_channels: int, factored: bool) -> nn.Module:
@@ -61,7 +67,9 @@ class ResidualBlock(nn.Module):
         h = self.conv1(self.act(self.norm1(x)))
         if film is not None:
             h = modulate(h, film)
-        return self.skip(x) + self.conv2(self.act(self.norm2(h)))
+        h, kept = self.conv2(activated(self.norm2(h))), self.skip(x)
+        # where no gradient asks for it later, the sum takes the memory of what came last
+        return kept + h if torch.is_grad_enabled() or h.dtype != kept.dtype else h.add_(kept)
 
 
 def run_stage(stage: nn.Module, again: bool, *inputs: Any) -> Tensor:

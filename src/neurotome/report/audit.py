@@ -123,8 +123,14 @@ def read_audit(metrics: Mapping[str, Any], modalities: int = 2) -> Audit:
     )
 
 
-def findings(audit: Audit) -> list[Finding]:
-    """Return one row per measure that was taken."""
+def findings(audit: Audit, *, judged: bool = True) -> list[Finding]:
+    """Return one row per measure that was taken.
+
+    Args:
+        audit: The measures.
+        judged: Whether anatomy and contrast are to be apart; where a tokenizer has no style the numbers stand without
+            goals, since nobody asked its code to hide the contrast.
+    """
     rows = [_gap(audit), _agreement(audit)]
     hidden = (
         ("token_vector", "Probe: one code vector", TOKEN_GOAL, "A single code vector"),
@@ -137,7 +143,8 @@ def findings(audit: Audit) -> list[Finding]:
         rows.append(row and replace(row, samples=_samples(audit, key)))
     style = _style(audit)
     rows.append(style and replace(style, samples=_samples(audit, "style")))
-    return [row for row in rows if row is not None]
+    found = [row for row in rows if row is not None]
+    return found if judged else [replace(row, tone="none", goal=None, goal_text="") for row in found]
 
 
 def _samples(audit: Audit, key: str) -> str:

@@ -15,8 +15,9 @@ Row = Mapping[str, Any]
 Key = str | tuple[str, str]
 #: heading per contrast or pair, measure, digits
 MEASURES = (
-    ("PSNR {} (dB)", "psnr_db", 2), ("SSIM {}", "ssim", 3), ("detail kept {}", "high_frequency_ratio", 2),
-    ("{} (dB)", "translation_psnr_db", 2),
+    ("PSNR {} (dB)", "psnr_db", 2), ("SSIM {}", "ssim", 3), ("MS-SSIM {}", "ms_ssim", 3),
+    ("detail kept {}", "high_frequency_ratio", 2), ("structure Dice {}", "structure_dice", 3),
+    ("Dice with label map {}", "structure_dice_truth", 3), ("{} (dB)", "translation_psnr_db", 2),
 )  # fmt: skip
 FRONT: tuple[tuple[str, Key, int], ...] = (
     ("tokenizer", "name", 0), ("parameters", "parameters", 0), ("bits per voxel", "bits_per_voxel", 3),
@@ -24,10 +25,17 @@ FRONT: tuple[tuple[str, Key, int], ...] = (
 )  # fmt: skip
 BACK: tuple[tuple[str, Key, int], ...] = (
     ("codes used", "codebook_use", 2), ("perplexity", "perplexity", 0),
-    ("contrast read from a token", "token_probe", 2),
+    ("contrast read from a token", "token_probe", 2), ("contrast read from the mean vector", "pooled_probe", 2),
+    ("sex read from the mean vector", "sex_probe", 2), ("site read from the mean vector", "site_probe", 2),
+    ("age read from the mean vector (R²)", "age_r2", 2),
     ("encode (volumes/s)", "encode_volumes_per_s", 1), ("decode (volumes/s)", "decode_volumes_per_s", 1),
     ("peak memory (MB)", "peak_rss_mb", 0),
 )  # fmt: skip
+
+
+#: measure: the scalar that is its chance
+CHANCES = {"token_probe": "probe_chance", "pooled_probe": "probe_chance", "sex_probe": "sex_chance",
+           "site_probe": "site_chance"}  # fmt: skip
 
 
 def columns(rows: Sequence[Row]) -> list[tuple[str, Key, int]]:
@@ -35,8 +43,46 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, Key, int]]:
     middle: list[tuple[str, Key, int]] = []
     for heading, measure, digits in MEASURES:
         tasks = dict.fromkeys(task for row in rows for task in row.get(measure) or {})
-        middle += [(heading.format(arrow(task)), (measure, task), digits) for task in tasks]
-    return [c for c in (*FRONT, *middle, *BACK) if any(cell_text(row, c[1], c[2]) != "–" for row in rows)]
+        middle += [
+            (heading.format(arrow(task)) + _limit(rows, measure, task), (measure, task), digits) for task in tasks
+        ]
+    back = [(heading + _chance(rows, key), key, digits) for heading, key, digits in BACK]
+    return [c for c in (*FRONT, *middle, *back) if any(cell_text(row, c[1], c[2]) != "–" for row in rows)]
+
+
+def _chance(rows: Sequence[Row], key: Key) -> str:
+    """Return the chance of a probe as words of its heading, from the first row that has it."""
+    entries = [row.get(CHANCES[key]) for row in rows] if isinstance(key, str) and key in CHANCES else []
+    known = [entry["mean"] for entry in entries if isinstance(entry, Mapping) and entry.get("mean") is not None]
+    return f" (chance {known[0]:.2f})" if known else ""
+
+
+def _limit(rows: Sequence[Row], measure: str, task: str) -> str:
+    """Return what the scans themselves reach beside their label maps, as words of the heading."""
+    known = [row["structure_ceiling"][task] for row in rows if task in (row.get("structure_ceiling") or {})]
+    return f" (scan itself {known[0]:.3f})" if known and measure == "structure_dice_truth" else ""
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Return what a reader must know of the columns that are there."""
+    kept = {key if isinstance(key, str) else key[0] for _, key, _ in columns(rows)}
+    said = []
+    if kept & {"token_probe", "pooled_probe", "sex_probe", "site_probe", "age_r2"}:
+        scans = [n["mean"] for row in rows if (n := row.get("probed_scans"))]
+        few = f", on {scans[0]:.0f} test scans of all contrasts per seed" if scans else ""
+        said.append(
+            "Read from: by a linear probe, fitted on training subjects and tested on others, of single latent vectors "
+            f"or of a scan's mean vector{few}; balanced accuracy beside its chance, R² for age (0: no better than the "
+            "mean). Sex, site and age are probed within each contrast and averaged over contrasts. Over few subjects "
+            "these numbers are coarse; they have no interval."
+        )
+    if "structure_dice" in kept:
+        said.append(
+            "Structure Dice: overlap of a segmenter's labels on the reconstruction and on the scan, mean over "
+            "structures; with label map: of its labels on the reconstruction and the true ones, where the scan itself "
+            "reaches what the heading says."
+        )
+    return said
 
 
 def cell_text(row: Row, key: Key, digits: int) -> str:
@@ -55,11 +101,12 @@ def cell_text(row: Row, key: Key, digits: int) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return the table and under it the steps."""
+    """Return the table, under it the steps, and what a reader must know of its columns."""
     kept = columns(rows)
     lines = ["| " + " | ".join(heading for heading, _, _ in kept) + " |", "|" + "---|" * len(kept)]
     lines += ["| " + " | ".join(cell_text(row, key, digits) for _, key, digits in kept) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {line}" for line in step_lines(rows))]).rstrip()
+    steps = "\n".join(f"- {line}" for line in step_lines(rows))
+    return "\n\n".join(part for part in ("\n".join(lines), steps, *notes(rows)) if part)
 
 
 def step_lines(rows: Sequence[Row]) -> list[str]:
@@ -96,6 +143,7 @@ def page(about: str, budget: str, seeds: int, rows: Sequence[Row], folders: Mapp
         "head": [heading for heading, _, _ in kept],
         "rows": [[cell_text(row, key, digits) for _, key, digits in kept] for row in rows],
         "steps": step_lines(rows),
+        "notes": notes(rows),
         "charts": rate_charts(rows),
         "pictures": [(name, _figures(folder)) for name, folder in folders.items()],
         "version": neurotome.__version__,

@@ -210,6 +210,7 @@ def _evaluation(run: Run) -> dict[str, Any]:
         "stats": headline.headline(metrics),
         "reconstruction_table": tables.result_table(reconstruction, "Contrast"),
         "translation_table": tables.result_table(translation, "From → to"),
+        "structure_table": tables.structure_table(metrics),
         "dot_charts": [dot_chart(title, rows, "PSNR in the brain, dB") for title, rows in dots if rows],
         "usage": [usage_chart(name, found) for name, found in counted],
         "codebook_table": tables.codebook_table(metrics),
@@ -251,10 +252,12 @@ def _pictures(run: Run) -> dict[str, Any]:
 def _split(run: Run) -> dict[str, Any]:
     names = {name for pair in tables.tasks(run.metrics, "translation") for name in pair.split("->")}
     measured = audit.read_audit(run.metrics, len(names))
-    rows = audit.findings(measured)
+    # files of format 1 call it audit
+    reason = not_applicable(run.metrics, "split") or not_applicable(run.metrics, "audit")
+    rows = audit.findings(measured, judged=reason is None)
     words, paragraph = audit.verdict(measured)
     level = audit.level(measured)
-    if (reason := not_applicable(run.metrics, "audit")) is not None:
+    if reason is not None:
         words, paragraph, level = "Not applicable", reason, "unknown"
     tone = {"hidden": "good", "partial": "fair", "absent": "poor", "collapsed": "poor", "unknown": "none"}
     return {

@@ -35,6 +35,9 @@ NBSP = "\u00a0"
 MEASURES = {
     "psnr_db": ("PSNR, brain", 1, "dB"),
     "ssim": ("SSIM, brain", 3, ""),
+    "ms_ssim": ("MS-SSIM, brain", 3, ""),
+    "structure_dice": ("Structures kept", 3, "Dice with the scan's"),
+    "structure_dice_truth": ("Structures, true", 3, "Dice with the label map"),
     "high_frequency_ratio": ("Fine detail kept", 2, "ratio"),
     "psnr_db_whole": ("PSNR, whole box", 1, "dB"),
     "ssim_whole": ("SSIM, whole box", 3, ""),
@@ -182,8 +185,23 @@ def codebook_table(metrics: Mapping[str, Any]) -> Table | None:
     return Table(head, tuple(rows)) if rows else None
 
 
+def structure_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Return the Dice of every structure, with the scan's and with the label map, and what the scan reaches there."""
+    tree = lookup(metrics, "structures")
+    ceilings = {str(k): lookup(v, "ceiling") for k, v in tree.items()} if isinstance(tree, Mapping) else {}
+    rows = []
+    for task in ceilings:
+        columns = [lookup(tree, task, "dice"), lookup(tree, task, "truth_dice"), ceilings.get(task.split("->")[-1])]
+        names = columns[0] if isinstance(columns[0], Mapping) else {}
+        for i, name in enumerate(names):
+            values = [_value(lookup(column, str(name)), 3) for column in columns]
+            rows.append((Cell(arrow(task) if i == 0 else ""), Cell(plain(str(name))), *values))
+    heads = ("Output with scan", "Output with label map", "Scan with label map")
+    return Table((Cell("Image"), Cell("Structure"), *(Cell(h, "Dice") for h in heads)), tuple(rows)) if rows else None
+
+
 def factor_table(metrics: Mapping[str, Any]) -> Table | None:
-    """Return what anatomy codes and style tell about the site and about known factors of the subjects."""
+    """Return what a scan's mean vector and style tell about the site and about known factors of the subjects."""
     tree = lookup(metrics, "factors")
     rows = []
     for factor, name, values in _factor_rows(tree):
@@ -194,7 +212,8 @@ def factor_table(metrics: Mapping[str, Any]) -> Table | None:
         measure = ("accuracy" if chance is None else f"accuracy, chance {chance:.2f}") if classed else "R²"
         texts = ["–" if v is None else f"{v:.2f}" for v in (accuracy if classed else explained)]
         rows.append((Cell(plain(factor)), Cell(name), *(Cell(text) for text in texts), Cell(measure)))
-    head = (Cell("Factor"), Cell("Contrast"), Cell("From anatomy"), Cell("From style"), Cell("Measure"))
+    anatomy = "From code" if lookup(metrics, "not_applicable", "split") else "From anatomy"
+    head = (Cell("Factor"), Cell("Contrast"), Cell(anatomy, "mean vector"), Cell("From style"), Cell("Measure"))
     return Table(head, tuple(rows)) if rows else None
 
 

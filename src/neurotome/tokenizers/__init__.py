@@ -1,5 +1,7 @@
 """Networks that turn voxels into codes and back; the public names are the registry of configs and model folders."""
 
+from neurotome.tokenizers.anatome import Anatome
+from neurotome.tokenizers.anatome_training import AnatomeTraining
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.dc_ae import DCAE
 from neurotome.tokenizers.kl_vae import KLVAE
@@ -16,6 +18,8 @@ __all__ = [
     "KLVAE",
     "VQVAE",
     "VQVAE2",
+    "Anatome",
+    "AnatomeTraining",
     "Encoded",
     "HaarWavelet",
     "Identity",

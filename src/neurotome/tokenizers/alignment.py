@@ -18,8 +18,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neurotome.nn.quantize import nearest_codes
+from neurotome.nn.quantize import EMAQuantizer, nearest_codes
+from neurotome.tokenizers.base import Tokenizer
 from neurotome.types import Vectors
+
+
+class SharedAnatomy(Tokenizer):
+    """A tokenizer whose code "anatomy" has one book for all contrasts.
+
+    Attributes:
+        quantizer: The book of the anatomy; ``encode`` returns its input as ``aux["anatomy"]``.
+        price: b_nk, ``(contrasts, K)``.
+        seen: Running counts that move the prices, ``(contrasts, 2, K)``.
+    """
+
+    quantizer: EMAQuantizer
+    price: Tensor
+    seen: Tensor
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,10 @@ class Tokenizer(nn.Module, ABC):
     def bits(self, shape: Sequence[int]) -> float:
         """Return the bits one image of this spatial shape takes: ceil(log2 K) per code, 16 per stored float."""
 
+    def bits_used(self, encoded: Encoded) -> Tensor:
+        """Return the bits each image of ``encoded`` takes, ``(b,)``: :meth:`bits`, unless cells are left out."""
+        return torch.full((len(encoded.latent),), self.bits(encoded.shape), dtype=torch.float64)
+
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Return the latent's spatial shape.
 

@@ -13,25 +13,26 @@ they have not been ablated one by one.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurotome.nn.adversary import ModalityAdversary
 from neurotome.nn.modulation import FiLM, Modulation
 from neurotome.nn.nd import per_axis, upsample
 from neurotome.nn.quantize import EMAQuantizer
-from neurotome.tokenizers.base import Encoded, Tokenizer
-from neurotome.tokenizers.neuroquant_parts import Decoder, Encoder, GainField, Parts
+from neurotome.tokenizers.alignment import SharedAnatomy
+from neurotome.tokenizers.base import Encoded
+from neurotome.tokenizers.neuroquant_parts import Decoder, Encoder, GainField, Parts, foreground_share, pooled
 from neurotome.types import Image, ModalityIds, Style
 
 PRIVATE_SCRATCH = ("private.tokens", "private.usage")
 
 
-class NeuroQuant(Tokenizer):
+class NeuroQuant(SharedAnatomy):
     """Dual-stream tokenizer with a quantised anatomy and a modulating appearance.
 
     Args:
@@ -74,9 +75,6 @@ class NeuroQuant(Tokenizer):
     Raises:
         ValueError: Arguments that do not fit each other.
     """
-
-    price: Tensor
-    seen: Tensor
 
     def __init__(
         self,
@@ -135,20 +133,15 @@ class NeuroQuant(Tokenizer):
             num_modalities if tell_encoder else 0, embedding_channels, film_hidden,
         )  # fmt: skip
         self.anatomy_head = parts.conv(deepest, anatomy_channels, 1)
-        styled, appearance = film_sites != "none", (deepest, *appearance_channels)
+        styled = film_sites != "none"
         if gain_factor and not styled:
             raise ValueError(f"gain_factor is {gain_factor} with film_sites none; the gain is part of the appearance")
+        self.gain: GainField | None = None
         if styled:
-            self.appearance = nn.Sequential(
-                *(nn.Sequential(parts.conv(a, b, stride=2), parts.residual(b, b)) for a, b in pairwise(appearance))
-            )
-            self.modality_head = parts.conv(appearance[-1], modality_channels, 1)
-        self.gain = GainField(parts, appearance[-1], gain_factor) if gain_factor else None
+            self._build_appearance(parts, (deepest, *appearance_channels), gain_factor)
 
         # bottleneck
-        def book(size: int, dim: int) -> EMAQuantizer:
-            return EMAQuantizer(size, dim, decay=decay, revive_below=revive_below, start_after=start_after)
-
+        book = partial(EMAQuantizer, decay=decay, revive_below=revive_below, start_after=start_after)
         self.quantizer = book(num_codes, anatomy_channels)
         # b_nk of tokenizers.alignment, and the running counts that move it
         self.register_buffer("price", torch.zeros(num_modalities, num_codes))
@@ -171,6 +164,14 @@ class NeuroQuant(Tokenizer):
             self.film = FiLM(modality_channels + embedding_channels, film_hidden, self.decoder.sites, film_layers)
         self.adversary = ModalityAdversary(spatial_dims, anatomy_channels, num_modalities) if adversary else None
         self.encoder.recompute = self.decoder.recompute = recompute
+
+    def _build_appearance(self, parts: Parts, widths: Sequence[int], gain_factor: int) -> None:
+        """Build z_mod: strided stages from the trunk, the head of the style vector, and the gain field."""
+        self.appearance = nn.Sequential(
+            *(nn.Sequential(parts.conv(a, b, stride=2), parts.residual(b, b)) for a, b in pairwise(widths))
+        )
+        self.modality_head = parts.conv(widths[-1], self.modality_channels, 1)
+        self.gain = GainField(parts, widths[-1], gain_factor) if gain_factor else None
 
     def encode(self, image: Image, modality: ModalityIds) -> Encoded:
         """See :class:`Tokenizer`; ``aux`` holds ``anatomy`` (before quantisation) and ``anatomy_q``."""
@@ -216,9 +217,16 @@ class NeuroQuant(Tokenizer):
 
     def bits(self, shape: Sequence[int]) -> float:
         """See :class:`Tokenizer`; private codes are counted, because the own reconstruction uses them."""
-        books = [self.quantizer.num_codes] + ([self.private.num_codes] if self.private is not None else [])
-        per_cell = sum(math.ceil(math.log2(size)) for size in books)
+        return self._bits(shape, [b for b in (self.quantizer, self.private) if b is not None])
+
+    def bits_used(self, encoded: Encoded) -> Tensor:
+        """See :class:`Tokenizer`; private codes are counted where they are there."""
+        books = [self.quantizer] + ([self.private] if self.private is not None and "private" in encoded.codes else [])
+        return torch.full((len(encoded.latent),), self._bits(encoded.shape, books), dtype=torch.float64)
+
+    def _bits(self, shape: Sequence[int], books: Sequence[EMAQuantizer]) -> float:
         latent = self.latent_shape(shape)
+        per_cell = sum(math.ceil(math.log2(book.num_codes)) for book in books)
         floats = (self.modality_channels if self.film is not None else 0) + (
             0 if self.gain is None else math.prod(self.gain.cells(latent))
         )
@@ -229,21 +237,8 @@ class NeuroQuant(Tokenizer):
         if self.film is None:
             return None, None
         looks = self.appearance(trunk)
-        style = self._pool(self.modality_head(looks), image)
+        style = pooled(self.modality_head(looks), image, self.foreground_above)
         if self.gain is None:
             return style, None
-        return style, self.gain(looks, self._foreground(image, looks.shape[2:]), self.latent_shape(image.shape[2:]))
-
-    def _pool(self, z_mod: Tensor, image: Image) -> Style:
-        """Return GAP(z_mod), over the foreground where asked, in single precision."""
-        z_mod = z_mod.float()
-        if self.foreground_above is None:
-            return z_mod.mean(dim=(2, 3, 4))
-        weight = self._foreground(image, z_mod.shape[2:])
-        return (z_mod * weight).sum(dim=(2, 3, 4)) / weight.sum(dim=(2, 3, 4)).clamp(min=1e-3)
-
-    def _foreground(self, image: Image, size: Sequence[int]) -> Tensor:
-        """Return the share of foreground in each cell of a coarser grid, ``(b, 1, x, y, z)``."""
-        x, y, z = size
-        level = -1.0 if self.foreground_above is None else self.foreground_above
-        return F.adaptive_avg_pool3d((image[:, :1] > level).float(), (x, y, z))
+        share = foreground_share(image, looks.shape[2:], self.foreground_above)
+        return style, self.gain(looks, share, self.latent_shape(image.shape[2:]))

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from neurotome.nn.attention import MultiAxisAttention
 from neurotome.nn.modulation import FiLM, Modulation, modulate
 from neurotome.nn.nd import Conv, Triple, depth_to_space, space_to_depth, upsample
-from neurotome.nn.residual import ResidualBlock, normalisation, run_stage
-from neurotome.types import Image, ModalityIds
+from neurotome.nn.residual import ResidualBlock, activated, normalisation, run_stage
+from neurotome.types import Image, ModalityIds, Style
 
 
 @dataclass(frozen=True)
@@ -107,22 +108,35 @@ class Encoder(nn.Module):
         )
         self.mid = parts.middle(channels[-1], mid_blocks)
         self.norm = normalisation(channels[-1], parts.norm_groups)
-        self.act = nn.SiLU()
         if told:
             self.film = FiLM(embedding_channels, film_hidden, [c for c in channels for _ in range(num_res_blocks)], 1)
             self.embedding = nn.Embedding(told, embedding_channels)
 
     def forward(self, image: Image, modality: ModalityIds) -> Tensor:
         """Map ``(b, c, x, y, z)`` to ``(b, c', x/f, y/f, z/f)``."""
-        h = self.conv_in(space_to_depth(image, self.stem))
-        films: list[Modulation] = []
-        if self.told:
-            h = h.unflatten(1, (self.told, -1))[torch.arange(len(h), device=h.device), modality]
-            films = self.film(self.embedding(modality))
+        h = self._enter(space_to_depth(image, self.stem), modality)
+        films: list[Modulation] = self.film(self.embedding(modality)) if self.told else []
         for i, stage in enumerate(self.stages):
             of_stage = films[i * self.num_res_blocks : (i + 1) * self.num_res_blocks]
             h = run_stage(stage, self.recompute, h, of_stage)
-        return self.act(self.norm(self.mid(h)))
+        return activated(self.norm(self.mid(h)))
+
+    def _enter(self, x: Tensor, modality: ModalityIds) -> Tensor:
+        """Return what the stem of every image's contrast makes of it."""
+        if not self.told:
+            return self.conv_in(x)
+        if torch.is_grad_enabled():
+            h = self.conv_in(x).unflatten(1, (self.told, -1))
+            return h[torch.arange(len(h), device=h.device), modality]
+        # only the stems that are asked for, each for all images: no image's bits depend on the contrasts beside it
+        parts: dict[int, Tensor] = {}
+        for one in sorted(set(modality.tolist())):
+            own = {name: p.chunk(self.told)[one] for name, p in self.conv_in.named_parameters()}
+            parts[one] = functional_call(self.conv_in, own, (x,))
+        h, *others = parts.values()
+        for one, other in zip(list(parts)[1:], others, strict=True):
+            h = torch.where((modality == one)[:, None, None, None, None], other, h)
+        return h
 
 
 class Decoder(nn.Module):
@@ -163,6 +177,10 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor, films: Sequence[Modulation], shape: Sequence[int]) -> Tensor:
         """Map ``(b, d, x/f, y/f, z/f)`` to an image of spatial ``shape``."""
+        return depth_to_space(self.conv_out(self.features(latent, films, shape)), self.stem, shape)
+
+    def features(self, latent: Tensor, films: Sequence[Modulation], shape: Sequence[int]) -> Tensor:
+        """Return what the last convolution reads, ``(b, c, x/s, y/s, z/s)`` with s the stem's factor."""
         h, sizes = self.mid(self.conv_in(latent)), self._sizes(shape)
         if self.film_sites == "stage":
             h = modulate(h, films[0])
@@ -172,7 +190,7 @@ class Decoder(nn.Module):
             n = len(films) // len(self.stages)
             for i, (stage, size) in enumerate(zip(self.stages, sizes, strict=True)):
                 h = run_stage(stage, self.recompute, h, films[i * n : (i + 1) * n], size)
-        return depth_to_space(self.conv_out(self.act(self.norm(h))), self.stem, shape)
+        return self.act(self.norm(h))
 
     def _sizes(self, shape: Sequence[int]) -> list[Triple]:
         """Return the resolution of each stage, coarse to fine; an axis of length 1 stays so."""
@@ -216,3 +234,21 @@ class GainField(nn.Module):
         mean = F.adaptive_avg_pool3d(self.head(looks).float() * weight, cells) / brain.clamp(min=1e-3)
         g = self.limit * torch.tanh(mean)
         return g - (g * brain).sum((2, 3, 4), keepdim=True) / brain.sum((2, 3, 4), keepdim=True).clamp(min=1e-3)
+
+
+def foreground_share(image: Image, size: Sequence[int], above: float | None) -> Tensor:
+    """Return the share of voxels brighter than ``above`` in each cell of a coarser grid, ``(b, 1, x, y, z)``.
+
+    Without a level it is the share brighter than the darkest value there is, -1.
+    """
+    x, y, z = size
+    return F.adaptive_avg_pool3d((image[:, :1] > (-1.0 if above is None else above)).float(), (x, y, z))
+
+
+def pooled(z: Tensor, image: Image, above: float | None) -> Style:
+    """Return GAP(z), ``(b, c)``, in single precision; over the foreground where a level is given."""
+    z = z.float()
+    if above is None:
+        return z.mean(dim=(2, 3, 4))
+    weight = foreground_share(image, z.shape[2:], above)
+    return (z * weight).sum(dim=(2, 3, 4)) / weight.sum(dim=(2, 3, 4)).clamp(min=1e-3)

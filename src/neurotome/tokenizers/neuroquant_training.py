@@ -10,7 +10,7 @@ dialects; :class:`Alignment` adds the fourth. Departures from the paper are mark
 ``docs/explanation/neuroquant.md``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,18 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neurotome.losses.reconstruction import ReconstructionLoss
-from neurotome.metrics.codebook import perplexity, utilisation
-from neurotome.metrics.reconstruction import psnr
 from neurotome.nn.adversary import reversal_ramp
-from neurotome.nn.nd import channels_last
-from neurotome.tokenizers.alignment import Alignment, balance, calibrate, code_logits, distance
+from neurotome.tokenizers.aligned_training import AlignedTraining, Views, take
+from neurotome.tokenizers.alignment import Alignment
 from neurotome.tokenizers.base import Encoded
 from neurotome.tokenizers.neuroquant import NeuroQuant
-from neurotome.training.base import Method
 from neurotome.training.optim import OptimizerConfig
 from neurotome.types import Batch, Image
-
-BALANCED_CELLS = 200_000
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class Ramp:
         return self.weight * min(1.0, (step - self.start + 1) / max(self.length, 1))
 
 
-class NeuroQuantTraining(Method):
+class NeuroQuantTraining(AlignedTraining):
     """The objective above, for any number of contrasts, missing views, volumes and slices.
 
     Args:
@@ -83,6 +78,8 @@ class NeuroQuantTraining(Method):
         ValueError: The alignment's canonical contrast is unknown, or a probability is out of range.
     """
 
+    tokenizer: NeuroQuant
+
     def __init__(
         self,
         tokenizer: NeuroQuant,
@@ -96,21 +93,12 @@ class NeuroQuantTraining(Method):
         alignment: Alignment | None = None,
         private_drop: float = 0.5,
     ) -> None:
-        super().__init__(optimizer)
+        super().__init__(tokenizer, optimizer, reconstruction, alignment)
         if not (0 <= (swap_prob or 0) <= 1 and 0 <= private_drop <= 1):
             raise ValueError(f"swap_prob is {swap_prob}, private_drop {private_drop}; give probabilities in [0, 1]")
-        self.tokenizer = tokenizer
-        channels_last(tokenizer)
-        self.reconstruction = reconstruction or ReconstructionLoss()
         self.commitment_weight, self.swap_prob, self.slice_weight = commitment_weight, swap_prob, slice_weight
         self.cross, self.adversary = cross or Ramp(0.5, 2000, 2000), adversary or Ramp(0.001, 5000)
-        self.alignment, self.private_drop = alignment, private_drop
-        self.canonical = tokenizer.modality_id(alignment.canonical) if alignment else -1
-        self._codes_seen: list[Tensor] = []
-
-    def averaged_modules(self) -> dict[str, torch.nn.Module]:
-        """Return the network; its codebook is a buffer and therefore copied, not averaged."""
-        return {"tokenizer": self.tokenizer}
+        self.private_drop = private_drop
 
     def edge_parameters(self) -> Sequence[str]:
         """Return what Muon leaves to AdamW: stem, output, embeddings."""
@@ -136,11 +124,11 @@ class NeuroQuantTraining(Method):
             loss = loss + self._adversarial(encoded, modality, terms)
             # distances to codes want single precision, and every number of cells would be a new kernel in bfloat16
             with torch.autocast(image.device.type, enabled=False):
-                loss = loss + self._aligned(batch, encoded, modality, views, terms)
+                loss = loss + self.aligned(batch, encoded, modality, views, terms)
         return {**terms, "loss": self.slice_weight * loss if flat else loss}
 
     def _published(
-        self, image: Image, modality: Tensor, encoded: Encoded, views: "Views", flat: bool
+        self, image: Image, modality: Tensor, encoded: Encoded, views: Views, flat: bool
     ) -> dict[str, Tensor]:
         """Own reconstruction of every view, and the swapped one of every view that has a partner (eq. 12-14)."""
         own = self.tokenizer.decode(self._hide_private(encoded, hidden=None), modality)
@@ -156,17 +144,10 @@ class NeuroQuantTraining(Method):
             terms["loss"] = terms["loss"] + weight * terms["cross"]
         return terms
 
-    def _decoded_once(self, image: Image, modality: Tensor, encoded: Encoded, views: "Views") -> dict[str, Tensor]:
+    def _decoded_once(self, image: Image, modality: Tensor, encoded: Encoded, views: Views) -> dict[str, Tensor]:
         # differs from the paper: one decoding per view, own or foreign, because on a CPU the decoder is most of a step
-        own = torch.arange(len(image), device=image.device)
-        if self.alignment and torch.rand(()) < self.alignment.one_way_prob:
-            source = views.canonical(modality, self.canonical)
-        else:
-            coin = torch.rand(views.num_sessions, device=image.device) < (self.swap_prob or 0)
-            source = torch.where(coin[views.session], views.partner(), own)
-        foreign = source != own
-        mixed = take(encoded, source)
-        mixed = self._hide_private(mixed, hidden=foreign)
+        source = self.drawn(modality, views, self.swap_prob or 0)
+        mixed = self._hide_private(take(encoded, source), hidden=source != views.index)
         return self.reconstruction(self.tokenizer.decode(replace(mixed, style=encoded.style), modality), image)
 
     def _hide_private(self, encoded: Encoded, hidden: Tensor | None) -> Encoded:
@@ -189,138 +170,3 @@ class NeuroQuantTraining(Method):
         terms["adversary"] = F.cross_entropy(logits, modality)
         terms["adversary_accuracy"] = (logits.argmax(1) == modality).float().mean()
         return weight * terms["adversary"]
-
-    def _aligned(
-        self, batch: Batch, encoded: Encoded, modality: Tensor, views: "Views", terms: dict[str, Tensor]
-    ) -> Tensor | float:
-        """Return the alignment of every other contrast with the canonical one of its session."""
-        align = self.alignment
-        if align is None:
-            return 0.0
-        pairs = torch.nonzero((leader := views.canonical(modality, self.canonical)) != views.index).flatten()
-        cells = self._foreground(batch, encoded)[pairs]  # (p, x, y, z)
-        if not cells.any():
-            return 0.0
-        z = encoded.aux["anatomy"].movedim(1, -1)  # (n, x, y, z, d)
-        follower, lead = z[pairs][cells], z[leader[pairs]][cells].detach()
-        strength = min(1.0, self.progress / align.ramp_fraction) if align.ramp_fraction else 1.0
-        terms["align_distance"] = distance(follower, lead)
-        loss = strength * align.distance_weight * terms["align_distance"]
-        if not self.tokenizer.quantizer.started:
-            return loss
-        codes = encoded.codes["anatomy"][leader[pairs]][cells]
-        book, price = self.tokenizer.quantizer.codebook, self.tokenizer.price
-        tau = align.temperature * (lead - book[codes]).square().sum(1).mean()
-        kinds = modality[pairs][:, None, None, None].expand_as(cells)[cells]
-        logits = code_logits(follower, book, price[kinds], tau)
-        taken = logits.detach().argmax(1)
-        terms["align_index"] = F.cross_entropy(logits, codes)
-        terms["align_agreement"] = (taken == codes).float().mean()
-        for kind in torch.unique(kinds).tolist() if align.calibration_rate else ():
-            of_kind = kinds == kind
-            calibrate(
-                price[kind], self.tokenizer.seen[kind], taken[of_kind], codes[of_kind], align.calibration_rate, tau
-            )
-        return loss + strength * align.index_weight * terms["align_index"]
-
-    @torch.no_grad()
-    def finish(self, batches: Iterable[Batch]) -> None:
-        """Set the prices exactly on the training subjects, at most ``BALANCED_CELLS`` cells per contrast."""
-        if self.alignment is None or not self.alignment.calibration_rate:
-            return
-        self.tokenizer.eval()
-        pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for batch in batches:
-            image, modality = batch.flat()
-            encoded, views = self.tokenizer.encode(image, modality), Views.of(batch)
-            leader, cells = views.canonical(modality, self.canonical), self._foreground(batch, encoded)
-            z = encoded.aux["anatomy"].movedim(1, -1)  # (n, x, y, z, d)
-            for i in torch.nonzero(leader != views.index).flatten().tolist():
-                both = z[i][cells[i]], z[leader[i]][cells[i]]
-                pairs.setdefault(int(modality[i]), []).append(both)
-        for kind, found in pairs.items():
-            follower, lead = (torch.cat(side) for side in zip(*found, strict=True))
-            step = -(-len(follower) // BALANCED_CELLS)
-            balance(self.tokenizer.price[kind], self.tokenizer.quantizer.codebook, follower[::step], lead[::step])
-
-    def _foreground(self, batch: Batch, encoded: Encoded) -> Tensor:
-        """Return which latent cells of each present view are at least half brain, ``(n, x, y, z)``."""
-        if batch.mask is None:
-            brain = (batch.image[:, :, :1] > self.reconstruction.foreground_above).any(dim=1)
-        else:
-            brain = batch.mask
-        x, y, z = encoded.latent.shape[2:]
-        cells = F.adaptive_avg_pool3d(brain.float(), (x, y, z))[:, 0] >= 0.5  # (b, x, y, z)
-        return cells[:, None].expand(-1, batch.present.shape[1], -1, -1, -1)[batch.present]
-
-    def validate(self, batch: Batch) -> Mapping[str, float | Tensor]:
-        """Return PSNR per contrast, own and, where two contrasts are there, translated with the session's own style."""
-        image, modality = batch.flat()
-        encoded = self.tokenizer.encode(image, modality)
-        views = Views.of(batch)
-        mask = None if batch.mask is None else batch.mask[views.session]
-        self._codes_seen.append(encoded.codes["anatomy"].flatten())
-        own = psnr(self.tokenizer.decode(encoded, modality), image, mask=mask)
-        foreign = replace(take(self.tokenizer.shared(encoded), views.partner()), style=encoded.style)
-        painted = psnr(self.tokenizer.decode(foreign, modality), image, mask=mask)
-        found: dict[str, float | Tensor] = {}
-        for i, name in enumerate(self.tokenizer.modalities):
-            if (chosen := modality == i).any():
-                found[f"psnr/{name}"] = own[chosen].mean()
-                found[f"psnr_swapped/{name}"] = painted[chosen].mean()
-        return found
-
-    def finish_validation(self) -> Mapping[str, float | Tensor]:
-        """Return the use of the codebook over the whole validation split."""
-        counts = torch.bincount(torch.cat(self._codes_seen), minlength=self.tokenizer.quantizer.num_codes)
-        self._codes_seen = []
-        return {"codebook/utilisation": utilisation(counts), "codebook/perplexity": perplexity(counts)}
-
-
-@dataclass(frozen=True)
-class Views:
-    """Which flat views of a batch belong to one session.
-
-    Args:
-        session: Session of each present view, ``(n,)``.
-        num_sessions: Sessions in the batch.
-    """
-
-    session: Tensor
-    num_sessions: int
-
-    @classmethod
-    def of(cls, batch: Batch) -> "Views":
-        """Read the present views of a batch in the order of :meth:`Batch.flat`."""
-        b, v = batch.present.shape
-        owner = torch.arange(b, device=batch.present.device)[:, None].expand(b, v)
-        return cls(owner[batch.present], b)
-
-    @property
-    def index(self) -> Tensor:
-        """Return each view's own place, ``(n,)``."""
-        return torch.arange(len(self.session), device=self.session.device)
-
-    def partner(self) -> Tensor:
-        """Return the place of the next view of the same session, cyclically; a lone view is its own partner."""
-        same = self.session[:, None] == self.session[None]  # (n, n), a handful of views
-        n = len(self.session)
-        ahead = (self.index[None] - self.index[:, None] - 1) % n
-        return torch.where(same, ahead, n).argmin(dim=1)
-
-    def canonical(self, modality: Tensor, canonical: int) -> Tensor:
-        """Return the place of the session's canonical view; a session without one keeps each view's own place."""
-        leads = (self.session[:, None] == self.session[None]) & (modality == canonical)[None]
-        return torch.where(leads.any(dim=1), leads.float().argmax(dim=1), self.index)
-
-
-def take(encoded: Encoded, index: Tensor) -> Encoded:
-    """Return the code of the images at ``index``."""
-    return replace(
-        encoded,
-        latent=encoded.latent[index],
-        codes={name: codes[index] for name, codes in encoded.codes.items()},
-        style=None if encoded.style is None else encoded.style[index],
-        gain=None if encoded.gain is None else encoded.gain[index],
-        aux={name: value[index] for name, value in encoded.aux.items()},
-    )

@@ -1,0 +1,7 @@
+"""What is done with scans downstream; the public names are the registry of configs and model folders."""
+
+from neurotome.tasks.base import Segmenter
+from neurotome.tasks.seg_resnet import SegResNet
+from neurotome.tasks.segmentation_training import SegmentationTraining
+
+__all__ = ["SegResNet", "SegmentationTraining", "Segmenter"]

@@ -1,0 +1,150 @@
+"""Anatome: air, detail, bits, and how its base is trained."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from neurotome.tokenizers import Anatome, AnatomeTraining
+from neurotome.tokenizers.aligned_training import take
+from neurotome.tokenizers.alignment import Alignment
+from neurotome.types import Batch
+
+SMALL = {
+    "channels": 8, "anatomy_channels": 4, "num_codes": 16, "detail_channels": 3, "detail_width": 4, "style_channels": 4,
+    "style_stages": (8,), "embedding_channels": 4, "film_hidden": 8, "start_after": 0,
+}  # fmt: skip
+IDS = torch.tensor([0, 1])
+
+
+def scans() -> torch.Tensor:
+    """Two contrasts of a brain that fills a corner of the box: 5 of 8 voxels along each axis."""
+    x = torch.full((2, 1, 8, 8, 8), -1.0)
+    x[:, :, :5, :5, :5] = torch.rand(1, 1, 5, 5, 5).mul(1.5).sub(0.9).expand(2, 1, 5, 5, 5)
+    x[1] = torch.where(x[1] > -0.95, 0.6 - x[1], x[1])
+    return x
+
+
+@pytest.fixture
+def tokenizer():
+    torch.manual_seed(0)
+    return Anatome(**SMALL).eval()
+
+
+def test_only_cells_with_tissue_are_coded_and_the_rest_is_painted_as_air(tokenizer):
+    encoded = tokenizer.encode(scans(), IDS)
+    tissue = torch.zeros(2, 4, 4, 4, dtype=torch.bool)
+    tissue[:, :3, :3, :3] = True
+    assert torch.equal(encoded.codes["tissue"].bool(), tissue)
+    assert torch.equal((encoded.latent != 0).any(dim=1), tissue)
+    assert bool((encoded.latent[:, tokenizer.anatomy_channels :] != 0).all(dim=1).eq(tissue).all())
+    for image in (tokenizer.decode(encoded, IDS), tokenizer.decode(tokenizer.shared(encoded), IDS)):
+        air = ~tissue[:, None].repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+        assert bool((image[air] == -1).all())
+
+
+def test_bits_are_counted_by_hand(tokenizer):
+    encoded = tokenizer.encode(scans(), IDS)
+    per_cell, style = math.log2(16) + 3 * math.log2(4), 16 * 4
+    assert tokenizer.bits_used(encoded).tolist() == [64 + 27 * per_cell + style] * 2
+    assert tokenizer.bits_used(tokenizer.shared(encoded)).tolist() == [64 + 27 * 4 + style] * 2
+    assert tokenizer.bits((8, 8, 8)) == 64 + 64 * per_cell + style
+    full = tokenizer.encode(torch.rand(2, 1, 8, 8, 8), IDS)
+    assert tokenizer.bits_used(full).tolist() == [tokenizer.bits((8, 8, 8))] * 2
+
+
+def test_without_detail_the_image_is_the_base(tokenizer):
+    encoded = tokenizer.encode(scans(), IDS)
+    base, refined = tokenizer.decode_both(encoded, IDS)
+    assert not torch.allclose(base, refined)
+    assert torch.equal(tokenizer.decode(tokenizer.shared(encoded), IDS), base)
+    assert "detail" not in tokenizer.shared(encoded).codes
+    assert "detail" in encoded.codes
+
+
+def test_a_stored_latent_decodes_to_the_same_image_as_its_codes(tokenizer):
+    encoded = tokenizer.encode(scans(), IDS)
+    anatomy = tokenizer.quantizer.lookup(encoded.codes["anatomy"])
+    detail = tokenizer.detail_quantizer.lookup([encoded.codes["detail"]])
+    latent = torch.cat([anatomy, detail], dim=1) * encoded.codes["tissue"][:, None]
+    assert torch.allclose(latent, encoded.latent, atol=1e-6)
+
+
+def test_an_odd_number_of_levels_is_refused():
+    with pytest.raises(ValueError, match="even number"):
+        Anatome(**SMALL | {"detail_levels": 3})
+
+
+def batch() -> Batch:
+    x = torch.stack([scans(), scans().flip(2)])
+    mask = (x[:, 0] > -0.95).any(dim=1, keepdim=True)
+    return Batch(
+        x, IDS.expand(2, 2), torch.ones(2, 2, dtype=torch.bool), ("a", "b"), ("", ""),
+        torch.zeros(2, dtype=torch.long), mask,
+    )  # fmt: skip
+
+
+def training(**changes) -> AnatomeTraining:
+    torch.manual_seed(0)
+    alignment = Alignment(one_way_prob=changes.pop("one_way_prob", 0.0))
+    return AnatomeTraining(Anatome(**SMALL), alignment=alignment, **changes).train()
+
+
+def test_the_base_is_trained_on_foreign_anatomy_and_the_refined_image_on_the_own_detail(monkeypatch):
+    method = training(swap_prob=1.0)
+    seen = []
+    decode = Anatome.decode_both
+    monkeypatch.setattr(Anatome, "decode_both", lambda self, e, m: seen.append(e) or decode(self, e, m))
+    torch.manual_seed(1)
+    method.loss(batch())
+    torch.manual_seed(1)
+    encoded = method.tokenizer.encode(*batch().flat())
+    n = method.tokenizer.anatomy_channels
+    swapped = take(encoded, torch.tensor([1, 0, 3, 2]))
+    assert torch.allclose(seen[0].latent[:, :n], swapped.latent[:, :n], atol=1e-5)
+    assert torch.allclose(seen[0].latent[:, n:], encoded.latent[:, n:], atol=1e-5)
+
+
+def test_the_base_loss_reaches_no_weight_of_the_detail():
+    method = training(base_weight=1.0)
+    terms = method.loss(batch())
+    weights = dict(method.tokenizer.named_parameters())
+    detail = [name for name in weights if name.startswith(("detail_", "refine_"))]
+    gradients = torch.autograd.grad(terms["base"], [weights[n] for n in detail], retain_graph=True, allow_unused=True)
+    assert detail
+    assert all(g is None or not g.any() for g in gradients)
+    reached = torch.autograd.grad(terms["loss"], [weights[n] for n in detail], allow_unused=True)
+    assert all(g is not None and bool(g.abs().sum() > 0) for g in reached)
+
+
+def test_the_canonical_contrast_leads_every_view_in_a_one_way_step():
+    method = training(one_way_prob=1.0)
+    source = method.drawn(torch.tensor([0, 1, 0, 1]), views(), 0.0)
+    assert source.tolist() == [0, 0, 2, 2]
+
+
+def views():
+    from neurotome.tokenizers.aligned_training import Views
+
+    return Views.of(batch())
+
+
+def test_values_out_of_range_are_refused():
+    with pytest.raises(ValueError, match=r"swap_prob is 1\.5"):
+        training(swap_prob=1.5)
+
+
+def test_air_alone_has_no_code_and_is_painted_as_air(tokenizer):
+    x = torch.full((2, 1, 8, 8, 8), -1.0)
+    encoded = tokenizer.encode(x, IDS)
+    assert not encoded.codes["tissue"].any()
+    assert torch.equal(tokenizer.decode(encoded, IDS), x)
+    assert tokenizer.bits_used(encoded).tolist() == [64 + 64] * 2
+
+
+def test_a_slice_goes_through_the_network_of_a_volume(tokenizer):
+    x = scans()[..., 2:3]
+    encoded = tokenizer.encode(x, IDS)
+    assert encoded.codes["tissue"].shape == (2, 4, 4, 1)
+    assert tokenizer.decode(replace(encoded), IDS).shape == x.shape
