@@ -231,7 +231,6 @@ def test_other_tokenizers(store):
     told = evaluate(ToyScans(network), store)
     assert told["codebook"]["utilisation"] is None
     assert told["codebook"]["perplexity"] > 5
-    assert told["bits"]["translated_per_voxel"] is None
 
 
 def test_one_contrast_alone(store):

@@ -119,6 +119,12 @@ class BlockTokenizer(Tokenizer):
         per_cell = math.ceil(math.log2(self.num_codes)) + self.private
         return math.prod(self.latent_shape(shape)) * per_cell + 16
 
+    def bits_used(self, encoded: Encoded) -> torch.Tensor:
+        """See the base class; a code without its private part takes a bit less per cell."""
+        per_cell = math.ceil(math.log2(self.num_codes)) + ("private" in encoded.codes)
+        bits = math.prod(self.latent_shape(encoded.shape)) * per_cell + 16.0
+        return torch.full((len(encoded.latent),), bits, dtype=torch.float64)
+
     def _turned(self, x, modality):
         background = x <= -0.9
         sign = torch.where((modality == 1) & torch.tensor(self.aligned), -1.0, 1.0).view(-1, 1, 1, 1, 1)

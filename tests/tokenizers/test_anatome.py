@@ -115,7 +115,9 @@ def test_the_base_loss_reaches_no_weight_of_the_detail():
     assert detail
     assert all(g is None or not g.any() for g in gradients)
     reached = torch.autograd.grad(terms["loss"], [weights[n] for n in detail], allow_unused=True)
-    assert all(g is not None and bool(g.abs().sum() > 0) for g in reached)
+    silent = [name for name, g in zip(detail, reached, strict=True) if g is None or not g.any()]
+    # the last convolution of a residual block starts at zero, so nothing reaches the one before it yet
+    assert [name for name in silent if "conv1" not in name] == []
 
 
 def test_the_canonical_contrast_leads_every_view_in_a_one_way_step():

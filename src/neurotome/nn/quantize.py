@@ -193,9 +193,10 @@ class EMAQuantizer(nn.Module):
             else:
                 counts = [math.prod(rows.shape[1:4])] * len(z) if where is None else where.flatten(1).sum(1).tolist()
                 flat = self._nearest(vectors.detach(), offset, counts)
+                quantised = F.embedding(flat, self.codebook)
                 if self.training:
                     self._update(vectors.detach(), flat)
-                straight, commitment = straight_through(vectors, F.embedding(flat, self.codebook))
+                straight, commitment = straight_through(vectors, quantised)
             if where is None:
                 return Quantised(straight.view_as(rows).movedim(-1, 1), flat.view(rows.shape[:-1]), commitment)
             found = torch.zeros_like(rows).masked_scatter(where[..., None], straight)
