@@ -82,7 +82,7 @@ def test_overlaps_equal_those_by_hand(metrics) -> None:
 
 def test_translations_and_the_trilinear_baseline_are_judged_too(metrics) -> None:
     assert set(metrics["structures"]) == {"T1w", "T2w", "T1w->T2w", "T2w->T1w"}
-    assert set(metrics["structures"]["T1w->T2w"]) == {"dice", "truth_dice"}
+    assert set(metrics["structures"]["T1w->T2w"]) == {"dice", "truth_dice", "volume_error"}
     baselines = metrics["reconstruction"]["T1w"]["baselines"]
     assert (
         0
@@ -107,7 +107,7 @@ def test_label_maps_are_cut_and_flipped_as_the_images_are(store) -> None:
 
 def test_without_label_maps_there_is_no_truth_and_no_ceiling(tmp_path) -> None:
     metrics = evaluate(ToyScans(BlockTokenizer()), toy_store(tmp_path / "store"), segmenter=Threshold())
-    assert set(metrics["structures"]["T1w"]) == {"dice"}
+    assert set(metrics["structures"]["T1w"]) == {"dice", "volume_error"}
     assert "structure_dice_truth" not in metrics["reconstruction"]["T1w"]
 
 

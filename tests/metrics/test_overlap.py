@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurotome.metrics.overlap import mean_dice, structure_dice
+from neurotome.metrics.overlap import mean_dice, structure_dice, volume_difference
 
 
 @given(seed=st.integers(0, 999), k=st.integers(1, 4))
@@ -31,6 +31,16 @@ def test_same_other_and_absent() -> None:
     assert overlap[0, 2].isnan()
     assert mean_dice(overlap).tolist() == [1]
     assert mean_dice(structure_dice(0 * a, 0 * a, 2)).isnan().all()
+
+
+def test_volumes_count_voxels_wherever_they_lie() -> None:
+    a = torch.tensor([1, 1, 1, 2, 0, 0]).view(1, 6, 1, 1)
+    b = torch.tensor([0, 1, 1, 2, 2, 0]).view(1, 6, 1, 1)
+    found = volume_difference(a, b, 3)
+    assert found[0, :2].tolist() == [0.5, -0.5]
+    assert found[0, 2].isnan()
+    with pytest.raises(ValueError, match="one grid"):
+        volume_difference(a, b[:, :1], 2)
 
 
 def test_what_does_not_fit_is_named() -> None:

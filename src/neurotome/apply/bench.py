@@ -201,6 +201,7 @@ SUBJECT_MEASURES = {
     "ms_ssim": ("reconstruction", "ms_ssim"),
     "structure_dice": ("reconstruction", "structure_dice"),
     "structure_dice_truth": ("reconstruction", "structure_dice_truth"),
+    "structure_volume_error": ("reconstruction", "structure_volume_error"),
     "high_frequency_ratio": ("reconstruction", "high_frequency_ratio"),
     "translation_psnr_db": ("translation", "psnr_db"),
 }

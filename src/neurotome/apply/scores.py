@@ -38,7 +38,7 @@ from neurotome.metrics.reconstruction import (
 from neurotome.metrics.statistics import paired_interval
 from neurotome.types import Image, Mask
 
-FORMAT_VERSION = 2  # raised whenever a number of metrics.json is added or made otherwise
+FORMAT_VERSION = 3  # raised whenever a number of metrics.json is added or made otherwise
 DATA_RANGE = 2.0
 WINDOW = 7
 PSNR_CEILING_DB = 120.0  # what equal images get; single precision on [-1, 1] ends near 140 dB
@@ -66,7 +66,8 @@ PROTOCOL = {
     "balanced accuracy for classes and for numbers with two values, R2 for other numbers",
     "structure_dice": "overlap of a segmenter's labels in the brain, mean over structures; structure_dice: of the "
     "output with those of the true image; structure_dice_truth: of the output with the store's label map; ceiling: of "
-    "the true image with the label map",
+    "the true image with the label map; structure_volume_error: difference of a structure's volumes in the output and "
+    "in the true image over the latter, without sign, mean over structures",
     "self_agreement": "share of codes that survive noise of noise_sd on [-1, 1] inside the brain",
     "trilinear": "blocks of latent_factor voxels averaged, trilinear up, background from the mask",
     "lookup": "mean target per source intensity, 256 bins, fitted inside the brain on the training split at full rate; "
@@ -125,7 +126,8 @@ class Findings:
         train: Codes of the training scans.
         test: Codes of the scans under test.
         books: Counts per code map, over the box and inside the brain.
-        overlaps: ``{"T1w" or "T1w->T2w": {"dice", "truth_dice" or "ceiling": {structure: [(subject, value)]}}}``.
+        overlaps: ``{"T1w" or "T1w->T2w": {"dice", "truth_dice", "volume_error" or "ceiling": {structure:
+            [(subject, value)]}}}``.
         seconds: Seconds per volume, "encode" and "decode".
         bits: Of every image, "own" and "translated".
         panels: Images of a few subjects by tensor name.
@@ -149,7 +151,7 @@ class Findings:
             row.setdefault(name, []).append((subject, value))
 
     def overlap(self, task: str, measure: str, subject: str, values: Mapping[str, float]) -> None:
-        """Note the Dice of each structure of one image; a structure that is not there is left out."""
+        """Note a measure of each structure of one image; a structure that is not there is left out."""
         row = self.overlaps.setdefault(task, {}).setdefault(measure, {})
         for name, value in values.items():
             if math.isfinite(value):
@@ -220,7 +222,7 @@ def task_tree(scores: Mapping[str, Mapping[str, Mapping[str, list[tuple[str, flo
 def structure_tree(
     overlaps: Mapping[str, Mapping[str, Mapping[str, list[tuple[str, float]]]]], seed: int
 ) -> dict[str, Any]:
-    """Return ``{task: {"dice" | "truth_dice" | "ceiling": {structure or "mean": interval over subjects}}}``."""
+    """Return ``{task: {measure: {structure or "mean": interval over subjects}}}``."""
     return {
         task: {
             measure: {name: interval_entry(per_subject(values), seed) for name, values in row.items()}

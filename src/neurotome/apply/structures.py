@@ -3,6 +3,7 @@ r"""Structures of an image beside those of the true scan: what a segmenter still
     structure_dice          Dice(S(output), S(scan))         what the tokenizer changed
     structure_dice_truth    Dice(S(output), labels)          where the store holds label maps
     ceiling                 Dice(S(scan), labels)            what S itself can do: the most the line above can reach
+    structure_volume_error  |V(S(output)) / V(S(scan)) - 1|  what a study of volumes would see of it
 
 S is the segmenter, an image and the name of its contrast in, labels out. All within the brain mask; an image's number
 is the mean over the structures that it or the other has.
@@ -18,7 +19,7 @@ from torch import Tensor
 from neurotome.apply.scores import Findings
 from neurotome.data.store import Store
 from neurotome.errors import InputError
-from neurotome.metrics.overlap import mean_dice, structure_dice
+from neurotome.metrics.overlap import mean_dice, structure_dice, volume_difference
 from neurotome.types import Image, Mask
 
 # methods whose images are segmented, the model itself first; a segmentation costs as much as all else of an image
@@ -87,10 +88,13 @@ class StructureScores:
         labels = self._inside(self.reader(output, target))
         against = {"dice": self.scans[target]} | ({} if self.truth is None else {"truth_dice": self.truth})
         overlaps = {measure: self._dice(labels, other) for measure, other in against.items()}
+        overlaps["volume_error"] = volume_difference(labels, self.scans[target], len(self.reader.structures)).abs()
         if found is not None:
             for measure, overlap in overlaps.items():
                 found.overlap(task, measure, subject, self._named(overlap))
-        names = {"dice": "structure_dice", "truth_dice": "structure_dice_truth"}
+        names = {
+            "dice": "structure_dice", "truth_dice": "structure_dice_truth", "volume_error": "structure_volume_error",
+        }  # fmt: skip
         return {names[measure]: float(mean_dice(overlap)[0]) for measure, overlap in overlaps.items()}
 
     def _dice(self, a: Tensor, b: Tensor) -> Float[Tensor, "1 k"]:

@@ -17,7 +17,8 @@ Key = str | tuple[str, str]
 MEASURES = (
     ("PSNR {} (dB)", "psnr_db", 2), ("SSIM {}", "ssim", 3), ("MS-SSIM {}", "ms_ssim", 3),
     ("detail kept {}", "high_frequency_ratio", 2), ("structure Dice {}", "structure_dice", 3),
-    ("Dice with label map {}", "structure_dice_truth", 3), ("{} (dB)", "translation_psnr_db", 2),
+    ("Dice with label map {}", "structure_dice_truth", 3), ("volume error {}", "structure_volume_error", 3),
+    ("{} (dB)", "translation_psnr_db", 2),
 )  # fmt: skip
 FRONT: tuple[tuple[str, Key, int], ...] = (
     ("tokenizer", "name", 0), ("parameters", "parameters", 0), ("bits per voxel", "bits_per_voxel", 3),

@@ -38,6 +38,7 @@ MEASURES = {
     "ms_ssim": ("MS-SSIM, brain", 3, ""),
     "structure_dice": ("Structures kept", 3, "Dice with the scan's"),
     "structure_dice_truth": ("Structures, true", 3, "Dice with the label map"),
+    "structure_volume_error": ("Volumes off by", 3, "share of the scan's, without sign"),
     "high_frequency_ratio": ("Fine detail kept", 2, "ratio"),
     "psnr_db_whole": ("PSNR, whole box", 1, "dB"),
     "ssim_whole": ("SSIM, whole box", 3, ""),
