@@ -69,3 +69,36 @@ def test_wrong_calls_are_named(tmp_path: Path, bench: str, toy_store: Path, caps
         assert main([*words, *flags]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_seconds_become_steps_by_the_cheapest_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import argparse
+
+    from neurotome.apply.bench import BenchPlan, BenchRun
+    from neurotome.cli import bench
+    from neurotome.errors import NeurotomeError
+
+    # what other jobs add to the three short and the three long trainings; "c" cannot be trained
+    extra = {"a": ([9, 0, 5], [0, 4, 7]), "b": ([0, 0, 0], [3, 3, 0])}
+    per_step = {"a": 0.1, "b": 0.5}
+    order = []
+
+    def train(args, one, seed, store, folder, steps) -> float:
+        if one.name == "c":
+            raise NeurotomeError("no memory")
+        assert not folder.exists()
+        folder.mkdir(parents=True)
+        if steps == bench.WARM_STEPS:
+            order.append(one.name)
+        return 7.0 + steps * per_step[one.name] + extra[one.name][steps > bench.WARM_STEPS][order.count(one.name) - 1]
+
+    monkeypatch.setattr(bench, "_train", train)
+    runs = tuple(BenchRun(name, "x") for name in "abc")
+    args = argparse.Namespace(quiet=True)
+    plan = BenchPlan(runs, (0,), seconds=60.0)
+    steps, problems = bench._steps(args, plan, runs, tmp_path, tmp_path)
+    assert ({name: round(n, -1) for name, n in steps.items()}, problems) == ({"a": 600, "b": 120}, {"c": "no memory"})
+    assert order == ["a", "b"] * 3
+    again, _ = bench._steps(args, plan, runs[:2], tmp_path, tmp_path)
+    assert (again, len(order)) == (steps, 6)
+    assert bench._steps(args, BenchPlan(runs, (0,), steps=5), runs, tmp_path, tmp_path) == (dict.fromkeys("abc", 5), {})

@@ -8,8 +8,10 @@ evaluated with the same flags is not evaluated again.
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +22,8 @@ from neurotome.errors import InputError, Interrupted, NeurotomeError, UsageError
 if TYPE_CHECKING:
     from neurotome.apply.bench import BenchPlan, BenchRun, Cell
 
-# steps of the two short trainings whose difference gives the seconds of a step
-WARM_STEPS, TIMED_STEPS = 8, 40
+# steps of the two short trainings whose difference gives the seconds of a step, and how often each run has its turn
+WARM_STEPS, TIMED_STEPS, TURNS = 110, 80, 3
 DEFAULT_BENCH = "tokenizers"
 
 
@@ -77,9 +79,11 @@ def run(args: argparse.Namespace) -> int:
     _claim(out, plan, args)
     failed: list[str] = []
     wanted = [one for one in plan.runs if not args.only or one.name in args.only]
+    open_runs = [one for one in wanted if any(read_cell(_folder(out, one, s), one, s) is None for s in plan.seeds)]
+    steps, problems = _steps(args, plan, open_runs, store, out)
     for seed in plan.seeds:  # a bench that is stopped has every run, of fewer seeds
         for one in wanted:
-            problem = _cell(args, plan, one, seed, store, out, request)
+            problem = problems.get(one.name) or _cell(args, one, seed, store, out, request, steps.get(one.name, 0))
             failed += [f"{one.name}, seed {seed}: {problem}"] if problem else []
     cells: dict[str, list[Cell]] = {}
     others = 0
@@ -170,12 +174,12 @@ def _folder(out: Path, one: "BenchRun", seed: int) -> Path:
 
 def _cell(
     args: argparse.Namespace,
-    plan: "BenchPlan",
     one: "BenchRun",
     seed: int,
     store: Path,
     out: Path,
     request: dict[str, Any],
+    steps: int,
 ) -> str:
     """Train one cell and evaluate it, each unless it is done; return why it failed, or nothing."""
     from neurotome.apply.bench import read_cell
@@ -187,7 +191,6 @@ def _cell(
         return ""
     try:
         if cell is None:
-            steps = plan.steps if plan.steps is not None else _steps(args, plan, one, store, out)
             say(args, f"{one.name}, seed {seed}: {steps} steps …")
             _train(args, one, seed, store, folder, steps)
             made = {"config": one.config, "overrides": dict(one.overrides), "parameters": _parameters(folder / "model")}
@@ -220,20 +223,46 @@ def _train(args: argparse.Namespace, one: "BenchRun", seed: int, store: Path, fo
     return _neurotome([*words, *overrides, *fixed])
 
 
-def _steps(args: argparse.Namespace, plan: "BenchPlan", one: "BenchRun", store: Path, out: Path) -> int:
-    """Return how many steps fit into the budget; measured once per run and kept."""
+def _steps(
+    args: argparse.Namespace, plan: "BenchPlan", runs: Sequence["BenchRun"], store: Path, out: Path
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the steps of each run that fit into the budget, and why a run could not be measured.
+
+    Measured once and kept: the cheapest long training less the cheapest short one, because another job beside one of
+    them makes it dearer, never cheaper; runs take turns. What is timed comes after the shipped codebooks' start.
+    """
+    if plan.steps is not None:
+        return {one.name: plan.steps for one in runs}, {}
     file = out / "budget.json"
     known = _read(file) if file.exists() else {}
-    if one.name not in known:
-        say(args, f"{one.name}: measuring the seconds of a step …")
-        seconds = []
-        for steps in (WARM_STEPS, WARM_STEPS + TIMED_STEPS):
-            folder = out / "budget" / f"{one.name}-{steps}"
-            seconds.append(_train(args, one, 0, store, folder, steps))
-        per_step = max((seconds[1] - seconds[0]) / TIMED_STEPS, 1e-6)
-        known[one.name] = {"cpu_seconds_per_step": per_step, "steps": max(1, int((plan.seconds or 0) / per_step))}
+    seconds: dict[str, list[list[float]]] = {one.name: [] for one in runs if one.name not in known}
+    problems: dict[str, str] = {}
+    for turn in range(TURNS):
+        for one in runs:
+            if one.name in known or one.name in problems:
+                continue
+            say(args, f"{one.name}: measuring the seconds of a step ({turn + 1} of {TURNS}) …")
+            try:
+                lengths = (WARM_STEPS, WARM_STEPS + TIMED_STEPS)
+                seconds[one.name].append([_timed(args, one, store, out / "budget", n) for n in lengths])
+            except Interrupted:
+                raise
+            except NeurotomeError as error:
+                problems[one.name] = str(error)
+    for name in seconds.keys() - problems.keys():
+        short, long = (min(turns) for turns in zip(*seconds[name], strict=True))
+        per_step = max((long - short) / TIMED_STEPS, 1e-6)
+        steps = max(1, int((plan.seconds or 0) / per_step))
+        known[name] = {"cpu_seconds_per_step": per_step, "turns": seconds[name], "steps": steps}
         _write(file, json.dumps(known, indent=1))
-    return int(known[one.name]["steps"])
+    return {one.name: int(known[one.name]["steps"]) for one in runs if one.name in known}, problems
+
+
+def _timed(args: argparse.Namespace, one: "BenchRun", store: Path, folder: Path, steps: int) -> float:
+    """Return the CPU seconds of a short training."""
+    run = folder / f"{one.name}-{steps}"
+    shutil.rmtree(run, ignore_errors=True)  # what an interrupted measurement left would be continued, and cost less
+    return _train(args, one, 0, store, run, steps)
 
 
 def _neurotome(words: list[str]) -> float:
