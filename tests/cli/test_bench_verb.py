@@ -71,34 +71,26 @@ def test_wrong_calls_are_named(tmp_path: Path, bench: str, toy_store: Path, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_seconds_become_steps_by_the_cheapest_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_become_steps_once(tmp_path: Path, toy_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import argparse
 
     from neurotome.apply.bench import BenchPlan, BenchRun
     from neurotome.cli import bench
-    from neurotome.errors import NeurotomeError
+    from neurotome.training import pace
 
-    # what other jobs add to the three short and the three long trainings; "c" cannot be trained
-    extra = {"a": ([9, 0, 5], [0, 4, 7]), "b": ([0, 0, 0], [3, 3, 0])}
-    per_step = {"a": 0.1, "b": 0.5}
-    order = []
+    measured = []
 
-    def train(args, one, seed, store, folder, steps) -> float:
-        if one.name == "c":
-            raise NeurotomeError("no memory")
-        assert not folder.exists()
-        folder.mkdir(parents=True)
-        if steps == bench.WARM_STEPS:
-            order.append(one.name)
-        return 7.0 + steps * per_step[one.name] + extra[one.name][steps > bench.WARM_STEPS][order.count(one.name) - 1]
+    def paces(runners, *lengths) -> dict[str, list[float]]:
+        measured.append((sorted(runners), lengths))
+        return {name: [0.1, 0.1, 7.0] for name in runners}
 
-    monkeypatch.setattr(bench, "_train", train)
-    runs = tuple(BenchRun(name, "x") for name in "abc")
-    args = argparse.Namespace(quiet=True)
+    monkeypatch.setattr(pace, "paces", paces)
+    runs = (BenchRun("a", "neurotome-unknown"), BenchRun("b", "neuroquant-demo", {"data.crop": "8"}))
+    args = argparse.Namespace(quiet=True, device="cpu", threads=1, precision=None)
     plan = BenchPlan(runs, (0,), seconds=60.0)
-    steps, problems = bench._steps(args, plan, runs, tmp_path, tmp_path)
-    assert ({name: round(n, -1) for name, n in steps.items()}, problems) == ({"a": 600, "b": 120}, {"c": "no memory"})
-    assert order == ["a", "b"] * 3
-    again, _ = bench._steps(args, plan, runs[:2], tmp_path, tmp_path)
-    assert (again, len(order)) == (steps, 6)
-    assert bench._steps(args, BenchPlan(runs, (0,), steps=5), runs, tmp_path, tmp_path) == (dict.fromkeys("abc", 5), {})
+    steps, problems = bench._steps(args, plan, runs, toy_store, tmp_path)
+    assert steps == {"b": 600}
+    assert "neurotome-unknown" in problems["a"]
+    again, _ = bench._steps(args, plan, runs[1:], toy_store, tmp_path)
+    assert (again, len(measured)) == (steps, 1)
+    assert bench._steps(args, BenchPlan(runs, (0,), steps=5), runs, toy_store, tmp_path) == ({"a": 5, "b": 5}, {})

@@ -195,7 +195,7 @@ def card(network: Tokenizer, store: Store, facts: Mapping[str, Any], *, styled: 
         "",
         f"- Skull-stripped scans at {preparation.describe()}.",
         f"- Subjects: {counts}. The training subjects are listed in config.json as salted hashes.",
-        f"- Bits per voxel: {network.bits_per_voxel(preparation.shape):.3f}; {size} stored numbers.",
+        f"- Bits per voxel: at most {network.bits_per_voxel(preparation.shape):.3f}; {size} stored numbers.",
         f"- {other if styled else alone}",
         *(f"- {key}: {value}" for key, value in facts.items()),
         "",

@@ -8,7 +8,6 @@ evaluated with the same flags is not evaluated again.
 import argparse
 import json
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,9 +20,10 @@ from neurotome.errors import InputError, Interrupted, NeurotomeError, UsageError
 
 if TYPE_CHECKING:
     from neurotome.apply.bench import BenchPlan, BenchRun, Cell
+    from neurotome.training.pace import Runner
 
-# steps of the two short trainings whose difference gives the seconds of a step, and how often each run has its turn
-WARM_STEPS, TIMED_STEPS, TURNS = 110, 80, 3
+# how the seconds of a step are measured: steps before the first round, rounds, steps of each run in a round
+WARM_STEPS, ROUNDS, ROUND_STEPS = 110, 8, 10
 DEFAULT_BENCH = "tokenizers"
 
 
@@ -228,41 +228,56 @@ def _steps(
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Return the steps of each run that fit into the budget, and why a run could not be measured.
 
-    Measured once and kept: the cheapest long training less the cheapest short one, because another job beside one of
-    them makes it dearer, never cheaper; runs take turns. What is timed comes after the shipped codebooks' start.
+    Measured once and kept; all that are new in turn (:mod:`neurotome.training.pace`), after codebooks have started.
     """
+    from neurotome.training.pace import pace, paces
+    from neurotome.training.run import num_threads
+
     if plan.steps is not None:
         return {one.name: plan.steps for one in runs}, {}
     file = out / "budget.json"
     known = _read(file) if file.exists() else {}
-    seconds: dict[str, list[list[float]]] = {one.name: [] for one in runs if one.name not in known}
     problems: dict[str, str] = {}
-    for turn in range(TURNS):
-        for one in runs:
-            if one.name in known or one.name in problems:
-                continue
-            say(args, f"{one.name}: measuring the seconds of a step ({turn + 1} of {TURNS}) …")
+    runners = {}
+    for one in runs:
+        if one.name not in known:
             try:
-                lengths = (WARM_STEPS, WARM_STEPS + TIMED_STEPS)
-                seconds[one.name].append([_timed(args, one, store, out / "budget", n) for n in lengths])
-            except Interrupted:
-                raise
+                runners[one.name] = _runner(args, one, store)
             except NeurotomeError as error:
                 problems[one.name] = str(error)
-    for name in seconds.keys() - problems.keys():
-        short, long = (min(turns) for turns in zip(*seconds[name], strict=True))
-        per_step = max((long - short) / TIMED_STEPS, 1e-6)
-        steps = max(1, int((plan.seconds or 0) / per_step))
-        known[name] = {"cpu_seconds_per_step": per_step, "turns": seconds[name], "steps": steps}
+    if runners:
+        say(args, f"measuring the seconds of a step of {', '.join(runners)} …")
+        with num_threads(args.threads):
+            found = paces(runners, WARM_STEPS, ROUNDS, ROUND_STEPS)
+        for name, seconds in found.items():
+            steps = max(1, int((plan.seconds or 0) / pace(seconds)))
+            known[name] = {"seconds_per_step": pace(seconds), "rounds": seconds, "steps": steps}
         _write(file, json.dumps(known, indent=1))
     return {one.name: int(known[one.name]["steps"]) for one in runs if one.name in known}, problems
 
 
-def _timed(args: argparse.Namespace, one: "BenchRun", store: Path, folder: Path, steps: int) -> float:
-    """Return the CPU seconds of a short training."""
-    run = folder / f"{one.name}-{steps}"
-    shutil.rmtree(run, ignore_errors=True)  # what an interrupted measurement left would be continued, and cost less
-    return _train(args, one, 0, store, run, steps)
+def _runner(args: argparse.Namespace, one: "BenchRun", store: Path) -> "Runner":
+    """Return the method and the batches of a run."""
+    import torch
+
+    from neurotome.cli.apply import chosen_device
+    from neurotome.cli.config import load_config
+    from neurotome.cli.experiment import check_experiment
+    from neurotome.cli.train import batches, precision_name
+    from neurotome.data.store import Store
+    from neurotome.training.pace import Runner
+
+    opened = Store.open(store)
+    precision = [("trainer.precision", precision_name(args.precision))] if args.precision else []
+    experiment = check_experiment(
+        load_config(one.config, [*one.overrides.items(), *precision]), tuple(opened.modalities)
+    )
+    method = experiment.build_method()
+    settings = experiment.trainer.build()
+    steps = WARM_STEPS + ROUNDS * ROUND_STEPS
+    return Runner(
+        method, batches(experiment, method, opened, steps), settings.precision, torch.device(chosen_device(args.device))
+    )
 
 
 def _neurotome(words: list[str]) -> float:

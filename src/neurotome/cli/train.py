@@ -14,6 +14,7 @@ from neurotome.errors import UsageError, printable
 if TYPE_CHECKING:
     from neurotome.cli.experiment import Experiment
     from neurotome.data.datamodule import VolumeModule
+    from neurotome.data.dataset import TrainingBatches
     from neurotome.data.store import Store
     from neurotome.training.run import FitResult
 
@@ -78,7 +79,7 @@ def train(args: argparse.Namespace, out: Path) -> int:
     from neurotome.data.store import Store
 
     overrides = [*args.overrides, *([("seed", str(args.seed))] if args.seed is not None else [])]
-    overrides += [("trainer.precision", _precision(args.precision))] if args.precision is not None else []
+    overrides += [("trainer.precision", precision_name(args.precision))] if args.precision is not None else []
     config = load_config(args.config, overrides)
     from neurotome.cli.experiment import check_experiment  # after the config has been read: a typing error answers fast
 
@@ -168,29 +169,36 @@ def _fit(
 
 
 def _data(experiment: "Experiment", method: Any, store: "Store", max_steps: int, workers: int) -> "VolumeModule":
-    """Return the batches, after a look at whether store, plan and network fit each other.
+    """Return the data of a training, after a look at whether store, plan and network fit each other."""
+    from neurotome.data.datamodule import VolumeModule
+
+    modalities = batches(experiment, method, store, max_steps).modalities
+    return VolumeModule(store, experiment.data.build(), max_steps, experiment.seed, workers, modalities=modalities)
+
+
+def batches(experiment: "Experiment", method: Any, store: "Store", max_steps: int) -> "TrainingBatches":
+    """Return the batches of a training by step.
 
     Raises:
         UsageError: An empty training split, a crop larger than the grid, a grid or a range the network cannot take.
     """
-    from neurotome.data.datamodule import VolumeModule
     from neurotome.data.dataset import TrainingBatches
 
-    plan, modalities = experiment.data.build(), getattr(_network(method), "modalities", None)
     bare = [e.name for e in (*store.split("train"), *store.split("val")) if "labels" not in e.sources]
     if bare and getattr(method, "needs_labels", False):
         raise UsageError(
             f"the config trains on label maps, and {len(bare)} sessions of the store have none ({bare[0]}); prepare a "
             "dataset that has them: derivatives/truth/sub-*/anat/*_dseg.nii.gz, or the column label of a manifest"
         )
+    modalities = getattr(_network(method), "modalities", None)
     try:
-        TrainingBatches(store, plan, max_steps, experiment.seed, modalities=modalities)
+        found = TrainingBatches(store, experiment.data.build(), max_steps, experiment.seed, modalities=modalities)
         if hasattr(method, "tokenizer"):
             method.tokenizer.latent_shape(store.preparation.shape)
             method.tokenizer.check_window(store.preparation.window)
     except ValueError as error:
         raise UsageError(f"the store does not fit the config: {error}") from error
-    return VolumeModule(store, plan, max_steps, experiment.seed, workers, modalities=modalities)
+    return found
 
 
 def _export(
@@ -240,7 +248,8 @@ def _dry_run(args: argparse.Namespace, experiment: "Experiment", method: Any, st
     return 0
 
 
-def _precision(flag: str) -> str:
+def precision_name(flag: str) -> str:
+    """Return the trainer's name of a precision."""
     return {"fp32": "32-true", "bf16": "bf16-mixed"}[flag]
 
 

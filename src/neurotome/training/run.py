@@ -183,7 +183,8 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(number: int | None) -> Iterator[None]:
+def num_threads(number: int | None) -> Iterator[None]:
+    """Give torch a number of threads for a while; None leaves it its own."""
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)
@@ -219,7 +220,7 @@ def fit(
     folder = RunFolder(Path(run_dir))
     text = config_text if config_text is not None else yaml.safe_dump({"trainer": asdict(config)}, sort_keys=False)
     method.step, method.max_steps, method.log_every_steps = 0, config.max_steps, config.log_every_steps
-    with _alone(folder.root), StopFlag() as stop, _threads(config.threads), _hushed():
+    with _alone(folder.root), StopFlag() as stop, num_threads(config.threads), _hushed():
         folder.claim(text)
         checkpoints = CheckpointFolder(folder.root / "checkpoints", config.keep)
         checkpoints.sweep()

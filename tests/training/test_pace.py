@@ -1,0 +1,53 @@
+"""The seconds of a step: every method has its turns, and takes the steps that training takes."""
+
+import torch
+from torch import nn
+
+from neurotome.training import pace
+from neurotome.training.base import Method
+from neurotome.training.optim import OptimizerConfig
+from neurotome.types import Batch
+
+
+class Line(Method):
+    """Learns y = 2 from one weight, and notes when it was its turn."""
+
+    def __init__(self, name: str, turns: list[str]) -> None:
+        super().__init__(OptimizerConfig(name="adamw", lr=0.1))
+        self.weight, self.name, self.turns = nn.Parameter(torch.zeros(1)), name, turns
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """See the base class."""
+        self.turns.append(self.name)
+        return {"loss": (self.weight - 2).square().sum()}
+
+
+class Nothing(torch.utils.data.Dataset):
+    """Batches nobody looks at, by step."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __getitem__(self, step: int) -> Batch:
+        self.asked.append(step)
+        empty = torch.zeros(1, 1, dtype=torch.long)
+        return Batch(torch.zeros(1, 1, 1, 2, 2, 2), empty, empty.bool(), ("a",), ("",), torch.zeros(1).long())
+
+
+def test_methods_take_turns_and_learn(monkeypatch) -> None:
+    turns: list[str] = []
+    clock = iter(range(1000))
+    monkeypatch.setattr(pace.time, "process_time", lambda: float(next(clock)))
+    data = {name: Nothing() for name in "ab"}
+    methods = {name: Line(name, turns) for name in "ab"}
+    runners = {n: pace.Runner(methods[n], data[n], "32-true", torch.device("cpu")) for n in "ab"}
+    found = pace.paces(runners, warm_steps=3, rounds=2, round_steps=4)
+    assert "".join(turns) == "aaabbb" + "aaaabbbb" * 2
+    assert data["a"].asked == data["b"].asked == list(range(11))
+    assert found == {"a": [0.25, 0.25], "b": [0.25, 0.25]}
+    assert methods["a"].step == 11
+    assert 0.5 < methods["a"].weight.item() <= 2.5
+
+
+def test_the_pace_is_the_median_round() -> None:
+    assert pace.pace([0.1, 9.0, 0.2]) == 0.2
