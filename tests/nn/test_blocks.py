@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from neurotome.nn.adversary import ModalityAdversary, reversal_ramp, reverse_gradient
-from neurotome.nn.attention import AxisAttention, MultiAxisAttention
+from neurotome.nn.attention import AxisAttention, MultiAxisAttention, attend
 from neurotome.nn.modulation import FiLM, modulate
 from neurotome.nn.residual import ResidualBlock
 
@@ -116,3 +116,14 @@ def test_adversary_learns_while_the_encoder_is_pushed_away():
     with torch.no_grad():
         worse = torch.nn.functional.cross_entropy(adversary(z - 1e-2 * z.grad / z.grad.norm(), 1.0), target)
     assert worse > loss  # descending the reversed gradient makes the contrast harder to read
+
+
+def test_attention_on_a_cpu_is_in_single_precision_whatever_comes_in():
+    query, key, value = (torch.randn(2, 3, 8, 4).bfloat16() for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(query, key, value)
+    scores = query.double() @ key.double().transpose(-1, -2) / 2
+    expected = scores.softmax(-1) @ value.double()
+    assert found.dtype == torch.bfloat16
+    # rounded once, at the end; torch's kernel in bfloat16 rounds the weights too
+    assert torch.equal(found, expected.float().bfloat16())

@@ -8,6 +8,7 @@ The cost is O(XYZ (X + Y + Z)) in place of O((XYZ)^2), and the memory O(XYZ), be
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
@@ -19,6 +20,17 @@ from neurotome.nn.residual import normalisation
 def along_lines(f: Callable[[Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
     """Return ``f(x)`` for an ``f`` that takes every line of voxels along an axis by itself."""
     return f(x)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return softmax(Q K^T / sqrt(d_k)) V, scores never stored; on a CPU always in single precision.
+
+    Torch's CPU kernel is slower in bfloat16 than in single precision, several times so for many short lines.
+    """
+    if query.device.type != "cpu" or query.dtype == torch.float32:
+        return F.scaled_dot_product_attention(query, key, value)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(query.float(), key.float(), value.float()).to(query.dtype)
 
 
 class AxisAttention(nn.Module):
@@ -54,7 +66,7 @@ class AxisAttention(nn.Module):
         b, p, q, length, c = lines.shape
         qkv = self.qkv(lines).view(b * p * q, length, 3, self.num_heads, c // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (b p q, heads, length, d_k)
-        y = F.scaled_dot_product_attention(query, key, value)
+        y = attend(query, key, value)
         y = self.out(y.transpose(1, 2).reshape(b, p, q, length, c))
         return y.movedim(-2, 1 + self.axis).movedim(-1, 1)
 
@@ -99,5 +111,5 @@ class FullAttention(nn.Module):
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (b, n, c)
         b, n, c = tokens.shape
         query, key, value = self.qkv(tokens).view(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(b, n, c)
+        y = attend(query, key, value).transpose(1, 2).reshape(b, n, c)
         return x + self.out(y).transpose(1, 2).view_as(x)
