@@ -80,9 +80,9 @@ def test_seconds_become_steps_once(tmp_path: Path, toy_store: Path, monkeypatch:
 
     measured = []
 
-    def paces(runners, *lengths) -> dict[str, list[float]]:
+    def paces(runners, *lengths):
         measured.append((sorted(runners), lengths))
-        return {name: [0.1, 0.1, 7.0] for name in runners}
+        return {name: [0.05, 0.15] for name in runners}, {}
 
     monkeypatch.setattr(pace, "paces", paces)
     runs = (BenchRun("a", "neurotome-unknown"), BenchRun("b", "neuroquant-demo", {"data.crop": "8"}))
@@ -93,4 +93,7 @@ def test_seconds_become_steps_once(tmp_path: Path, toy_store: Path, monkeypatch:
     assert "neurotome-unknown" in problems["a"]
     again, _ = bench._steps(args, plan, runs[1:], toy_store, tmp_path)
     assert (again, len(measured)) == (steps, 1)
+    other = (BenchRun("b", "neuroquant-demo", {"data.crop": "4"}),)
+    bench._steps(args, plan, other, toy_store, tmp_path)
+    assert len(measured) == 2
     assert bench._steps(args, BenchPlan(runs, (0,), steps=5), runs, toy_store, tmp_path) == ({"a": 5, "b": 5}, {})

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from neurotome.tokenizers import Anatome, AnatomeTraining
-from neurotome.tokenizers.aligned_training import take
-from neurotome.tokenizers.alignment import Alignment
+from neurotome.tokenizers.aligned_training import Views, take
+from neurotome.tokenizers.alignment import Alignment, distance
+from neurotome.tokenizers.base import Encoded
 from neurotome.types import Batch
 
 SMALL = {
@@ -63,12 +64,45 @@ def test_without_detail_the_image_is_the_base(tokenizer):
     assert "detail" in encoded.codes
 
 
-def test_a_stored_latent_decodes_to_the_same_image_as_its_codes(tokenizer):
+def test_the_codes_give_the_latent_and_the_latent_the_image(tokenizer):
     encoded = tokenizer.encode(scans(), IDS)
     anatomy = tokenizer.quantizer.lookup(encoded.codes["anatomy"])
     detail = tokenizer.detail_quantizer.lookup([encoded.codes["detail"]])
     latent = torch.cat([anatomy, detail], dim=1) * encoded.codes["tissue"][:, None]
     assert torch.allclose(latent, encoded.latent, atol=1e-6)
+    bare = Encoded(latent, {}, encoded.style, {}, encoded.shape)
+    assert torch.allclose(tokenizer.decode(bare, IDS), tokenizer.decode(encoded, IDS), atol=1e-5)
+
+
+def test_where_the_source_holds_air_a_translation_is_air_and_training_sees_it_so(tokenizer):
+    x = scans()
+    x[0, :, :2, :2, :2] = -1.0  # dark in the first contrast alone
+    encoded = tokenizer.train().encode(x, IDS)
+    n = tokenizer.anatomy_channels
+    mixed = torch.cat([encoded.latent[[0, 0], :n], encoded.latent[:, n:]], dim=1)
+    for image in tokenizer.decode_both(replace(encoded, latent=mixed), IDS):
+        assert bool((image[:, :, :2, :2, :2] == -1).all())
+
+
+def test_cells_without_a_code_are_neither_pulled_nor_counted():
+    method = training()
+    one = batch()
+    one.image[:, 0, :, :2, :2, :2] = -1.0  # the canonical contrast is air there, inside the brain mask
+    encoded = method.tokenizer.encode(*one.flat())
+    foreground = method._foreground(one, encoded)
+    assert not foreground[0, 0, 0, 0]
+    assert foreground[1, 0, 0, 0]
+    encoded.aux["anatomy"].retain_grad()
+    method.step = method.max_steps
+    method.aligned(one, encoded, one.flat()[1], Views.of(one), {}).backward()
+    z = encoded.aux["anatomy"].grad
+    assert not z[1, :, 0, 0, 0].any()
+    assert z[1].any()
+
+
+def test_one_foreground_cell_gives_a_finite_distance():
+    assert float(distance(torch.ones(1, 4), torch.zeros(1, 4))) > 0
+    assert torch.isfinite(distance(torch.ones(1, 4), torch.zeros(1, 4)))
 
 
 def test_an_odd_number_of_levels_is_refused():
@@ -122,14 +156,8 @@ def test_the_base_loss_reaches_no_weight_of_the_detail():
 
 def test_the_canonical_contrast_leads_every_view_in_a_one_way_step():
     method = training(one_way_prob=1.0)
-    source = method.drawn(torch.tensor([0, 1, 0, 1]), views(), 0.0)
+    source = method.drawn(torch.tensor([0, 1, 0, 1]), Views.of(batch()), 0.0)
     assert source.tolist() == [0, 0, 2, 2]
-
-
-def views():
-    from neurotome.tokenizers.aligned_training import Views
-
-    return Views.of(batch())
 
 
 def test_values_out_of_range_are_refused():
@@ -149,4 +177,4 @@ def test_a_slice_goes_through_the_network_of_a_volume(tokenizer):
     x = scans()[..., 2:3]
     encoded = tokenizer.encode(x, IDS)
     assert encoded.codes["tissue"].shape == (2, 4, 4, 1)
-    assert tokenizer.decode(replace(encoded), IDS).shape == x.shape
+    assert tokenizer.decode(encoded, IDS).shape == x.shape

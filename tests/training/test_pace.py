@@ -41,13 +41,37 @@ def test_methods_take_turns_and_learn(monkeypatch) -> None:
     data = {name: Nothing() for name in "ab"}
     methods = {name: Line(name, turns) for name in "ab"}
     runners = {n: pace.Runner(methods[n], data[n], "32-true", torch.device("cpu")) for n in "ab"}
-    found = pace.paces(runners, warm_steps=3, rounds=2, round_steps=4)
+    found, failed = pace.paces(runners, warm_steps=3, rounds=2, round_steps=4)
     assert "".join(turns) == "aaabbb" + "aaaabbbb" * 2
-    assert data["a"].asked == data["b"].asked == list(range(11))
+    assert data["a"].asked == data["b"].asked == pace.spread(11)
+    assert failed == {}
     assert found == {"a": [0.25, 0.25], "b": [0.25, 0.25]}
     assert methods["a"].step == 11
     assert 0.5 < methods["a"].weight.item() <= 2.5
 
 
-def test_the_pace_is_the_median_round() -> None:
-    assert pace.pace([0.1, 9.0, 0.2]) == 0.2
+def test_dear_steps_count_by_their_share() -> None:
+    """The last tenth of a schedule costs ten times as much: on average a step costs 1.9."""
+    for steps in (190, 200, 97):
+        order = pace.spread(steps)
+        assert sorted(order) == list(range(steps))
+        cost = [10 if step >= 0.9 * steps else 1 for step in order]
+        for start in range(0, steps - 80, 10):
+            assert abs(sum(cost[start : start + 80]) / 80 - 1.9) < 0.25
+    assert pace.pace([1.0, 3.0]) == 2.0
+    assert pace.spread(1) == [0]
+
+
+def test_a_method_that_fails_costs_itself_alone() -> None:
+    class Broken(Line):
+        def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+            if self.step == 4:
+                raise RuntimeError("no memory")
+            return super().loss(batch)
+
+    cpu = torch.device("cpu")
+    runners = {"a": pace.Runner(Broken("a", []), Nothing(), "32-true", cpu)}
+    runners["b"] = pace.Runner(Line("b", []), Nothing(), "32-true", cpu)
+    found, failed = pace.paces(runners, warm_steps=2, rounds=2, round_steps=2)
+    assert list(found) == ["b"]
+    assert failed == {"a": "no memory"}

@@ -158,12 +158,17 @@ class Findings:
                 row.setdefault(name, []).append((subject, value))
 
     def count(self, codes: Mapping[str, Tensor], sizes: Mapping[str, int | None], mask: Mask) -> None:
-        """Count the codes of one session; a book of unknown size is as large as the largest code seen."""
+        """Count the codes of one session; a book of unknown size is as large as the largest code seen.
+
+        Where a map "tissue" says which cells are coded, the others are not counted.
+        """
+        tissue = codes.get("tissue")
         for name, found in codes.items():
             book = self.books.setdefault(name, {k: torch.zeros(0, dtype=torch.long) for k in ("box", "brain")})
             size = sizes[name] or max(len(book["box"]), int(found.max()) + 1)
             inside = codebook.brain_cells(mask, found.shape[1:]).expand_as(found)
-            for place, where in (("box", None), ("brain", inside)):
+            coded = None if tissue is None or name == "tissue" else tissue.bool()
+            for place, where in (("box", coded), ("brain", inside if coded is None else inside & coded)):
                 counts = codebook.code_counts(found, size, where).cpu()
                 counts[: len(book[place])] += book[place]
                 book[place] = counts

@@ -1,13 +1,12 @@
 """``neurotome bench``: tokenizers side by side, each trained on one budget and evaluated on one held-out split.
 
 Every cell is the commands a user would type, in processes of their own: one that fails or is killed costs that cell,
-and peak memory is that of one training. The same command continues: what is trained is not trained again, and what was
-evaluated with the same flags is not evaluated again.
+and peak memory is that of one training; only the seconds of a step are measured in this process. The same command
+continues: what is trained is not trained again, and what was evaluated with the same flags is not evaluated again.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -214,13 +213,13 @@ def _evaluate(args: argparse.Namespace, store: Path, folder: Path) -> None:
     _neurotome([*words, *_compute(args), "--quiet"])
 
 
-def _train(args: argparse.Namespace, one: "BenchRun", seed: int, store: Path, folder: Path, steps: int) -> float:
-    """Train a run into ``folder`` and return the CPU seconds it took."""
+def _train(args: argparse.Namespace, one: "BenchRun", seed: int, store: Path, folder: Path, steps: int) -> None:
+    """Train a run into ``folder``."""
     overrides = [word for key, value in one.overrides.items() for word in (f"--{key}", value)]
     words = ["train", one.config, str(store), "--out", str(folder), "--seed", str(seed), "--quiet", *_compute(args)]
     # the last step is validated anyway; validating on the way would be paid by some configs only
     fixed = ["--trainer.max_steps", str(steps), "--trainer.val_every_steps", str(steps)]
-    return _neurotome([*words, *overrides, *fixed])
+    _neurotome([*words, *overrides, *fixed])
 
 
 def _steps(
@@ -240,7 +239,7 @@ def _steps(
     problems: dict[str, str] = {}
     runners = {}
     for one in runs:
-        if one.name not in known:
+        if any(known.get(one.name, {}).get(key) != value for key, value in _settings(args, one).items()):
             try:
                 runners[one.name] = _runner(args, one, store)
             except NeurotomeError as error:
@@ -248,12 +247,21 @@ def _steps(
     if runners:
         say(args, f"measuring the seconds of a step of {', '.join(runners)} …")
         with num_threads(args.threads):
-            found = paces(runners, WARM_STEPS, ROUNDS, ROUND_STEPS)
-        for name, seconds in found.items():
-            steps = max(1, int((plan.seconds or 0) / pace(seconds)))
-            known[name] = {"seconds_per_step": pace(seconds), "rounds": seconds, "steps": steps}
+            found, failed = paces(runners, WARM_STEPS, ROUNDS, ROUND_STEPS)
+        problems |= failed
+        for one in runs:
+            if (seconds := found.get(one.name)) is not None:
+                steps = max(1, int((plan.seconds or 0) / pace(seconds)))
+                measured = {"seconds_per_step": pace(seconds), "rounds": seconds, "steps": steps}
+                known[one.name] = {**_settings(args, one), **measured}
         _write(file, json.dumps(known, indent=1))
-    return {one.name: int(known[one.name]["steps"]) for one in runs if one.name in known}, problems
+    measured_runs = [one for one in runs if one.name in known and one.name not in problems]
+    return {one.name: int(known[one.name]["steps"]) for one in measured_runs}, problems
+
+
+def _settings(args: argparse.Namespace, one: "BenchRun") -> dict[str, str]:
+    """Return what a pace depends on, as text."""
+    return {"config": one.config, "overrides": json.dumps(dict(one.overrides)), "compute": " ".join(_compute(args))}
 
 
 def _runner(args: argparse.Namespace, one: "BenchRun", store: Path) -> "Runner":
@@ -280,22 +288,19 @@ def _runner(args: argparse.Namespace, one: "BenchRun", store: Path) -> "Runner":
     )
 
 
-def _neurotome(words: list[str]) -> float:
-    """Run a command of ours in a process of its own and return its CPU seconds.
+def _neurotome(words: list[str]) -> None:
+    """Run a command of ours in a process of its own.
 
     Raises:
         Interrupted: It was stopped by a signal of the user.
         NeurotomeError: It failed; the message is its own.
     """
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-m", "neurotome", *words], capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode == Interrupted.exit_code:
         raise Interrupted("interrupted; run the same command again to continue")
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("neurotome: ")]
         raise NeurotomeError(said[-1].removeprefix("neurotome: ") if said else f"it ended with code {done.returncode}")
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _compute(args: argparse.Namespace) -> list[str]:

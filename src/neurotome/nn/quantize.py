@@ -40,12 +40,12 @@ class _Straight(torch.autograd.Function):
             part = vectors[start : start + rows]
             error = torch.sub(part, quantised[start : start + rows], out=buffer[: len(part)]).flatten()
             total += error.dot(error)
-        return quantised.view_as(quantised), total / vectors.numel()
+        return quantised.view_as(quantised), total / max(vectors.numel(), 1)
 
     @staticmethod
     def backward(ctx: Any, straight: Tensor, commitment: Tensor) -> tuple[Tensor, None]:
         vectors, quantised = ctx.saved_tensors
-        return torch.sub(vectors, quantised).mul_(2 * commitment / vectors.numel()).add_(straight), None
+        return torch.sub(vectors, quantised).mul_(2 * commitment / max(vectors.numel(), 1)).add_(straight), None
 
 
 def straight_through(vectors: Vectors, quantised: Vectors) -> tuple[Vectors, Scalar]:
@@ -119,7 +119,7 @@ class EMAQuantizer(nn.Module):
     """Nearest-code quantiser; the codebook is a buffer, no optimiser touches it.
 
     Until the book starts, training passes the latent through unquantised and collects tokens; it starts with k-means
-    after ``start_after`` training passes, or before the first quantisation in evaluation mode.
+    after ``start_after`` training passes, when the reservoir is full. Evaluation before that sees random codes.
 
     Args:
         num_codes: K, size of the codebook.
@@ -187,7 +187,7 @@ class EMAQuantizer(nn.Module):
             vectors = rows.reshape(-1, self.dim) if where is None else rows[where]
             if self.training and not self.started:
                 self._collect(vectors.detach())
-            if not len(vectors) or (self.training and not self.started):
+            if self.training and not self.started:
                 flat = torch.zeros(len(vectors), dtype=torch.long, device=z.device)
                 straight, commitment = vectors, vectors.new_zeros(())
             else:
@@ -254,7 +254,7 @@ class EMAQuantizer(nn.Module):
         self.usage += counts.long()
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
-        if self.revive_below > 0:
+        if self.revive_below > 0 and len(vectors):
             self._revive(vectors)
         torch.div(self.sums, self.counts.clamp(min=self.eps)[:, None], out=self.codebook)
 

@@ -124,7 +124,8 @@ class AlignedTraining(Method):
         if align is None:
             return 0.0
         pairs = torch.nonzero((leader := views.canonical(modality, self.canonical)) != views.index).flatten()
-        cells = self._foreground(batch, encoded)[pairs]  # (p, x, y, z)
+        foreground = self._foreground(batch, encoded)
+        cells = foreground[pairs] & foreground[leader[pairs]]  # (p, x, y, z)
         if not cells.any():
             return 0.0
         z = encoded.aux["anatomy"].movedim(1, -1)  # (n, x, y, z, d)
@@ -162,22 +163,24 @@ class AlignedTraining(Method):
             leader, cells = views.canonical(modality, self.canonical), self._foreground(batch, encoded)
             z = encoded.aux["anatomy"].movedim(1, -1)  # (n, x, y, z, d)
             for i in torch.nonzero(leader != views.index).flatten().tolist():
-                both = z[i][cells[i]], z[leader[i]][cells[i]]
-                pairs.setdefault(int(modality[i]), []).append(both)
+                both = cells[i] & cells[leader[i]]
+                if both.any():
+                    pairs.setdefault(int(modality[i]), []).append((z[i][both], z[leader[i]][both]))
         for kind, found in pairs.items():
             follower, lead = (torch.cat(side) for side in zip(*found, strict=True))
             step = -(-len(follower) // BALANCED_CELLS)
             balance(self.tokenizer.price[kind], self.tokenizer.quantizer.codebook, follower[::step], lead[::step])
 
     def _foreground(self, batch: Batch, encoded: Encoded) -> Tensor:
-        """Return which latent cells of each present view are at least half brain, ``(n, x, y, z)``."""
+        """Return which latent cells of each present view are at least half brain and have a code, ``(n, x, y, z)``."""
         if batch.mask is None:
             brain = (batch.image[:, :, :1] > self.reconstruction.foreground_above).any(dim=1)
         else:
             brain = batch.mask
         x, y, z = encoded.latent.shape[2:]
         cells = F.adaptive_avg_pool3d(brain.float(), (x, y, z))[:, 0] >= 0.5  # (b, x, y, z)
-        return cells[:, None].expand(-1, batch.present.shape[1], -1, -1, -1)[batch.present]
+        of_views = cells[:, None].expand(-1, batch.present.shape[1], -1, -1, -1)[batch.present]
+        return of_views & self.tokenizer.coded(encoded)
 
     def validate(self, batch: Batch) -> Mapping[str, float | Tensor]:
         """Return PSNR per contrast, own and, where two contrasts are there, translated with the session's own style."""
@@ -185,15 +188,17 @@ class AlignedTraining(Method):
         encoded = self.tokenizer.encode(image, modality)
         views = Views.of(batch)
         mask = None if batch.mask is None else batch.mask[views.session]
-        self._codes_seen.append(encoded.codes["anatomy"].flatten())
+        self._codes_seen.append(encoded.codes["anatomy"][self.tokenizer.coded(encoded)])
         own = psnr(self.tokenizer.decode(encoded, modality), image, mask=mask)
         foreign = replace(take(self.tokenizer.shared(encoded), views.partner()), style=encoded.style)
         painted = psnr(self.tokenizer.decode(foreign, modality), image, mask=mask)
+        paired = views.partner() != views.index
         found: dict[str, float | Tensor] = {}
         for i, name in enumerate(self.tokenizer.modalities):
-            if (chosen := modality == i).any():
-                found[f"psnr/{name}"] = own[chosen].mean()
-                found[f"psnr_swapped/{name}"] = painted[chosen].mean()
+            of_kind = modality == i
+            for key, values, chosen in (("psnr", own, of_kind), ("psnr_swapped", painted, of_kind & paired)):
+                if chosen.any():
+                    found[f"{key}/{name}"] = values[chosen].mean()
         return found
 
     def finish_validation(self) -> Mapping[str, float | Tensor]:

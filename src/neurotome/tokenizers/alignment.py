@@ -16,10 +16,11 @@ mixtures of experts, Wang et al., 2024, arXiv:2408.15664).
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from neurotome.nn.quantize import EMAQuantizer, nearest_codes
-from neurotome.tokenizers.base import Tokenizer
+from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Vectors
 
 
@@ -35,6 +36,10 @@ class SharedAnatomy(Tokenizer):
     quantizer: EMAQuantizer
     price: Tensor
     seen: Tensor
+
+    def coded(self, encoded: Encoded) -> Bool[Tensor, "b x y z"]:
+        """Return which cells have a code; here all of them."""
+        return torch.ones_like(encoded.codes["anatomy"], dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Alignment:
 def distance(follower: Vectors, leader: Vectors) -> Tensor:
     """Return the mean squared distance over the (detached) leader's total variance."""
     leader = leader.detach()
-    variance = leader.var(dim=0).sum().clamp(min=1e-4)
+    variance = leader.var(dim=0, correction=0).sum().clamp(min=1e-4)
     return (follower - leader).square().sum(dim=1).mean() / variance
 
 

@@ -5,7 +5,7 @@ r"""Anatome: anatomy in front, detail behind it, bits only where there is tissue
     u_m   = concat(GAP(E_s(x_m)), s_m)                                     style
     h     = B(a, FiLM(u_m)),  b = W h                                      base: what all contrasts share
     d     = FSQ(E_d(x_m, sg[a]))     where t, else 0                       detail: what this scan alone shows
-    x_hat = b + R(h, d)                                                    where t, else -1
+    x_hat = b + R(h, d)                                                    where a != 0, else -1
 
 The base is a translation where a and u come from different scans, and it is trained as one whether or not there is a
 detail: private bits refine it and cannot take over its work, as they do where one decoder reads both. The detail has an
@@ -178,9 +178,13 @@ class Anatome(SharedAnatomy):
         base = self.decoder.conv_out(h)
         detailed = (detail != 0).any(dim=1, keepdim=True)
         refined = base + self.refine_out(F.silu(h + self.refine_in(detail))) * detailed
-        tissue = (encoded.latent != 0).any(dim=1, keepdim=True)
+        tissue = (anatomy != 0).any(dim=1, keepdim=True)
         first, second = (self._painted(cells, tissue, encoded.shape) for cells in (base, refined))
         return first, second
+
+    def coded(self, encoded: Encoded) -> Bool[Tensor, "b x y z"]:
+        """Return which cells hold tissue."""
+        return encoded.codes["tissue"].bool()
 
     def shared(self, encoded: Encoded) -> Encoded:
         """Return the code without its detail."""

@@ -1,10 +1,12 @@
 r"""Seconds of a training step, of several methods in one process.
 
-    warm-up of each;  rounds r: method 1, method 2, ... take their steps in turn;  pace = median_r seconds_r / steps
+    warm-up of each;  rounds r: method 1, method 2, ... take their steps in turn;  pace = sum_r seconds_r / steps
 
-Other jobs on the machine make a round dearer for all of them, so that paces compare even where seconds do not.
+Other jobs on the machine make a round dearer for all of them, so that paces compare even where seconds do not. Steps
+come from all over the schedule, whole volumes and slices in their share: step k is number k s mod n, s prime to n.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from neurotome.errors import NeurotomeError
 from neurotome.training.base import Method
 from neurotome.types import Batch
 
@@ -36,8 +39,12 @@ class Runner:
     device: torch.device
 
 
-def paces(runners: Mapping[str, Runner], warm_steps: int, rounds: int, round_steps: int) -> dict[str, list[float]]:
-    """Return for each runner the seconds of a step in every round: CPU seconds, on an accelerator seconds.
+def paces(
+    runners: Mapping[str, Runner], warm_steps: int, rounds: int, round_steps: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Return for each runner the seconds of a step in every round, and why a runner failed.
+
+    CPU seconds, on an accelerator seconds; averaged weights are not counted, they cost the same for all.
 
     Args:
         runners: By name; their methods are trained a little.
@@ -46,18 +53,29 @@ def paces(runners: Mapping[str, Runner], warm_steps: int, rounds: int, round_ste
         round_steps: Steps of a turn.
     """
     steps = {name: _Steps(runner, warm_steps + rounds * round_steps) for name, runner in runners.items()}
-    for one in steps.values():
-        one.take(warm_steps)
     found: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(rounds):
-        for name, one in steps.items():
-            found[name].append(one.take(round_steps) / round_steps)
-    return found
+    failed: dict[str, str] = {}
+    for turn in range(1 + rounds):
+        for name in [n for n in runners if n not in failed]:
+            try:
+                seconds = steps[name].take(round_steps if turn else warm_steps) / round_steps
+            except (NeurotomeError, RuntimeError) as error:
+                failed[name] = " ".join(str(error).split())
+                steps.pop(name)
+            else:
+                found[name] += [seconds] if turn else []
+    return {name: seconds for name, seconds in found.items() if name not in failed}, failed
 
 
 def pace(seconds: list[float]) -> float:
-    """Return the median over rounds."""
-    return statistics.median(seconds)
+    """Return the mean over rounds: kinds of steps differ in cost, and each counts by its share."""
+    return statistics.fmean(seconds)
+
+
+def spread(steps: int) -> list[int]:
+    """Return the steps of a schedule in an order whose every stretch is spread evenly over it."""
+    stride = next(s for s in range(max(1, round(0.618 * steps)), steps + 1) if math.gcd(s, steps) == 1 or steps == 1)
+    return [k * stride % steps for k in range(steps)]
 
 
 class _Steps:
@@ -67,6 +85,7 @@ class _Steps:
         self.runner = runner
         self.method = runner.method.to(runner.device).train()
         self.method.max_steps = max_steps
+        self.order = spread(max_steps)
         self.optimizer: Any = self.method.configure_optimizers()
 
     def take(self, steps: int) -> float:
@@ -78,7 +97,9 @@ class _Steps:
 
     def _take_one(self) -> None:
         method = self.method
-        batch = method.transfer_batch_to_device(self.runner.batches[method.step], self.runner.device, 0)
+        batch = method.transfer_batch_to_device(self.runner.batches[self.order[method.step]], self.runner.device, 0)
+        if method._schedule is not None:
+            method._schedule.apply(self.optimizer, method.step)
         with self._autocast():
             loss = method.loss(batch)["loss"]
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
@@ -96,5 +117,5 @@ class _Steps:
     def _clock(self) -> float:
         if self.runner.device.type == "cpu":
             return time.process_time()
-        torch.cuda.synchronize(self.runner.device)
+        torch.accelerator.synchronize(self.runner.device)
         return time.perf_counter()
