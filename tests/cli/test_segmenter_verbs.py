@@ -63,7 +63,7 @@ def test_an_evaluation_adds_dice(
     assert run(*words, "--segmenter", segmenter) == 0
     assert "Dice" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert set(metrics["structures"]["T1w"]) == {"dice", "truth_dice", "ceiling"}
+    assert set(metrics["structures"]["T1w"]) == {"dice", "truth_dice", "volume_error", "ceiling"}
     assert metrics["protocol"]["structures"] == ["bright", "dark"]
     (tmp_path / "out" / "config.yaml").write_text("{}")
     assert run("report", tmp_path / "out") == 0
