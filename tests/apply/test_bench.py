@@ -79,6 +79,8 @@ def test_a_step_is_paired_and_claimed_only_where_its_interval_excludes_zero():
     assert lines[0].startswith("b against a: T1w +0.5")
     assert "holds 0" in lines[1]
     assert "holds 0" not in lines[0]
+    rows[1]["translation_psnr_db"] = {"T2w->T1w": {"step": {"mean": -0.4, "ci95": [-0.5, -0.3], "real": True}}}
+    assert step_lines(rows)[0].endswith(", T2w → T1w -0.40 dB (-0.50 to -0.30)")
 
 
 def test_other_subjects_are_not_paired():

@@ -115,12 +115,12 @@ def step_lines(rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in rows:
         said = []
-        for task, entry in (row.get("psnr_db") or {}).items():
+        for task, entry in {**(row.get("psnr_db") or {}), **(row.get("translation_psnr_db") or {})}.items():
             step = entry.get("step")
             if step and step["mean"] is not None and step["ci95"]:
                 low, high = step["ci95"]
                 verdict = "" if step["real"] else "; its interval holds 0"
-                said.append(f"{task} {step['mean']:+.2f} dB ({low:+.2f} to {high:+.2f}{verdict})")
+                said.append(f"{task.replace('->', ' → ')} {step['mean']:+.2f} dB ({low:+.2f} to {high:+.2f}{verdict})")
         if said:
             lines.append(f"{row['name']} against {row['against']}: {', '.join(said)}")
     return lines
