@@ -136,6 +136,7 @@ def test_inadmissible_shape_is_refused_with_the_next_one(make):
     ("x", "ids", "match"),
     [
         (torch.zeros(2, 16, 16, 16), IDS, "give .b, c, x, y, z."),
+        (torch.zeros(2, 3, 16, 16, 16), IDS, r"3 channels, this \w+ takes 1"),
         (torch.zeros(2, 1, 16, 16, 16), IDS + 5, "modality ids"),
         (torch.zeros(2, 1, 16, 16, 16), IDS[:1], "one id per image"),
     ],

@@ -137,6 +137,12 @@ class Tokenizer(nn.Module, ABC):
         """
         if image.ndim != 5:
             raise ValueError(f"image has shape {tuple(image.shape)}; give (b, c, x, y, z), a slice has z = 1")
+        channels = self.arguments.get("in_channels")
+        if channels is not None and image.shape[1] != channels:
+            raise ValueError(
+                f"image has {image.shape[1]} channels, this {type(self).__name__} takes {channels}; give images like "
+                "those it was trained on"
+            )
         self.latent_shape(image.shape[2:])
         if modality.shape != image.shape[:1]:
             raise ValueError(f"modality has shape {tuple(modality.shape)}; give one id per image, ({image.shape[0]},)")
