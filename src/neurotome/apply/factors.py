@@ -88,7 +88,7 @@ def _class_probes(
     if len(classes) < 2 or 2 * len(classes) > len(train) or len({v for _, v in held}) < 2:
         return {}
     fit_y, held_y = (torch.tensor([classes.index(str(v)) for _, v in pairs]) for pairs in (train, held))
-    values = {"chance": 1 / len(classes), "n": len(held)}
+    values = {"chance": 1 / len({v for _, v in held}), "n": len(held)}
     for stream in STREAMS:
         x, y = (_stream([s for s, _ in pairs], stream) for pairs in (train, held))
         if x is not None and y is not None:

@@ -32,7 +32,7 @@ class Probe:
 
     Args:
         balanced_accuracy: Mean recall over the classes, on subjects it was not fitted on.
-        chance: One over the number of classes.
+        chance: One over the number of classes that are tested: what one answer for all gets.
         n_train: Samples it was fitted on.
         n_test: Samples it was tested on.
     """
@@ -102,15 +102,14 @@ def linear_probe(
     Raises:
         ValueError: Fewer than two classes to tell apart.
     """
-    num_classes = len(torch.unique(train_y))
-    if num_classes < 2:
+    if len(torch.unique(train_y)) < 2:
         raise ValueError("a probe needs at least two classes among the training samples")
     probe = make_pipeline(
         StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000, random_state=seed)
     )
     probe.fit(_numpy(train_x), _numpy(train_y))
     right = torch.from_numpy(probe.predict(_numpy(test_x))) == test_y.cpu()
-    return Probe(_mean_recall(right, test_y.cpu()), 1 / num_classes, len(train_y), len(test_y))
+    return Probe(_mean_recall(right, test_y.cpu()), _chance(test_y), len(train_y), len(test_y))
 
 
 def code_probe(
@@ -127,7 +126,7 @@ def code_probe(
     table = table / table.sum(1, keepdim=True).clamp_min(1)
     best = (table == table.amax(0)).double()
     credit = best / best.sum(0)  # (class, code): share of a guess that falls on the class
-    return Probe(_mean_recall(credit[test_y, test_codes], test_y), 1 / num_classes, len(train_y), len(test_y))
+    return Probe(_mean_recall(credit[test_y, test_codes], test_y), _chance(test_y), len(train_y), len(test_y))
 
 
 def factor_probe(
@@ -140,6 +139,11 @@ def factor_probe(
     probe = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-2, 4, 13)))
     probe.fit(_numpy(train_x), _numpy(train_y))
     return float(r2_score(_numpy(test_y), probe.predict(_numpy(test_x))))
+
+
+def _chance(classes: Tensor) -> float:
+    """Return the balanced accuracy of one answer for all: recalls are averaged over the classes that occur."""
+    return 1 / len(torch.unique(classes))
 
 
 def _mean_recall(right: Tensor, classes: Tensor) -> float:

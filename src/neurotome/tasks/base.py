@@ -5,21 +5,20 @@ r"""The contract of a segmenter: an image and its contrast in, the structures of
 Structures are declared as groups of the ids of a label map; an id that no group names is no structure.
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
-from torch import Tensor, nn
+from torch import Tensor
 
+from neurotome.nn.recorded import Recorded
 from neurotome.types import Image, ModalityIds
 
 Logits = Float[Tensor, "b k x y z"]
 
 
-class Segmenter(nn.Module, ABC):
+class Segmenter(Recorded, ABC):
     """A network that names the structure of every voxel.
 
     Args:
@@ -27,22 +26,9 @@ class Segmenter(nn.Module, ABC):
         structures: Names of the structures; label k is the k-th, counted from 1.
         label_ids: For each structure the ids of the training's label maps that belong to it.
 
-    Attributes:
-        arguments: The constructor's arguments by name, as stored in a model folder's ``config.json``.
-
     Raises:
         ValueError: No structure, a name or an id twice, id 0, or not one group of ids per name.
     """
-
-    arguments: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Record the arguments, so that a model folder can build the same network again."""
-        self = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
-        bound.apply_defaults()
-        object.__setattr__(self, "arguments", {k: v for k, v in bound.arguments.items() if k != "self"})
-        return self
 
     def __init__(
         self, modalities: Sequence[str], structures: Sequence[str], label_ids: Sequence[Sequence[int]]

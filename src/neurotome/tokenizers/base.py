@@ -3,16 +3,15 @@
 A tokenizer knows tensors only. Scans, geometry and files are met in :mod:`neurotome.apply`.
 """
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from neurotome.nn.recorded import Recorded
 from neurotome.types import Image, ModalityIds
 
 
@@ -39,11 +38,10 @@ class Encoded:
     gain: Tensor | None = None
 
 
-class Tokenizer(nn.Module, ABC):
+class Tokenizer(Recorded, ABC):
     """Encoder, bottleneck and decoder behind one face.
 
     Attributes:
-        arguments: The constructor's arguments by name, as stored in a model folder's ``config.json``.
         modalities: Names of the contrasts the model knows; their order gives the ids.
         factor: Voxels per latent cell and axis.
         latent_channels: Channels of ``Encoded.latent``.
@@ -51,20 +49,11 @@ class Tokenizer(nn.Module, ABC):
         window: Range of what the decoder paints; None where it has no bounds.
     """
 
-    arguments: dict[str, Any]
     modalities: tuple[str, ...]
     factor: tuple[int, int, int]
     latent_channels: int
     training_only: tuple[str, ...] = ()
     window: tuple[float, float] | None = (-1.0, 1.0)
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Record the arguments, so that a model folder can build the same network again."""
-        self = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
-        bound.apply_defaults()
-        object.__setattr__(self, "arguments", {k: v for k, v in bound.arguments.items() if k != "self"})
-        return self
 
     @abstractmethod
     def encode(self, image: Image, modality: ModalityIds) -> Encoded:

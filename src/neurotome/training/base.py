@@ -122,9 +122,13 @@ class Method(lightning.LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rates of this step."""
+        for optimizer in self.trainer.optimizers:
+            self.set_rates(optimizer)
+
+    def set_rates(self, optimizer: Any) -> None:
+        """Give an optimiser of :meth:`configure_optimizers` the rates of this step."""
         if self._schedule is not None:
-            for optimizer in self.trainer.optimizers:
-                self._schedule.apply(optimizer, self.step)
+            self._schedule.apply(optimizer, self.step)
 
     def learning_rates(self) -> dict[str, float]:
         """Return the rates of the last step: ``lr``, ``muon_lr`` where Muon is used, ``lr_PART`` of each part."""

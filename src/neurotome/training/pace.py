@@ -98,8 +98,7 @@ class _Steps:
     def _take_one(self) -> None:
         method = self.method
         batch = method.transfer_batch_to_device(self.runner.batches[self.order[method.step]], self.runner.device, 0)
-        if method._schedule is not None:
-            method._schedule.apply(self.optimizer, method.step)
+        method.set_rates(self.optimizer)
         with self._autocast():
             loss = method.loss(batch)["loss"]
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
