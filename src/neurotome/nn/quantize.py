@@ -7,7 +7,8 @@ r"""Vector quantisation with a codebook that follows the data by moving averages
 
 Conventions that keep the book alive: everything is float32 with autocast off; codes start from the data (k-means); a
 code whose count falls under a share of the mean is put on a token of the batch with count *and* sum set together
-(``s = n z``, so that the next update leaves it where it was put); counts, sums and revivals are the same on every rank.
+(``s = n z``, so that the next update leaves it where it was put); start, counts, sums and revivals are the same on every
+rank, also where some ranks have no coded cell.
 ``b_k`` is an offset the caller may give per image (see ``tokenizers.neuroquant``); zero in the literature.
 """
 
@@ -25,6 +26,11 @@ from neurotome.types import Codes, Latent, Scalar, Vectors
 
 # numbers held at a time where an array as large as the input is not needed
 CHUNK = 1 << 20
+
+
+def several() -> bool:
+    """Return whether training runs on several ranks."""
+    return dist.is_available() and dist.is_initialized()
 
 
 class _Straight(torch.autograd.Function):
@@ -229,12 +235,15 @@ class EMAQuantizer(nn.Module):
         places = torch.arange(collected, collected + take, device=vectors.device) % self.reservoir
         self.tokens[places] = picked
         self.state[0], self.state[1] = passes + 1, collected + take
-        if passes + 1 > self.start_after and collected + take >= self.reservoir:
+        full = torch.tensor(int(collected + take >= self.reservoir), device=vectors.device)
+        if several():
+            dist.all_reduce(full, dist.ReduceOp.MIN)
+        if passes + 1 > self.start_after and full:
             self._start(*kmeans(self.tokens, self.num_codes))
 
     def _start(self, centres: Tensor, counts: Tensor) -> None:
         """Set code, count and sum together."""
-        if dist.is_available() and dist.is_initialized():
+        if several():
             dist.broadcast(centres, 0)
             dist.broadcast(counts, 0)
         counts = counts.clamp(min=1)
@@ -248,13 +257,13 @@ class EMAQuantizer(nn.Module):
         """Move counts, sums and codes by one step, and revive what is not used."""
         counts = torch.bincount(codes, minlength=self.num_codes).to(vectors.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, codes, vectors)
-        if dist.is_available() and dist.is_initialized():
+        if several():
             dist.all_reduce(counts)
             dist.all_reduce(sums)
         self.usage += counts.long()
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
-        if self.revive_below > 0 and len(vectors):
+        if self.revive_below > 0 and counts.any():
             self._revive(vectors)
         torch.div(self.sums, self.counts.clamp(min=self.eps)[:, None], out=self.codebook)
 
@@ -262,8 +271,14 @@ class EMAQuantizer(nn.Module):
         """Put each dead code on a random token: count = mean count, sum = count x vector."""
         mean = self.counts.mean()
         dead = self.counts < self.revive_below * mean
-        fresh = vectors[torch.randint(len(vectors), (self.num_codes,), device=vectors.device)]
-        if dist.is_available() and dist.is_initialized():
-            dist.broadcast(fresh, 0)
+        fresh = torch.zeros_like(self.codebook)
+        if len(vectors):
+            fresh.copy_(vectors[torch.randint(len(vectors), (self.num_codes,), device=vectors.device)])
+        if several():
+            # from whoever has most tokens: some rank has one, maybe not the first
+            lengths = vectors.new_zeros(dist.get_world_size())
+            lengths[dist.get_rank()] = len(vectors)
+            dist.all_reduce(lengths)
+            dist.broadcast(fresh, int(lengths.argmax()))
         self.counts.copy_(torch.where(dead, mean, self.counts))
         self.sums.copy_(torch.where(dead[:, None], mean * fresh, self.sums))
