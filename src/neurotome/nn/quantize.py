@@ -7,8 +7,8 @@ r"""Vector quantisation with a codebook that follows the data by moving averages
 
 Conventions that keep the book alive: everything is float32 with autocast off; codes start from the data (k-means); a
 code whose count falls under a share of the mean is put on a token of the batch with count *and* sum set together
-(``s = n z``, so that the next update leaves it where it was put); start, counts, sums and revivals are the same on every
-rank, also where some ranks have no coded cell.
+(``s = n z``, so that the next update leaves it where it was put); start, counts, sums and revivals are the same on
+every rank, also where some ranks have no coded cell.
 ``b_k`` is an offset the caller may give per image (see ``tokenizers.neuroquant``); zero in the literature.
 """
 

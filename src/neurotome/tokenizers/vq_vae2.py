@@ -172,9 +172,11 @@ class VQVAE2(Tokenizer):
         revive_below: Share of the mean count under which a code is revived; 0 never (published).
         start_after: Training passes with a continuous latent before the books start.
         reservoir: Tokens a book starts from; None for eight per code, at least 8192.
+        hide_prob: Share of the training images whose finer codes are hidden from the image's decoder, up to a level
+            drawn for each, so that every coarser level must say what it can; 0 never (published).
 
     Raises:
-        ValueError: A rate is not a power of 2, or a list has not one entry per level.
+        ValueError: A rate is not a power of 2, a list has not one entry per level, or ``hide_prob`` is no probability.
     """
 
     def __init__(
@@ -193,6 +195,7 @@ class VQVAE2(Tokenizer):
         revive_below: float = 0.1,
         start_after: int = 0,
         reservoir: int | None = None,
+        hide_prob: float = 0.0,
     ) -> None:
         super().__init__()
         levels = len(scaling_rates)
@@ -201,7 +204,12 @@ class VQVAE2(Tokenizer):
             raise ValueError(f"scaling_rates is {tuple(scaling_rates)}; give a power of 2, at least 2, per level")
         if len(sizes) != levels:
             raise ValueError(f"num_codes has {len(sizes)} entries for {levels} levels; give one, or one per level")
+        if not 0 <= hide_prob <= 1 or (hide_prob and levels < 2):
+            raise ValueError(
+                f"hide_prob is {hide_prob} with {levels} level(s); give a share in [0, 1], and 0 for one level"
+            )
         self.modalities, self.latent_channels = tuple(modalities), levels * code_channels
+        self.code_channels, self.hide_prob = code_channels, hide_prob
         self.rates = [per_axis(rate, spatial_dims) for rate in scaling_rates]
         self.factor, self.slices = self.rates[0], Slicewise(spatial_dims)
         self.training_only = tuple(f"books.{i}.{name}" for i in range(levels) for name in ("tokens", "usage"))
@@ -260,7 +268,7 @@ class VQVAE2(Tokenizer):
             if i:
                 above = self.decoders[i](torch.cat(latents, dim=1), flat)
         commitment = torch.stack([aux[f"commitment_level{i}"] for i in range(len(maps))]).sum()
-        latent = self.slices.unfold(torch.cat(latents, dim=1).float(), b)
+        latent = self._hidden(self.slices.unfold(torch.cat(latents, dim=1).float(), b))
         nx, ny, nz = image.shape[2:]
         return Encoded(latent, codes, None, {"commitment": commitment}, (nx, ny, nz), aux)
 
@@ -298,6 +306,16 @@ class VQVAE2(Tokenizer):
         """See :class:`Tokenizer`; the books of all levels."""
         books = zip(self._books(), self.map_shapes(shape), strict=True)
         return float(sum(math.ceil(math.log2(book.num_codes)) * math.prod(size) for book, size in books))
+
+    def _hidden(self, latent: Latent) -> Latent:
+        """Return the latent with the finer codes of some training images at zero."""
+        if not (self.training and self.hide_prob):
+            return latent
+        b, levels = len(latent), len(self.books)
+        first = torch.randint(1, levels, (b,), device=latent.device)  # the finest level that is left
+        first = torch.where(torch.rand(b, device=latent.device) < self.hide_prob, first, 0)
+        level = torch.arange(latent.shape[1], device=latent.device) // self.code_channels
+        return latent * (level[None] >= first[:, None])[:, :, None, None, None]
 
     def _books(self) -> list[EMAQuantizer]:
         return [book for book in self.books if isinstance(book, EMAQuantizer)]
