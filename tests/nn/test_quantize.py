@@ -83,6 +83,17 @@ def test_revival_does_not_blow_codes_up():
     assert (quantizer.reset_usage() > 0).float().mean() > 0.95
 
 
+def test_a_code_that_nobody_visits_stays_where_it_was():
+    """Sum and count fade together; divided by a smallest count, the code sank to the origin after 1500 steps."""
+    quantizer = started(num_codes=2, dim=2, decay=0.9, revive_below=0)
+    quantizer._start(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.ones(2))
+    for _ in range(1200):
+        quantizer(0.1 * torch.randn(1, 2, 2, 2, 2))
+    assert torch.allclose(quantizer.codebook[1], torch.tensor([3.0, 4.0]), rtol=1e-3)
+    quantizer(torch.tensor([3.0, 6.0]).view(1, 2, 1, 1, 1))  # and takes the next visitor as the others do
+    assert torch.allclose(quantizer.codebook[1], torch.tensor([3.0, 6.0]), rtol=1e-3)
+
+
 def test_book_waits_then_starts_from_the_data():
     quantizer = EMAQuantizer(16, 2, start_after=5, reservoir=64)
     for step in range(7):

@@ -11,7 +11,7 @@ from neurotome.nn.quantizers import ENTROPY_CELLS, Coding, quantizer_of
 
 KINDS = {
     "ema": {"num_codes": 16, "reservoir": 64},
-    "residual": {"num_codes": 8, "num_books": 3},
+    "residual": {"num_codes": 8, "num_books": 3, "reservoir": 64},
     "fsq": {"num_codes": 60, "fsq_levels": (5, 4, 3)},
     "lfq": {"num_codes": 16},
     "bsq": {"num_codes": 16},
@@ -108,11 +108,49 @@ def test_residual_books_refine():
     z = latent(8)
     errors = []
     for books in (1, 2, 4):
-        quantizer = quantizer_of("residual", 4, 16, num_books=books)
+        quantizer = quantizer_of("residual", 4, 16, num_books=books, reservoir=64)
         for _ in range(10):
             quantizer(z)
         errors.append(float(quantizer.eval()(z).terms["commitment"]))
     assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
+
+
+def test_residual_books_stay_put_where_a_batch_has_fewer_tokens_than_a_book_has_codes():
+    """The library's threshold is two hits: with 0.5 tokens per code every code was dead in every step."""
+    torch.manual_seed(0)
+    quantizer = quantizer_of("residual", 4, 256, num_books=2, reservoir=2048)
+    while not quantizer.reservoir.started:
+        quantizer(torch.randn(1, 4, 4, 4, 8))
+    books = [layer._codebook for layer in quantizer.layer.layers]
+    assert all(len(book.embed[0].unique(dim=0)) == 256 for book in books), "k-means had tokens enough for every code"
+    moved = []
+    for _ in range(40):
+        before = [book.embed.clone() for book in books]
+        quantizer(torch.randn(1, 4, 4, 4, 8))
+        moved += [((a.embed - b).norm(dim=-1) > 0.5).float().mean() for a, b in zip(books, before, strict=True)]
+    assert torch.stack(moved[20:]).mean() < 0.03
+    assert quantizer.training_only == ("reservoir.tokens",)
+
+
+def test_a_dead_residual_code_is_revived_on_a_token():
+    torch.manual_seed(0)
+    quantizer = quantizer_of("residual", 4, 8, num_books=1, reservoir=64)
+    quantizer(latent())
+    (book,) = (layer._codebook for layer in quantizer.layer.layers)
+    book.embed[0, 3], book.embed_avg[0, 3], book.cluster_size[0, 3] = 100.0, 0.1, 1e-3
+    z = latent()
+    quantizer(z)
+    rows = z.movedim(1, -1).reshape(-1, 4)
+    assert (rows - book.embed[0, 3]).norm(dim=1).min() < 1e-3
+
+
+def test_residual_books_wait_for_their_tokens():
+    quantizer = quantizer_of("residual", 4, 8, num_books=2, reservoir=300, start_after=1)
+    z = latent()  # 240 tokens
+    assert torch.equal(quantizer(z).vectors, z)
+    assert not quantizer.reservoir.started
+    assert not torch.equal(quantizer(z).vectors, z)
+    assert quantizer.reservoir.started
 
 
 def test_finite_scalars_by_hand():
@@ -154,6 +192,7 @@ def test_entropy_of_signs_looks_at_a_share_of_many_tokens():
         ({"kind": "fsq", "num_codes": 4, "fsq_levels": (2, 2)}, "at least 3"),
         ({"kind": "lfq", "num_codes": 12}, "powers of 2"),
         ({"kind": "ema", "num_codes": 8, "num_books": 2}, "ema has one book"),
+        ({"kind": "residual", "num_codes": 8, "num_books": 2, "reservoir": 7}, "at least one token per code, 8"),
     ],
 )
 def test_bad_arguments_are_named(arguments, match):

@@ -228,6 +228,22 @@ def test_a_cut_latent_is_the_front_of_the_whole_and_decodes_as_if_the_rest_were_
         network.encode(x, IDS, channels=3)
 
 
+def test_bits_are_those_of_the_channels_that_are_there():
+    network, x = tiny(structured_from=2, structured_step=2).eval(), torch.randn(2, 1, 16, 16, 16)
+    cells = 4 * 4 * 8  # halved twice along x and y, once along z
+    whole, cut = network.encode(x, IDS), network.encode(x, IDS, channels=2)
+    assert network.bits_used(whole).tolist() == [16.0 * 8 * cells] * 2 == [network.bits((16, 16, 16))] * 2
+    assert network.bits_used(cut).tolist() == [16.0 * 2 * cells] * 2
+
+
+def test_the_image_is_single_precision_under_autocast_and_slices_lie_along_z():
+    network, x = tiny(), torch.randn(2, 1, 16, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network.decode(network.encode(x, IDS), IDS).dtype == torch.float32
+    with pytest.raises(ValueError, match="move the flat axis to the end"):
+        tiny(spatial_dims=2).encode(torch.randn(1, 1, 1, 16, 16), IDS[:1])
+
+
 def test_training_draws_channels_and_evaluation_does_not():
     network = tiny(structured_from=2, structured_step=2)
     x = torch.randn(2, 1, 16, 16, 1)

@@ -120,6 +120,21 @@ def test_kl_grows_with_the_latent_and_not_with_the_batch():
     assert torch.equal(kl_divergence(small, zeros(small)), kl_divergence(small[:1], zeros(small[:1])))
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_term_is_a_sum_over_an_image_and_a_mean_over_images(dims):
+    """Images of a two-dimensional network are slices."""
+    torch.manual_seed(0)
+    network, x = KLVAE(dims, **SMALL), torch.randn(2, 1, 8, 8, 4)
+    encoded = network.encode(x, IDS)
+    one = torch.distributions.Normal(encoded.aux["mean"], (0.5 * encoded.aux["log_variance"]).exp())
+    total = torch.distributions.kl_divergence(one, torch.distributions.Normal(0.0, 1.0)).sum()
+    assert torch.allclose(encoded.terms["kl"], total / (2 if dims == 3 else 8), rtol=1e-5)
+    if dims == 2:
+        slices = torch.cat([x[..., i : i + 1] for i in range(4)])
+        alone = network.encode(slices, torch.zeros(8, dtype=torch.long))
+        assert torch.allclose(encoded.terms["kl"], alone.terms["kl"], rtol=1e-4)
+
+
 def test_training_samples_and_evaluation_takes_the_mean():
     torch.manual_seed(0)
     network, x = KLVAE(**SMALL), torch.randn(2, 1, 4, 4, 4)
@@ -161,3 +176,16 @@ def test_levels_must_match_and_slices_along_x_are_refused():
         KLVAE(channels=(32, 64), attention_levels=(False,) * 3)
     with pytest.raises(ValueError, match="move the flat axis to the end"):
         KLVAE(2, **SMALL).encode(torch.zeros(1, 1, 1, 8, 8), IDS[:1])
+
+
+def test_a_code_that_does_not_fit_is_refused():
+    from dataclasses import replace
+
+    network, x = KLVAE(**SMALL).eval(), torch.randn(2, 1, 8, 8, 8)
+    encoded = network.encode(x, IDS)
+    with pytest.raises(ValueError, match=r"has shape \(4, 4, 4\), that of an image of \(16, 8, 8\) has \(8, 4, 4\)"):
+        network.decode(replace(encoded, shape=(16, 8, 8)), IDS)
+    with pytest.raises(ValueError, match=r"ids lie in \[0, 1\]"):
+        network.decode(encoded, torch.tensor([0, 9]))
+    with pytest.raises(ValueError, match="one integer id per image"):
+        network.check_input(x, torch.tensor([0.5, 1.0]))

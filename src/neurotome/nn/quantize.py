@@ -121,7 +121,45 @@ class Quantised:
     commitment: Scalar
 
 
-class EMAQuantizer(nn.Module):
+class Reservoir(nn.Module):
+    """Tokens of the first training passes, which books start from.
+
+    Args:
+        dim: Length of a token.
+        start_after: Training passes before it is time.
+        reservoir: Tokens kept.
+    """
+
+    tokens: Tensor
+    state: Tensor
+
+    def __init__(self, dim: int, start_after: int, reservoir: int) -> None:
+        super().__init__()
+        self.start_after, self.reservoir = start_after, reservoir
+        # scratch that a resumed run needs but an exported model does not
+        self.register_buffer("tokens", torch.zeros(reservoir, dim))
+        self.register_buffer("state", torch.zeros(3, dtype=torch.long))  # training passes, tokens collected, started
+
+    @property
+    def started(self) -> bool:
+        """Whether the books have been set from data."""
+        return bool(self.state[2])
+
+    def collect(self, vectors: Vectors) -> bool:
+        """Keep a random share of the batch's tokens in a ring; return whether it is full and time, on every rank."""
+        passes, collected, _ = self.state.tolist()
+        take = min(len(vectors), max(256, self.reservoir // 12))
+        picked = vectors[torch.randperm(len(vectors), device=vectors.device)[:take]]
+        places = torch.arange(collected, collected + take, device=vectors.device) % self.reservoir
+        self.tokens[places] = picked
+        self.state[0], self.state[1] = passes + 1, collected + take
+        full = torch.tensor(int(collected + take >= self.reservoir), device=vectors.device)
+        if several():
+            dist.all_reduce(full, dist.ReduceOp.MIN)
+        return passes + 1 > self.start_after and bool(full)
+
+
+class EMAQuantizer(Reservoir):
     """Nearest-code quantiser; the codebook is a buffer, no optimiser touches it.
 
     Until the book starts, training passes the latent through unquantised and collects tokens; it starts with k-means
@@ -134,7 +172,7 @@ class EMAQuantizer(nn.Module):
         revive_below: A code is revived when its count is under this share of the mean count; 0 never.
         start_after: Training passes before the codebook starts.
         reservoir: Tokens kept for the start, at least ``num_codes``.
-        eps: Smallest count a code is divided by.
+        eps: Smallest count that still moves a code.
 
     Raises:
         ValueError: An argument is out of range.
@@ -143,8 +181,6 @@ class EMAQuantizer(nn.Module):
     codebook: Tensor
     counts: Tensor
     sums: Tensor
-    tokens: Tensor
-    state: Tensor
     usage: Tensor
 
     def __init__(
@@ -157,27 +193,18 @@ class EMAQuantizer(nn.Module):
         reservoir: int | None = None,
         eps: float = 1e-5,
     ) -> None:
-        super().__init__()
         reservoir = max(8 * num_codes, 8192) if reservoir is None else reservoir
         if num_codes < 2 or dim < 1 or not 0 <= decay < 1 or reservoir < num_codes or start_after < 0:
             raise ValueError(
                 f"num_codes={num_codes}, dim={dim}, decay={decay}, reservoir={reservoir}, start_after={start_after}: "
                 "give at least 2 codes, 0 <= decay < 1, a reservoir of at least num_codes, start_after >= 0"
             )
+        super().__init__(dim, start_after, reservoir)
         self.num_codes, self.dim, self.decay, self.revive_below, self.eps = num_codes, dim, decay, revive_below, eps
-        self.start_after, self.reservoir = start_after, reservoir
         self.register_buffer("codebook", torch.randn(num_codes, dim))
         self.register_buffer("counts", torch.ones(num_codes))
         self.register_buffer("sums", self.codebook.clone())
-        # scratch that a resumed run needs but an exported model does not
-        self.register_buffer("tokens", torch.zeros(reservoir, dim))
-        self.register_buffer("state", torch.zeros(3, dtype=torch.long))  # training passes, tokens collected, started
         self.register_buffer("usage", torch.zeros(num_codes, dtype=torch.long))  # codes used since reset_usage
-
-    @property
-    def started(self) -> bool:
-        """Whether the codebook has been set from data."""
-        return bool(self.state[2])
 
     def forward(self, z: Latent, offset: Tensor | None = None, where: Tensor | None = None) -> Quantised:
         """Quantise a latent.
@@ -191,8 +218,8 @@ class EMAQuantizer(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             rows = z.float().movedim(1, -1)  # (b, x, y, z, d)
             vectors = rows.reshape(-1, self.dim) if where is None else rows[where]
-            if self.training and not self.started:
-                self._collect(vectors.detach())
+            if self.training and not self.started and self.collect(vectors.detach()):
+                self._start(*kmeans(self.tokens, self.num_codes))
             if self.training and not self.started:
                 flat = torch.zeros(len(vectors), dtype=torch.long, device=z.device)
                 straight, commitment = vectors, vectors.new_zeros(())
@@ -227,20 +254,6 @@ class EMAQuantizer(nn.Module):
         self.usage.zero_()
         return used
 
-    def _collect(self, vectors: Vectors) -> None:
-        """Keep a random share of the batch's tokens in a ring, and start the codebook when it is time."""
-        passes, collected, _ = self.state.tolist()
-        take = min(len(vectors), max(256, self.reservoir // 12))
-        picked = vectors[torch.randperm(len(vectors), device=vectors.device)[:take]]
-        places = torch.arange(collected, collected + take, device=vectors.device) % self.reservoir
-        self.tokens[places] = picked
-        self.state[0], self.state[1] = passes + 1, collected + take
-        full = torch.tensor(int(collected + take >= self.reservoir), device=vectors.device)
-        if several():
-            dist.all_reduce(full, dist.ReduceOp.MIN)
-        if passes + 1 > self.start_after and full:
-            self._start(*kmeans(self.tokens, self.num_codes))
-
     def _start(self, centres: Tensor, counts: Tensor) -> None:
         """Set code, count and sum together."""
         if several():
@@ -265,7 +278,9 @@ class EMAQuantizer(nn.Module):
         self.sums.lerp_(sums, 1 - self.decay)
         if self.revive_below > 0 and counts.any():
             self._revive(vectors)
-        torch.div(self.sums, self.counts.clamp(min=self.eps)[:, None], out=self.codebook)
+        # a code that nobody has visited for long stays where it is: its sum fades, and its count no further than eps
+        visited = self.counts[:, None] > self.eps
+        self.codebook.copy_(torch.where(visited, self.sums / self.counts.clamp(min=self.eps)[:, None], self.codebook))
 
     def _revive(self, vectors: Vectors) -> None:
         """Put each dead code on a random token: count = mean count, sum = count x vector."""

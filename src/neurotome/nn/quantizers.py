@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from neurotome.errors import UsageError
-from neurotome.nn.quantize import EMAQuantizer, straight_through
+from neurotome.nn.quantize import EMAQuantizer, Reservoir, straight_through
 from neurotome.types import Codes, Latent, Scalar
 
 Kind = Literal["ema", "residual", "fsq", "lfq", "bsq"]
@@ -139,40 +139,59 @@ class Residual(LibraryQuantizer):
     """Books that each code what the ones before left over (Zeghidour et al., 2022, arXiv:2107.03312).
 
     The library hands the gradient on once per book, which would multiply it by their number; here it is handed on once.
-    The commitment is the distance of the latent to the sum of its codes. Codes that fall below two hits in the moving
-    average are put on vectors of the batch. The books start from the first training batch; before it evaluation leaves
-    the latent as it is, where the library would start the books from whatever it is shown.
+    The commitment is the distance of the latent to the sum of its codes. The library revives what falls below a number
+    of hits, which of a book with more codes than a batch has tokens is all of it, for ever; here a code is revived
+    below a share of its book's mean count. The books start from a reservoir of tokens, as that of
+    :class:`MovingAverage` does; until then the latent stays as it is, also in evaluation.
 
     Args:
         dim: d, length of a code.
         num_codes: K of every book.
         num_books: Books, coarse to fine.
         decay: Weight of the past.
+        revive_below: Share of the mean count under which a code is revived; 0 never.
+        start_after: Training passes before the books start.
+        reservoir: Tokens kept for the start; None for eight per code, at least 8192.
+
+    Raises:
+        ValueError: The reservoir holds fewer tokens than a book has codes.
     """
 
-    state: Tensor
+    training_only = ("reservoir.tokens",)
 
-    def __init__(self, dim: int, num_codes: int, num_books: int, decay: float = 0.99) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_codes: int,
+        num_books: int,
+        decay: float = 0.99,
+        revive_below: float = 0.1,
+        start_after: int = 0,
+        reservoir: int | None = None,
+    ) -> None:
         super().__init__()
-        self.sizes = (num_codes,) * num_books
+        tokens = max(8 * num_codes, 8192) if reservoir is None else reservoir
+        if tokens < num_codes:
+            raise ValueError(f"reservoir is {tokens}; give at least one token per code, {num_codes}")
+        self.sizes, self.revive_below = (num_codes,) * num_books, revive_below
+        self.reservoir = Reservoir(dim, start_after, tokens)
         with torch.device("cpu"):
             self.layer = library().ResidualVQ(
                 dim=dim, num_quantizers=num_books, codebook_size=num_codes, decay=decay, kmeans_init=True,
-                threshold_ema_dead_code=2, rotation_trick=False, commitment_weight=1.0,
+                threshold_ema_dead_code=revive_below, rotation_trick=False, commitment_weight=1.0,
             )  # fmt: skip
-        self.register_buffer("state", torch.zeros(1, dtype=torch.bool))
-
-    @property
-    def started(self) -> bool:
-        """Whether the books have been set from data."""
-        return bool(self.state)
 
     def rows(self, z: Tensor) -> tuple[Tensor, Sequence[Tensor], dict[str, Scalar]]:
         """See :class:`LibraryQuantizer`."""
-        if self.training:
-            self.state.fill_(True)
-        elif not self.started:
-            return z, [z.new_zeros(z.shape[:2]) for _ in self.sizes], {"commitment": z.new_zeros(())}
+        if self.training and not self.reservoir.started and self.reservoir.collect(z[0].detach()):
+            with torch.no_grad():
+                self.layer(self.reservoir.tokens[None])  # k-means, book after book
+            self.reservoir.state[2] = 1
+        if not self.reservoir.started:
+            return z, [z.new_zeros(z.shape[:2], dtype=torch.long) for _ in self.sizes], {"commitment": z.new_zeros(())}
+        for book in (layer._codebook for layer in self.layer.layers):
+            mean = book.cluster_size.mean()
+            book.threshold_ema_dead_code, book.reset_cluster_size = self.revive_below * mean, mean
         found, codes, _ = self.layer(z)
         vectors, commitment = straight_through(z[0], found[0].detach())
         return vectors[None], codes.unbind(-1), {"commitment": commitment}
@@ -275,7 +294,7 @@ def quantizer_of(
     if kind == "ema":
         return MovingAverage(dim, num_codes, decay, revive_below, start_after, reservoir)
     if kind == "residual":
-        return Residual(dim, num_codes, num_books, decay)
+        return Residual(dim, num_codes, num_books, decay, revive_below, start_after, reservoir)
     if kind == "fsq":
         return FiniteScalar(dim, fsq_levels)
     return Sign(dim, num_codes, spherical=kind == "bsq")

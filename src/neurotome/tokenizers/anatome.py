@@ -170,6 +170,7 @@ class Anatome(SharedAnatomy):
         Raises:
             ValueError: The code carries no style.
         """
+        self.check_code(encoded, modality)
         if encoded.style is None:
             raise ValueError("the code has no style; give one, for example the target contrast's training mean")
         anatomy, detail = encoded.latent[:, : self.anatomy_channels], encoded.latent[:, self.anatomy_channels :]

@@ -133,9 +133,29 @@ class Tokenizer(Recorded, ABC):
                 "those it was trained on"
             )
         self.latent_shape(image.shape[2:])
-        if modality.shape != image.shape[:1]:
-            raise ValueError(f"modality has shape {tuple(modality.shape)}; give one id per image, ({image.shape[0]},)")
-        # reading ids back would stall an accelerator; there the embedding's own check must do
+        self._check_modality(modality, len(image))
+
+    def check_code(self, encoded: Encoded, modality: Tensor) -> None:
+        """Refuse a code that does not fit its own image shape, or a contrast that the network does not know.
+
+        Raises:
+            ValueError: As said.
+        """
+        shape = self.latent_shape(encoded.shape)
+        if tuple(encoded.latent.shape[2:]) != shape:
+            raise ValueError(
+                f"the latent has shape {tuple(encoded.latent.shape[2:])}, that of an image of {tuple(encoded.shape)} "
+                f"has {shape}; give the shape of the image that was encoded"
+            )
+        self._check_modality(modality, len(encoded.latent))
+
+    def _check_modality(self, modality: Tensor, images: int) -> None:
+        if modality.shape != (images,) or modality.is_floating_point():
+            raise ValueError(
+                f"modality has shape {tuple(modality.shape)} and type {modality.dtype}; give one integer id per image, "
+                f"({images},)"
+            )
+        # reading ids back would stall an accelerator; there the embedding's own check must do, where there is one
         if modality.device.type == "cpu" and bool(((modality < 0) | (modality >= len(self.modalities))).any()):
             raise ValueError(f"modality ids lie in [0, {len(self.modalities) - 1}] for {self.modalities}")
 

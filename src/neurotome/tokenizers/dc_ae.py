@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from neurotome.nn.linear_attention import EfficientViTBlock
 from neurotome.nn.nd import Conv, Triple, per_axis
+from neurotome.nn.resample import Slicewise
 from neurotome.nn.shortcut import ChannelNorm, Downsample, PostNormBlock, Upsample, average_channels, repeat_channels
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, Latent, ModalityIds
@@ -177,7 +178,7 @@ class DCAE(Tokenizer):
         )  # fmt: skip
         self.modalities, self.latent_channels, self.in_channels = tuple(modalities), latent_channels, in_channels
         x, y, z = (math.prod(axis) for axis in zip(*factors, strict=True))
-        self.factor = (x, y, z)
+        self.factor, self.slices = (x, y, z), Slicewise(spatial_dims)
         self.structured = structured_from is not None
         self.channel_choices = channel_choices(latent_channels, structured_from, structured_step)
         if not self.structured and channels[-1] % latent_channels:
@@ -201,6 +202,7 @@ class DCAE(Tokenizer):
             ValueError: A shape or id that is not admissible, or another number of channels than ``channel_choices``.
         """
         self.check_input(image, modality)
+        self.slices.check(image.shape[2:])
         h = self.encoder(image)
         if not self.structured:
             self._check_channels(self.latent_channels if channels is None else channels)
@@ -214,7 +216,8 @@ class DCAE(Tokenizer):
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
         """Return the image; a structured latent may hold the first channels alone."""
-        return self.decoder(self._entered(encoded.latent), encoded.shape)
+        self.check_code(encoded, modality)
+        return self.decoder(self._entered(encoded.latent), encoded.shape).float()
 
     def _entered(self, z: Latent) -> Tensor:
         kept = self._check_channels(z.shape[1])
@@ -236,8 +239,12 @@ class DCAE(Tokenizer):
         return self.channel_choices[int(torch.randint(len(self.channel_choices), ()))]
 
     def bits(self, shape: Sequence[int]) -> float:
-        """Return 16 bits per stored float."""
+        """See :class:`Tokenizer`; of a latent with all its channels."""
         return 16.0 * self.latent_channels * math.prod(self.latent_shape(shape))
+
+    def bits_used(self, encoded: Encoded) -> Tensor:
+        """See :class:`Tokenizer`; of the channels that are there."""
+        return torch.full((len(encoded.latent),), 16.0 * encoded.latent[0].numel(), dtype=torch.float64)
 
     def phase_parameters(self, phase: Phase) -> tuple[str, ...]:
         """Return the names of the parameters that a phase of the published training adapts.

@@ -3,9 +3,10 @@ r"""KLVAE: a continuous latent near a standard normal (Kingma & Welling, 2014; R
     q(z | x) = N(mu(x), diag sigma^2(x)),     z = mu + sigma eps in training, z = mu in evaluation
     KL = mean_b 1/2 sum_{c,x,y,z} (mu^2 + sigma^2 - 1 - log sigma^2)
 
-The KL is summed over every latent dimension and averaged over the batch alone. A mean over all of them instead, as a
-published three-dimensional trainer had it, is weaker by the size of the latent, some 80 000 times for a volume, and the
-latent is then no longer held at all.
+The KL is summed over every latent dimension of an image and averaged over the images alone; those of a two-dimensional
+network are slices, so that a weight means the same whatever number of them a crop holds. A mean over all dimensions
+instead, as a published three-dimensional trainer had it, is weaker by the size of the latent, some 80 000 times for a
+volume, and the latent is then no longer held at all.
 
 Blocks and order are those of MONAI's ``AutoencoderKL`` (the same weights give the same image, which a test checks), so
 are the parameter counts: 9 674 248 with the defaults (MedGen's volumes), 53.76 M for its slices, 20.945 M for MAISI.
@@ -227,13 +228,14 @@ class KLVAE(Tokenizer):
         h = self.slices.unfold(self.encoder(self.slices.fold(image)), len(image))
         mean, log_variance = self.mean(h).float(), self.log_variance(h).float().clamp(*LOG_VARIANCE)
         with torch.autocast(image.device.type, enabled=False):
-            kl = kl_divergence(mean, log_variance)
+            kl = kl_divergence(self.slices.fold(mean), self.slices.fold(log_variance))
             latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean) if self.training else mean
         x, y, z = image.shape[2:]
         return Encoded(latent, {}, None, {"kl": kl}, (x, y, z), {"mean": mean, "log_variance": log_variance})
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
         """See :class:`Tokenizer`; the image is clamped to [-1, 1] in evaluation."""
+        self.check_code(encoded, modality)
         h = self.slices.fold(self.from_latent(encoded.latent))
         shape = (*encoded.shape[:2], 1) if self.slices.alone else encoded.shape
         image = self.slices.unfold(self.decoder(h, shape), len(encoded.latent)).float()

@@ -196,6 +196,7 @@ class NeuroQuant(SharedAnatomy):
         Raises:
             ValueError: The code carries no style.
         """
+        self.check_code(encoded, modality)
         films: Sequence[Modulation] = ()
         if self.film is not None:
             if encoded.style is None:

@@ -177,6 +177,7 @@ class VectorAE(Tokenizer):
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
         """See :class:`Tokenizer`; the image is clamped to [-1, 1] in evaluation."""
+        self.check_code(encoded, modality)
         z = self.slices.fold(encoded.latent).flatten(1)
         shape = (*encoded.shape[:2], 1) if self.slices.alone else encoded.shape
         image = self.slices.unfold(self.decoder(z, shape), len(encoded.latent))

@@ -214,6 +214,7 @@ class VQVAE(Tokenizer):
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
         """See :class:`Tokenizer`; the image is clamped to [-1, 1] in evaluation."""
+        self.check_code(encoded, modality)
         shape = (*encoded.shape[:2], 1) if self.slices.alone else encoded.shape
         image = self.slices.unfold(self.decoder(self.slices.fold(encoded.latent), shape), len(encoded.latent)).float()
         return image if self.training else image.clamp(-1, 1)

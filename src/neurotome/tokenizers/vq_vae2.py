@@ -274,6 +274,7 @@ class VQVAE2(Tokenizer):
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
         """See :class:`Tokenizer`; needs the latent alone. The image is clamped to [-1, 1] in evaluation."""
+        self.check_code(encoded, modality)
         latent = self.slices.fold(encoded.latent)
         shape = (*encoded.shape[:2], 1) if self.slices.alone else encoded.shape
         image = resized(self.decoders[0](latent, flat_axes(shape)).float(), shape)
