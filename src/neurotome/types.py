@@ -59,6 +59,15 @@ class Batch:
         }
         return replace(self, **moved)
 
+    def owner(self) -> Int[Tensor, " n"]:
+        """Return the session of each present view, in the order of :meth:`flat`."""
+        b, v = self.present.shape
+        return torch.arange(b, device=self.present.device)[:, None].expand(b, v)[self.present]
+
+    def owners(self) -> list[str]:
+        """Return the subject of each present view, in the order of :meth:`flat`."""
+        return [self.subject[i] for i in self.owner().tolist()]
+
     def flat(self) -> tuple[Image, ModalityIds]:
         """Return the present views as ``(n, c, x, y, z)`` and their modality ids as ``(n,)``."""
         return self.image[self.present], self.modality[self.present]

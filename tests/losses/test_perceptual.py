@@ -44,6 +44,13 @@ def test_the_distance_by_hand():
     assert PerceptualLoss(Twice(), "")(x, x).item() == 0
 
 
+def test_channels_are_looked_at_one_by_one():
+    x, y = torch.rand(2, 3, 4, 6, 8), torch.rand(2, 3, 4, 6, 8)
+    loss = PerceptualLoss(Twice(), "", Perceptual(slices=1.0))
+    alone = [loss(y[:, i : i + 1], x[:, i : i + 1]) for i in range(3)]
+    assert torch.allclose(loss(y, x), torch.stack(alone).mean())
+
+
 def test_a_share_of_the_slices_along_each_axis_and_a_slice_whole():
     network = Twice()
     PerceptualLoss(network, "", Perceptual(slices=0.25))(torch.rand(2, 1, 4, 8, 12), torch.rand(2, 1, 4, 8, 12))

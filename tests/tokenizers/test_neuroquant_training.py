@@ -231,7 +231,17 @@ def test_validation_reports_each_contrast():
         found = m.validate(batch())
         book = m.finish_validation()
     assert set(found) == {f"{kind}/{name}" for kind in ("psnr", "psnr_swapped") for name in ("T1w", "T2w")}
-    assert 0 < book["codebook/utilisation"] <= 1
+    assert 0 < book["codebook/utilisation/anatomy"] <= 1
+
+
+def test_books_and_the_worst_batch_are_watched():
+    m = method()
+    m.max_steps = 1
+    terms = m.loss(batch())
+    assert {"codebook/utilisation/anatomy", "codebook/alarm/anatomy"} <= terms.keys()
+    images, entries = m.panels()
+    assert entries[0]["subject"] in batch().subject
+    assert torch.isfinite(next(iter(images.values()))).all()
 
 
 def test_unknown_canonical_contrast_is_refused():

@@ -213,6 +213,7 @@ def test_a_collapsed_codebook_raises_an_alarm_and_a_live_one_does_not(caplog: py
     torch.manual_seed(0)
     network = NeuroQuant(**{**NETWORK, "num_codes": 16})
     m = TokenizerTraining(network, reconstruction=L1, window_steps=2)
+    m.max_steps = 10
     assert not any("codebook" in k for s in (0, 1) for k in _terms_at(m, s))  # the book has not been started
     book = network.quantizer
     book._start(torch.cat([torch.zeros(1, 4), torch.full((15, 4), 1e3)]), torch.full((16,), 50.0))
@@ -228,6 +229,35 @@ def test_a_collapsed_codebook_raises_an_alarm_and_a_live_one_does_not(caplog: py
     m.health.add({"anatomy": torch.arange(16)}, {"anatomy": 16})
     assert m.health.report(6)["codebook/alarm/anatomy"] == 0
     assert not caplog.records
+
+
+def test_what_is_left_of_a_run_belongs_to_its_last_window_and_a_short_run_is_one():
+    torch.manual_seed(0)
+    m = TokenizerTraining(started_book(), reconstruction=L1, window_steps=3)
+    m.max_steps = 8
+    reported = [s for s in range(8) if "codebook/alarm/anatomy" in _terms_at(m, s)]
+    assert reported == [2, 7]
+    m.max_steps = 2
+    assert [s for s in range(2) if "codebook/alarm/anatomy" in _terms_at(m, s)] == [1]
+    with pytest.raises(ValueError, match="alarm_below 2"):
+        TokenizerTraining(PlainVAE(), alarm_below=2)
+
+
+def test_the_threshold_of_the_alarm_is_an_argument():
+    alarms = []
+    for share in (1.0, 0.0):
+        m = TokenizerTraining(started_book(), reconstruction=L1, alarm_below=share)
+        m.max_steps = 1
+        alarms.append(number(_terms_at(m, 0)["codebook/alarm/anatomy"]))
+    assert alarms == [1, 0]
+
+
+def started_book() -> NeuroQuant:
+    """A network whose book has one code that the data takes."""
+    torch.manual_seed(0)
+    network = NeuroQuant(**{**NETWORK, "num_codes": 16})
+    network.quantizer._start(torch.cat([torch.zeros(1, 4), torch.full((15, 4), 1e3)]), torch.full((16,), 50.0))
+    return network
 
 
 def _terms_at(m: TokenizerTraining, step: int) -> dict[str, torch.Tensor]:
@@ -310,6 +340,25 @@ def test_a_spike_changes_no_weight_of_either_player(tmp_path: Path, caplog: pyte
 
 
 @pytest.mark.usefixtures("_run_parts")
+def test_what_starts_later_in_a_run_makes_no_spike():
+    """Losses are compared with those of the same objective: history begins anew where a term starts or images grow."""
+    parts = {
+        "perceptual": Perceptual(weight=50.0, slices=0.5, start=8),
+        "adversarial": replace(JUDGE, weight=50.0, start=8),
+        "augmentation": Augmentation(halvings=1, full_from=0.4),
+    }
+    for name, part in parts.items():
+        m = vae(spike_guard=SpikeGuard(warmup=4, window=8, budget=2), **{name: part})
+        m.max_steps = 20
+        for step in range(8):
+            m.step = step
+            m.loss(batch())
+        assert int(m.history.counts[0]) == 8, name
+        m.step = 8
+        m.loss(batch())
+        assert int(m.history.counts[0]) == 1, name
+
+
 def test_too_many_spikes_stop_the_run_with_the_subjects_named(tmp_path: Path):
     m = vae(spike_guard=SpikeGuard(warmup=4, window=40, budget=1))
     with pytest.raises(
@@ -341,7 +390,7 @@ def test_a_stopped_process_resumes_bit_by_bit(tmp_path: Path):
     for part in (
         "discriminator.stem",
         "history.values",
-        "tokenizer_training/worst",
+        "watched_training/worst",
         "averages",
         "quantizer.codebook",
         "momentum",

@@ -46,7 +46,7 @@ class FeatureExtractor(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, slices: Image) -> list[Tensor]:
-        """Return the levels ``(n, d, x', y', 1)`` of slices ``(n, c, x, y, 1)`` in [-1, 1]."""
+        """Return the levels ``(n, d, x', y', 1)`` of slices ``(n, 1, x, y, 1)`` in [-1, 1]."""
 
 
 class SliceFeatures(FeatureExtractor):
@@ -54,12 +54,11 @@ class SliceFeatures(FeatureExtractor):
 
     Args:
         channels: Width of each level.
-        in_channels: Channels of a slice.
     """
 
-    def __init__(self, channels: Sequence[int] = (12, 24, 32, 48), in_channels: int = 1) -> None:
+    def __init__(self, channels: Sequence[int] = (12, 24, 32, 48)) -> None:
         super().__init__()
-        widths = [in_channels, *channels]
+        widths = [1, *channels]
         self.levels = nn.ModuleList(nn.ModuleList([Conv(2, a, b), Conv(2, b, b)]) for a, b in pairwise(widths))
 
     def forward(self, slices: Image) -> list[Tensor]:
@@ -93,7 +92,7 @@ class TorchvisionFeatures(FeatureExtractor):
 
     def forward(self, slices: Image) -> list[Tensor]:
         """See :class:`FeatureExtractor`."""
-        grey = (slices[..., 0].mean(1, keepdim=True) + 1) / 2  # (n, 1, x, y)
+        grey = (slices[..., 0] + 1) / 2  # (n, 1, x, y)
         h, found = (grey - self.mean) / self.deviation, []
         for i, layer in enumerate(self.layers):
             h = layer(h)
@@ -111,12 +110,11 @@ def write_features(path: Path, network: SliceFeatures, facts: dict[str, str]) ->
         facts: Further metadata: how it was trained.
     """
     channels = [int(pair[-1].weight.shape[0]) for pair in network.levels]  # type: ignore[index]  # a list of pairs
-    first: Any = network.levels[0]
     metadata = {
         **facts,
         "architecture": SLICE_FEATURES,
         "channels": json.dumps(channels),
-        "in_channels": str(int(first[0].weight.shape[1])),
+        "in_channels": "1",
     }
     state = {key: value.detach().half().contiguous() for key, value in network.state_dict().items()}
     content = safetensors.torch.save(state, metadata)
@@ -163,7 +161,9 @@ def _network(metadata: dict[str, str], state: dict[str, Tensor]) -> FeatureExtra
     """Return the network that the metadata names, with its weights."""
     architecture = metadata.get("architecture")
     if architecture == SLICE_FEATURES:
-        network = SliceFeatures(json.loads(metadata["channels"]), int(metadata["in_channels"]))
+        if metadata["in_channels"] != "1":
+            raise ValueError(f"its slices have {metadata['in_channels']} channels; features of one are known")
+        network = SliceFeatures(json.loads(metadata["channels"]))
         network.load_state_dict(state)
         return network
     if architecture != VGG:
@@ -250,8 +250,9 @@ class PerceptualLoss:
         return self.settings.weight > 0 and step >= self.settings.start
 
     def __call__(self, y: Image, x: Image) -> Scalar:
-        """Return the distance of a reconstruction ``y`` from ``x``, both ``(b, c, x, y, z)``."""
+        """Return the distance of a reconstruction ``y`` from ``x``, both ``(b, c, x, y, z)``; the mean over channels."""
         self.network.to(x.device)
+        y, x = (image.flatten(0, 1)[:, None] for image in (y, x))  # the network looks at one channel
         flat = [axis for axis in range(3) if x.shape[2 + axis] == 1]
         distances = [self._along(y, x, axis) for axis in flat[:1] or self.settings.axes]
         return torch.stack(distances).mean()

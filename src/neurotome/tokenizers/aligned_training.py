@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from neurotome.losses.reconstruction import ReconstructionLoss
-from neurotome.metrics.codebook import perplexity, utilisation
 from neurotome.metrics.reconstruction import psnr
-from neurotome.nn.nd import channels_last
 from neurotome.tokenizers.alignment import Alignment, SharedAnatomy, balance, calibrate, code_logits, distance
 from neurotome.tokenizers.base import Encoded
-from neurotome.training.base import Method
+from neurotome.tokenizers.health import ALARM_BELOW
+from neurotome.tokenizers.watched_training import WatchedTraining
 from neurotome.training.optim import OptimizerConfig
 from neurotome.types import Batch
 
@@ -39,9 +38,7 @@ class Views:
     @classmethod
     def of(cls, batch: Batch) -> "Views":
         """Read the present views of a batch in the order of :meth:`Batch.flat`."""
-        b, v = batch.present.shape
-        owner = torch.arange(b, device=batch.present.device)[:, None].expand(b, v)
-        return cls(owner[batch.present], b)
+        return cls(batch.owner(), len(batch.present))
 
     @property
     def index(self) -> Tensor:
@@ -73,7 +70,7 @@ def take(encoded: Encoded, index: Tensor) -> Encoded:
     )
 
 
-class AlignedTraining(Method):
+class AlignedTraining(WatchedTraining):
     """Swapping, alignment and validation for a tokenizer with a shared anatomy.
 
     Args:
@@ -81,10 +78,13 @@ class AlignedTraining(Method):
         optimizer: How weights are updated.
         reconstruction: Terms of L_rec.
         alignment: What pulls all contrasts to the same codes; None for nothing.
+        window_steps, alarm_below: See :class:`WatchedTraining`.
 
     Raises:
-        ValueError: The alignment's canonical contrast is unknown.
+        ValueError: The alignment's canonical contrast is unknown, or a value is out of range.
     """
+
+    tokenizer: SharedAnatomy
 
     def __init__(
         self,
@@ -92,18 +92,18 @@ class AlignedTraining(Method):
         optimizer: OptimizerConfig | None,
         reconstruction: ReconstructionLoss | None,
         alignment: Alignment | None,
+        window_steps: int = 500,
+        alarm_below: float = ALARM_BELOW,
     ) -> None:
-        super().__init__(optimizer)
-        self.tokenizer = tokenizer
-        channels_last(tokenizer)
+        super().__init__(tokenizer, optimizer, window_steps, alarm_below)
         self.reconstruction = reconstruction or ReconstructionLoss()
         self.alignment = alignment
         self.canonical = tokenizer.modality_id(alignment.canonical) if alignment else -1
-        self._codes_seen: list[Tensor] = []
 
-    def averaged_modules(self) -> dict[str, nn.Module]:
-        """Return the network; its codebook is a buffer and therefore copied, not averaged."""
-        return {"tokenizer": self.tokenizer}
+    def counted(self, encoded: Encoded) -> Mapping[str, Tensor]:
+        """Return the codes of the cells that have one."""
+        coded = self.tokenizer.coded(encoded)
+        return {name: codes[coded] for name, codes in encoded.codes.items() if name != "tissue"}
 
     def drawn(self, modality: Tensor, views: Views, swap_prob: float) -> Tensor:
         """Return the place of the view that each view is decoded from, ``(n,)``.
@@ -188,7 +188,7 @@ class AlignedTraining(Method):
         encoded = self.tokenizer.encode(image, modality)
         views = Views.of(batch)
         mask = None if batch.mask is None else batch.mask[views.session]
-        self._codes_seen.append(encoded.codes["anatomy"][self.tokenizer.coded(encoded)])
+        self.watch_validation(encoded)
         own = psnr(self.tokenizer.decode(encoded, modality), image, mask=mask)
         foreign = replace(take(self.tokenizer.shared(encoded), views.partner()), style=encoded.style)
         painted = psnr(self.tokenizer.decode(foreign, modality), image, mask=mask)
@@ -200,9 +200,3 @@ class AlignedTraining(Method):
                 if chosen.any():
                     found[f"{key}/{name}"] = values[chosen].mean()
         return found
-
-    def finish_validation(self) -> Mapping[str, float | Tensor]:
-        """Return the use of the codebook over the whole validation split."""
-        counts = torch.bincount(torch.cat(self._codes_seen), minlength=self.tokenizer.quantizer.num_codes)
-        self._codes_seen = []
-        return {"codebook/utilisation": utilisation(counts), "codebook/perplexity": perplexity(counts)}

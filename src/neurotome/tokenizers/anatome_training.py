@@ -17,6 +17,7 @@ from neurotome.losses.reconstruction import ReconstructionLoss
 from neurotome.tokenizers.aligned_training import AlignedTraining, Views
 from neurotome.tokenizers.alignment import Alignment
 from neurotome.tokenizers.anatome import Anatome
+from neurotome.tokenizers.health import ALARM_BELOW
 from neurotome.training.optim import OptimizerConfig
 from neurotome.types import Batch
 
@@ -32,6 +33,8 @@ class AnatomeTraining(AlignedTraining):
         commitment_weight: beta.
         swap_prob: Probability that the views of a session exchange their anatomy.
         alignment: What pulls all contrasts to the same codes; None for nothing.
+        window_steps: Steps over which codebook use is counted and the worst batch is sought.
+        alarm_below: Share of a book's codes in use under which it is called collapsed, in [0, 1].
 
     Raises:
         ValueError: The alignment's canonical contrast is unknown, or a value is out of range.
@@ -48,8 +51,10 @@ class AnatomeTraining(AlignedTraining):
         commitment_weight: float = 0.25,
         swap_prob: float = 0.3,
         alignment: Alignment | None = None,
+        window_steps: int = 500,
+        alarm_below: float = ALARM_BELOW,
     ) -> None:
-        super().__init__(tokenizer, optimizer, reconstruction, alignment)
+        super().__init__(tokenizer, optimizer, reconstruction, alignment, window_steps, alarm_below)
         if not 0 <= swap_prob <= 1 or min(base_weight, commitment_weight) < 0:
             raise ValueError(
                 f"swap_prob is {swap_prob}, base_weight {base_weight}, commitment_weight {commitment_weight}; give a "
@@ -72,6 +77,7 @@ class AnatomeTraining(AlignedTraining):
         mixed = torch.cat([encoded.latent[source, :n], encoded.latent[:, n:]], dim=1)
         base, refined = self.tokenizer.decode_both(replace(encoded, latent=mixed), modality)
         terms = self.reconstruction(refined, image)
+        terms |= self.watch(terms["loss"], image, refined, encoded, modality, batch.owners())
         terms["base"] = F.l1_loss(base, image) + 2 * F.mse_loss(base, image)
         terms["commitment"] = encoded.terms["commitment"]
         loss = terms["loss"] + self.base_weight * terms["base"] + self.commitment_weight * terms["commitment"]

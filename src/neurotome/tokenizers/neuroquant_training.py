@@ -22,6 +22,7 @@ from neurotome.nn.adversary import reversal_ramp
 from neurotome.tokenizers.aligned_training import AlignedTraining, Views, take
 from neurotome.tokenizers.alignment import Alignment
 from neurotome.tokenizers.base import Encoded
+from neurotome.tokenizers.health import ALARM_BELOW
 from neurotome.tokenizers.neuroquant import NeuroQuant
 from neurotome.training.optim import OptimizerConfig
 from neurotome.types import Batch, Image
@@ -73,6 +74,8 @@ class NeuroQuantTraining(AlignedTraining):
         slice_weight: Weight of a batch of slices (released code: 0.5); of it only L_rec counts (paper, section 3.5).
         alignment: What pulls all contrasts to the same codes; None for the published objective.
         private_drop: Share of the views whose private codes are hidden, so that the shared ones must suffice.
+        window_steps: Steps over which codebook use is counted and the worst batch is sought.
+        alarm_below: Share of a book's codes in use under which it is called collapsed, in [0, 1].
 
     Raises:
         ValueError: The alignment's canonical contrast is unknown, or a probability is out of range.
@@ -92,8 +95,10 @@ class NeuroQuantTraining(AlignedTraining):
         slice_weight: float = 0.5,
         alignment: Alignment | None = None,
         private_drop: float = 0.5,
+        window_steps: int = 500,
+        alarm_below: float = ALARM_BELOW,
     ) -> None:
-        super().__init__(tokenizer, optimizer, reconstruction, alignment)
+        super().__init__(tokenizer, optimizer, reconstruction, alignment, window_steps, alarm_below)
         if not (0 <= (swap_prob or 0) <= 1 and 0 <= private_drop <= 1):
             raise ValueError(f"swap_prob is {swap_prob}, private_drop {private_drop}; give probabilities in [0, 1]")
         self.commitment_weight, self.swap_prob, self.slice_weight = commitment_weight, swap_prob, slice_weight
@@ -114,10 +119,11 @@ class NeuroQuantTraining(AlignedTraining):
         encoded = self.tokenizer.encode(image, modality)
         flat = 1 in image.shape[2:]
         if self.swap_prob is None:
-            terms = self._published(image, modality, encoded, views, flat)
+            output, terms = self._published(image, modality, encoded, views, flat)
         else:
-            terms = self._decoded_once(image, modality, encoded, views)
+            output, terms = self._decoded_once(image, modality, encoded, views)
         loss = terms["loss"]
+        terms |= self.watch(loss, image, output, encoded, modality, batch.owners())
         for name, term in encoded.terms.items():
             loss, terms[name] = loss + self.commitment_weight * term, term
         if not flat:
@@ -129,8 +135,8 @@ class NeuroQuantTraining(AlignedTraining):
 
     def _published(
         self, image: Image, modality: Tensor, encoded: Encoded, views: Views, flat: bool
-    ) -> dict[str, Tensor]:
-        """Own reconstruction of every view, and the swapped one of every view that has a partner (eq. 12-14)."""
+    ) -> tuple[Image, dict[str, Tensor]]:
+        """Own reconstruction of every view, and the terms of the swapped ones of views with a partner (eq. 12-14)."""
         own = self.tokenizer.decode(self._hide_private(encoded, hidden=None), modality)
         terms = self.reconstruction(own, image)
         weight = self.cross(self.step)
@@ -142,13 +148,17 @@ class NeuroQuantTraining(AlignedTraining):
             painted = self.tokenizer.decode(replace(foreign, style=style), modality[swapped])
             terms["cross"] = F.l1_loss(painted, image[swapped])
             terms["loss"] = terms["loss"] + weight * terms["cross"]
-        return terms
+        return own, terms
 
-    def _decoded_once(self, image: Image, modality: Tensor, encoded: Encoded, views: Views) -> dict[str, Tensor]:
+    def _decoded_once(
+        self, image: Image, modality: Tensor, encoded: Encoded, views: Views
+    ) -> tuple[Image, dict[str, Tensor]]:
+        """Each view decoded from its own anatomy or from one of its session's."""
         # differs from the paper: one decoding per view, own or foreign, because on a CPU the decoder is most of a step
         source = self.drawn(modality, views, self.swap_prob or 0)
         mixed = self._hide_private(take(encoded, source), hidden=source != views.index)
-        return self.reconstruction(self.tokenizer.decode(replace(mixed, style=encoded.style), modality), image)
+        output = self.tokenizer.decode(replace(mixed, style=encoded.style), modality)
+        return output, self.reconstruction(output, image)
 
     def _hide_private(self, encoded: Encoded, hidden: Tensor | None) -> Encoded:
         """Zero the private part of some views: those in ``hidden`` and a random share of the others."""

@@ -13,8 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neurotome.errors import UsageError
 from neurotome.losses.adversarial import Adversarial, frozen_logits
@@ -24,20 +23,21 @@ from neurotome.losses.segmentation import SegmentationLoss, dice
 from neurotome.losses.spikes import LossHistory, SpikeGuard
 from neurotome.metrics.reconstruction import psnr
 from neurotome.nn.nd import channels_last
-from neurotome.tokenizers.base import Encoded, Tokenizer, codebook_sizes
-from neurotome.tokenizers.health import CodebookHealth, books_started
+from neurotome.tokenizers.base import Encoded, Tokenizer
+from neurotome.tokenizers.health import ALARM_BELOW
+from neurotome.tokenizers.watched_training import WatchedTraining
 from neurotome.training.augment import Augmentation
-from neurotome.training.base import Diverged, Method
+from neurotome.training.base import Diverged
 from neurotome.training.optim import OptimizerConfig
-from neurotome.training.worst_batch import WorstBatch
 from neurotome.types import Batch, Image, Scalar
 
-TERM_WEIGHTS = {"kl": 1e-6, "commitment": 0.25}
+# the entropy of sign codes as in vector-quantize-pytorch (LFQ's entropy_loss_weight)
+TERM_WEIGHTS = {"kl": 1e-6, "commitment": 0.25, "entropy": 0.1}
 STATE = "tokenizer_training"  # key of what a checkpoint keeps beside weights and buffers
 log = logging.getLogger("neurotome")
 
 
-class TokenizerTraining(Method):
+class TokenizerTraining(WatchedTraining):
     """The objective above for a tokenizer of any kind, with or without an adversary.
 
     Args:
@@ -54,6 +54,7 @@ class TokenizerTraining(Method):
         edge: Prefixes of the tokenizer's parameters that Muon leaves to AdamW: stem, output, embeddings.
         window_steps: Steps over which codebook use is counted and the worst batch is sought; choose it so that a
             window sees every session.
+        alarm_below: Share of a book's codes in use under which it is called collapsed, in [0, 1].
 
     Raises:
         ValueError: Mask losses beside image losses, a phase of a tokenizer without phases, a value out of range.
@@ -73,35 +74,26 @@ class TokenizerTraining(Method):
         phase: str | None = None,
         edge: tuple[str, ...] = (),
         window_steps: int = 500,
+        alarm_below: float = ALARM_BELOW,
     ) -> None:
-        super().__init__(optimizer)
+        super().__init__(tokenizer, optimizer, window_steps, alarm_below)
         if segmentation is not None and (reconstruction is not None or perceptual is not None):
             raise ValueError("segmentation is given beside losses of images; a mask has no use for them: give one kind")
-        if window_steps < 1 or any(weight < 0 for weight in term_weights.values()):
-            raise ValueError(
-                f"window_steps is {window_steps}, term_weights {term_weights}: give at least 1 step, and no weight "
-                "below 0"
-            )
-        self.tokenizer = tokenizer
+        if any(weight < 0 for weight in term_weights.values()):
+            raise ValueError(f"term_weights are {term_weights}: give no weight below 0")
         self.reconstruction, self.segmentation = reconstruction or ReconstructionLoss(), segmentation
-        self.term_weights, self.edge, self.window_steps = dict(term_weights), tuple(edge), window_steps
+        self.term_weights, self.edge = dict(term_weights), tuple(edge)
         self.adversarial, self.augmentation = adversarial, augmentation
         self.perceptual = None if perceptual is None else perceptual.loss()
         self.channels = int(tokenizer.arguments.get("in_channels", 1))
         if adversarial is not None:
             dims = int(tokenizer.arguments.get("spatial_dims", 3))
             self.discriminator = adversarial.discriminator(dims, self.channels)
-        for part in self.children():
-            channels_last(part)
+            channels_last(self.discriminator)
         self.history = None if spike_guard is None else LossHistory(spike_guard)
         self.skipped_subjects: dict[str, int] = {}
-        self.health, self.worst, self._validated = CodebookHealth(), WorstBatch(), CodebookHealth()
         if phase is not None:
             freeze_all_but_phase(tokenizer, phase)
-
-    def averaged_modules(self) -> dict[str, nn.Module]:
-        """Return the tokenizer; a discriminator is not averaged."""
-        return {"tokenizer": self.tokenizer}
 
     def edge_parameters(self) -> Sequence[str]:
         """Return what Muon leaves to AdamW."""
@@ -123,7 +115,8 @@ class TokenizerTraining(Method):
         near = terms.pop("loss")
         loss = near + self._bottleneck(encoded, terms)
         loss = loss + self._heard(near, output, terms)
-        self._watch(near, image, output, encoded, modality, batch, terms)
+        shown = output if self.segmentation is None else output.sigmoid() * 2 - 1
+        terms |= self.watch(near, image, shown, encoded, modality, self._subjects_of(batch))
         self._guard(loss, batch, terms)
         judged = self._judged(image, output, terms)
         if judged is not None:
@@ -135,6 +128,12 @@ class TokenizerTraining(Method):
         """Return what is encoded: the present views, or the masks."""
         return batch.flat() if self.segmentation is None else self.segmentation.masks(batch, self.channels)
 
+    def _subjects_of(self, batch: Batch) -> list[str]:
+        """Return the subject of each image."""
+        if self.segmentation is not None and self.segmentation.source != "image":
+            return list(batch.subject)  # one label map per session
+        return batch.owners()
+
     def _compared(self, output: Image, image: Image) -> dict[str, Tensor]:
         """Return L_rec as ``loss``, with the perceptual term in it, and their terms."""
         terms = (self.segmentation or self.reconstruction)(output, image)
@@ -143,17 +142,30 @@ class TokenizerTraining(Method):
             terms["loss"] = terms["loss"] + self.perceptual.weight * terms["perceptual"]
         return terms
 
-    def _bottleneck(self, encoded: Encoded, terms: dict[str, Tensor]) -> Tensor | float:
-        """Return the weighted terms of the bottleneck.
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the images are masks of the batch's label maps."""
+        return self.segmentation is not None and self.segmentation.source == "label"
+
+    def check_terms(self, encoded: Encoded) -> None:
+        """Refuse a tokenizer with a term that has no weight.
 
         Raises:
-            ValueError: A term has no weight.
+            ValueError: As said.
         """
         if unknown := sorted(encoded.terms.keys() - self.term_weights.keys()):
             raise ValueError(
                 f"{type(self.tokenizer).__name__} has the terms {', '.join(unknown)}, term_weights has only "
                 f"{', '.join(self.term_weights) or 'none'}; give each a weight, 0 to leave it out"
             )
+
+    def _bottleneck(self, encoded: Encoded, terms: dict[str, Tensor]) -> Tensor | float:
+        """Return the weighted terms of the bottleneck.
+
+        Raises:
+            ValueError: A term has no weight.
+        """
+        self.check_terms(encoded)
         total: Tensor | float = 0.0
         for name, term in encoded.terms.items():
             terms[name] = term
@@ -181,24 +193,6 @@ class TokenizerTraining(Method):
         terms["discriminator_accuracy"] = right / 2
         return terms["discriminator"]
 
-    @torch.no_grad()
-    def _watch(
-        self, near: Scalar, image: Image, output: Image, encoded: Encoded, modality: Tensor, batch: Batch,
-        terms: dict[str, Tensor],
-    ) -> None:  # fmt: skip
-        """Count codes, keep the worst batch, and report at the end of a window."""
-        if books_started(self.tokenizer):
-            self.health.add(encoded.codes, codebook_sizes(self.tokenizer, tuple(encoded.codes)))
-        if self.step % self.window_steps == 0:
-            self.worst.forget()
-        if self._must_check(near):
-            subjects = _subjects(batch, pooled=self.segmentation is None or self.segmentation.source == "image")
-            names = [self.tokenizer.modalities[i] for i in modality.tolist()]
-            shown = output if self.segmentation is None else output.sigmoid() * 2 - 1
-            self.worst.offer(float(near), self.step + 1, image, shown, subjects, names)
-        if (self.step + 1) % self.window_steps == 0:
-            terms |= {name: near.new_tensor(value) for name, value in self.health.report(self.step + 1).items()}
-
     def _guard(self, loss: Scalar, batch: Batch, terms: dict[str, Tensor]) -> None:
         """Skip the update of a batch whose loss is a spike.
 
@@ -210,7 +204,7 @@ class TokenizerTraining(Method):
         """
         if self.history is None:
             return
-        if self.adversarial is not None and self.step == self.adversarial.start:
+        if self._changes():
             self.history.forget()
         self.skip_update = self.history.is_spike(loss.detach())
         terms["skipped"] = loss.new_tensor(float(self.skip_update))
@@ -218,7 +212,8 @@ class TokenizerTraining(Method):
             return
         for subject in batch.subject:
             self.skipped_subjects[subject] = self.skipped_subjects.get(subject, 0) + 1
-        log.warning("step %d: loss %.4g is a spike; update skipped (%s)", self.step + 1, loss, ", ".join(batch.subject))
+        subjects = ", ".join(batch.subject)
+        log.warning("step %d: loss %.4g is a spike; update skipped (%s)", self.step + 1, float(loss.detach()), subjects)
         if self.history.skipped > self.history.guard.budget:
             often = sorted(self.skipped_subjects.items(), key=lambda item: (-item[1], item[0]))
             raise Diverged(
@@ -228,30 +223,32 @@ class TokenizerTraining(Method):
                 "the learning rate and train into a new run folder"
             )
 
+    def _changes(self) -> bool:
+        """Return whether this step is the first of another objective: a term starts, or images get larger."""
+        parts = (self.adversarial, None if self.perceptual is None else self.perceptual.settings)
+        if any(part is not None and part.start == self.step for part in parts):
+            return True
+        if self.augmentation is None or self.step == 0:
+            return False
+        before, now = (self.augmentation.halved(step / self.max_steps) for step in (self.step - 1, self.step))
+        return before != now
+
     def validate(self, batch: Batch) -> Mapping[str, float | Tensor]:
         """Return PSNR in the brain, or the overlap of masks, per contrast."""
         image, modality = self._images(batch)
         encoded = self.tokenizer.encode(image, modality)
         output = self.tokenizer.decode(encoded, modality)
-        self._validated.add(encoded.codes, codebook_sizes(self.tokenizer, tuple(encoded.codes)))
+        self.watch_validation(encoded)
         if self.segmentation is not None:
             name, values = "dice", dice((output > 0).float(), (image > 0).float(), smooth=1e-6).mean(1)
         else:
-            mask = None if batch.mask is None else batch.mask[_owner(batch)]
+            mask = None if batch.mask is None else batch.mask[batch.owner()]
             name, values = "psnr", psnr(output.float(), image, mask=mask)
         found: dict[str, float | Tensor] = {}
         for i, contrast in enumerate(self.tokenizer.modalities):
             if (chosen := modality == i).any():
                 found[f"{name}/{contrast}"] = values[chosen].mean()
         return found
-
-    def start_validation(self) -> None:
-        """Forget codes of a validation that was cut short."""
-        self._validated = CodebookHealth()
-
-    def finish_validation(self) -> Mapping[str, float | Tensor]:
-        """Return the use of every codebook over the whole validation split."""
-        return self._validated.report()
 
     def facts(self) -> Mapping[str, str | int | float]:
         """Return what the card says: the feature extractor's hash, and updates that were skipped."""
@@ -262,15 +259,10 @@ class TokenizerTraining(Method):
             told["Updates skipped because of spikes"] = self.history.skipped
         return told
 
-    def panels(self) -> tuple[Mapping[str, Tensor], Sequence[Mapping[str, str]]] | None:
-        """Return images of the batch with the highest loss of this window."""
-        return self.worst.panels()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is neither weight nor buffer."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint[STATE] = {
-            "health": self.health.state_dict(),
-            "worst": self.worst.state_dict(),
             "skipped_subjects": dict(self.skipped_subjects),
             "features": None if self.perceptual is None else self.perceptual.sha256,
         }
@@ -289,8 +281,6 @@ class TokenizerTraining(Method):
                 f"the run was started with perceptual features {str(state['features'])[:12]}, the file now has "
                 f"{str(features)[:12]}: give the same file to resume it, or another --out to start a new run"
             )
-        self.health.load_state_dict(state["health"])
-        self.worst.load_state_dict(state["worst"])
         self.skipped_subjects = dict(state["skipped_subjects"])
 
 
@@ -309,14 +299,3 @@ def freeze_all_but_phase(tokenizer: Tokenizer, phase: str) -> None:
         raise ValueError(f"phase {phase!r} names {sorted(chosen - own.keys())[:3] or 'no parameters'}")
     for name, parameter in own.items():
         parameter.requires_grad_(name in chosen)
-
-
-def _owner(batch: Batch) -> Tensor:
-    """Return the session of each present view, ``(n,)``."""
-    b, v = batch.present.shape
-    return torch.arange(b, device=batch.present.device)[:, None].expand(b, v)[batch.present]
-
-
-def _subjects(batch: Batch, pooled: bool) -> list[str]:
-    """Return the subject of each image."""
-    return [batch.subject[i] for i in _owner(batch).tolist()] if pooled else list(batch.subject)

@@ -68,6 +68,10 @@ class Augmentation:
         inside = _box(image.shape[2:], 1 - rng.random(), rng).to(image.device)
         return torch.where(inside, other, image)
 
+    def halved(self, progress: float) -> int:
+        """Return how often images are halved per axis after this share of the run, where the network admits it."""
+        return int(np.ceil(self.halvings * max(0.0, 1 - progress / self.full_from)))
+
     def reduced(self, image: Image, progress: float, admissible: Callable[[Sequence[int]], Any]) -> Tensor:
         """Return the images at the resolution of this part of the run.
 
@@ -77,8 +81,7 @@ class Augmentation:
             admissible: Raises ValueError for a spatial shape that the network refuses; the resolution is then halved
                 less often.
         """
-        left = max(0.0, 1 - progress / self.full_from)
-        for halvings in range(int(np.ceil(self.halvings * left)), 0, -1):
+        for halvings in range(self.halved(progress), 0, -1):
             blocks = [2**halvings if s > 1 else 1 for s in image.shape[2:]]
             shape = [s // f for s, f in zip(image.shape[2:], blocks, strict=True)]
             if any(s % f or (f > 1 and s == f) for s, f in zip(image.shape[2:], blocks, strict=True)):

@@ -1,0 +1,131 @@
+r"""What every training of a tokenizer watches: whether its codebooks are alive, and which batch it finds hardest.
+
+window    ``window_steps`` steps; what is left at the end of a run belongs to the last one
+books     counted over a window, once they have started; a collapsed one is an alarm
+hardest   images of the batch with the highest reconstruction loss of the window
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurotome.nn.nd import channels_last
+from neurotome.tokenizers.base import Encoded, Tokenizer, codebook_sizes
+from neurotome.tokenizers.health import ALARM_BELOW, CodebookHealth, books_started
+from neurotome.training.base import Method
+from neurotome.training.optim import OptimizerConfig
+from neurotome.training.worst_batch import WorstBatch
+from neurotome.types import Image, ModalityIds, Scalar
+
+STATE = "watched_training"  # key of what a checkpoint keeps beside weights and buffers
+
+
+class WatchedTraining(Method):
+    """A tokenizer's training with the above.
+
+    Args:
+        tokenizer: The network.
+        optimizer: How weights are updated.
+        window_steps: Length of a window; choose it so that a window sees every session.
+        alarm_below: Share of a book's codes in use under which it is called collapsed, in [0, 1]; 0 never.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        optimizer: OptimizerConfig | None,
+        window_steps: int = 500,
+        alarm_below: float = ALARM_BELOW,
+    ) -> None:
+        super().__init__(optimizer)
+        if window_steps < 1 or not 0 <= alarm_below <= 1:
+            raise ValueError(
+                f"window_steps is {window_steps}, alarm_below {alarm_below}: give at least 1 step and a share in [0, 1]"
+            )
+        self.tokenizer = tokenizer
+        channels_last(tokenizer)
+        self.window_steps = window_steps
+        self.health, self.worst = CodebookHealth(alarm_below), WorstBatch()
+        self._validated = CodebookHealth()
+
+    def averaged_modules(self) -> dict[str, nn.Module]:
+        """Return the tokenizer; its codebooks are buffers and therefore copied, not averaged."""
+        return {"tokenizer": self.tokenizer}
+
+    def counted(self, encoded: Encoded) -> Mapping[str, Tensor]:
+        """Return the codes by which the use of a book is counted; all of them unless overridden."""
+        return encoded.codes
+
+    @torch.no_grad()
+    def watch(
+        self,
+        near: Scalar,
+        image: Image,
+        output: Image,
+        encoded: Encoded,
+        modality: ModalityIds,
+        subjects: Sequence[str],
+    ) -> dict[str, Tensor]:
+        """Count codes, keep the hardest batch, and return the books' measures where a window ends.
+
+        Args:
+            near: Reconstruction loss of the batch.
+            image: What was to be reconstructed, ``(n, c, x, y, z)``.
+            output: What came out, in the same range.
+            encoded: The code in between.
+            modality: Contrast of each image.
+            subjects: Subject of each image.
+        """
+        if books_started(self.tokenizer):
+            codes = self.counted(encoded)
+            self.health.add(codes, codebook_sizes(self.tokenizer, tuple(encoded.codes)))
+        if self._starts_window():
+            self.worst.forget()
+        if self._must_check(near):
+            names = [self.tokenizer.modalities[i] for i in modality.tolist()]
+            self.worst.offer(float(near), self.step + 1, image, output, subjects, names)
+        if not self._ends_window():
+            return {}
+        return {name: near.new_tensor(value) for name, value in self.health.report(self.step + 1).items()}
+
+    def start_validation(self) -> None:
+        """Forget codes of a validation that was cut short."""
+        self._validated = CodebookHealth()
+
+    def watch_validation(self, encoded: Encoded) -> None:
+        """Count the codes of a validation batch."""
+        self._validated.add(self.counted(encoded), codebook_sizes(self.tokenizer, tuple(encoded.codes)))
+
+    def finish_validation(self) -> Mapping[str, float | Tensor]:
+        """Return the use of every codebook over the whole validation split."""
+        return self._validated.report()
+
+    def panels(self) -> tuple[Mapping[str, Tensor], Sequence[Mapping[str, str]]] | None:
+        """Return images of the batch with the highest loss of this window."""
+        return self.worst.panels()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is neither weight nor buffer."""
+        checkpoint[STATE] = {"health": self.health.state_dict(), "worst": self.worst.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the step and what is neither weight nor buffer."""
+        super().on_load_checkpoint(checkpoint)
+        self.health.load_state_dict(checkpoint[STATE]["health"])
+        self.worst.load_state_dict(checkpoint[STATE]["worst"])
+
+    def _ends_window(self) -> bool:
+        """Return whether this step is the last of a window."""
+        done, left = self.step + 1, self.max_steps - self.step - 1
+        return left == 0 or (done % self.window_steps == 0 and left >= self.window_steps)
+
+    def _starts_window(self) -> bool:
+        """Return whether this step is the first of a window."""
+        return self.step % self.window_steps == 0 and (
+            self.step == 0 or self.max_steps - self.step >= self.window_steps
+        )
