@@ -172,8 +172,8 @@ def _network(metadata: dict[str, str], state: dict[str, Tensor]) -> FeatureExtra
         models = importlib.import_module("torchvision.models")
     except ImportError as error:
         raise UsageError(
-            "these perceptual features are torchvision's VGG16, and torchvision is not installed: install it, or leave "
-            "`features` out to use those that come with neurotome"
+            "these perceptual features are torchvision's VGG16, and torchvision is not installed: install it "
+            "(`pip install 'neurotome[vgg]'`), or leave `features` out to use those that come with neurotome"
         ) from error
     layers = models.vgg16(weights=None).features
     own = {key.removeprefix("features."): value for key, value in state.items() if not key.startswith("classifier.")}
