@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from neurotome.nn.nd import BatchNorm
@@ -25,6 +26,59 @@ def test_parameter_counts_of_the_text_followed_literally():
     with torch.device("meta"):
         half = VectorAE(channels=(32, 64, 128, 256, 256))
     assert count(half.decoder) == 47_893_265  # the reference's count for a latent of 256
+
+
+def seed_forward(w: dict[str, torch.Tensor], x, down: int, up: int):
+    """The seed's text in plain functions, of volumes in evaluation; ``w`` are the network's weights by their names.
+
+    Returns the vector after ``down`` stages and the image after ``up`` stages.
+    """
+
+    def conv(name, h):
+        return F.conv3d(h, w[f"{name}.weight"], w[f"{name}.bias"], padding=1)
+
+    def norm(name, h):
+        return F.batch_norm(h, *(w[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias")))
+
+    def group(name, h):
+        return F.group_norm(h, 16, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def residual(name, h):
+        inner = F.relu(group(f"{name}.1", conv(f"{name}.0", h)))
+        return h + F.relu(group(f"{name}.4", conv(f"{name}.3", inner)))
+
+    h = x
+    for at in (f"encoder.stages.{i}" for i in range(down)):
+        h = residual(f"{at}.block", F.relu(norm(f"{at}.norm", conv(f"{at}.conv", h))))
+        h = F.max_pool3d(h, kernel_size=3, stride=2, padding=1)
+    z = h.mean(dim=(2, 3, 4))
+    h = F.relu(F.linear(z, w["decoder.project.weight"], w["decoder.project.bias"])).view(len(x), -1, 2, 2, 2)
+    for at in (f"decoder.stages.{i}" for i in range(up)):
+        h = F.conv_transpose3d(h, w[f"{at}.conv.weight"], w[f"{at}.conv.bias"], stride=2, padding=1)
+        h = residual(f"{at}.block", F.leaky_relu(norm(f"{at}.norm", h), 0.2))
+    for i in (0, 3):
+        h = F.leaky_relu(norm(f"decoder.refine.{i + 1}", conv(f"decoder.refine.{i}", h)), 0.2)
+    h = conv("decoder.refine.6", h)
+    return z, F.interpolate(h, size=x.shape[2:], mode="trilinear", align_corners=False)
+
+
+def test_the_network_is_the_text_of_the_seed():
+    """Vector and image, with the running statistics of one batch."""
+    torch.manual_seed(0)
+    network, x = VectorAE(channels=(16, 32, 48), decoder_channels=(32, 16, 16)), torch.randn(2, 1, 19, 22, 17)
+    for module in network.modules():
+        if isinstance(module, BatchNorm):
+            module.momentum = 1.0
+    network.decode(network.encode(x, IDS), IDS)
+    network.eval()
+    with torch.no_grad():
+        encoded = network.encode(x, IDS)
+        z, expected = seed_forward(network.state_dict(), x, down=3, up=3)
+        assert torch.allclose(encoded.latent.flatten(1), z, atol=1e-5)
+        assert torch.allclose(network.decode(encoded, IDS), expected.clamp(-1, 1), atol=1e-5)
+    assert z.std() > 0.05
+    assert expected.std() > 0.05
+    assert (expected.abs() < 1).float().mean() > 0.5
 
 
 def test_maps_of_the_seed_and_its_halves():

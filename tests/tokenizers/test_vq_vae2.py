@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from neurotome.nn.nd import BatchNorm
 from neurotome.nn.quantize import EMAQuantizer
 from neurotome.tokenizers import VQVAE2
 from neurotome.tokenizers.base import codebook_sizes
@@ -88,6 +89,92 @@ def test_rezero_starts_as_the_identity_and_follows_the_formula():
     assert torch.allclose(block(x), expected, atol=1e-6)
 
 
+def seed_forward(w: dict[str, torch.Tensor], x, halvings=(2, 1, 1), blocks=1):
+    """The seed's text in plain functions, of volumes in evaluation; ``w`` are the network's weights by their names.
+
+    Returns maps, code ids and commitments by level, and the image.
+    """
+
+    def conv(name, h, stride=1, padding=1):
+        return F.conv3d(h, w[f"{name}.weight"], w.get(f"{name}.bias"), stride, padding)
+
+    def norm(name, h):
+        return F.batch_norm(h, *(w[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias")))
+
+    def rezero(name, h):
+        inner = F.relu(norm(f"{name}.1", conv(f"{name}.0", h)))
+        return F.relu(norm(f"{name}.4", conv(f"{name}.3", inner)))
+
+    def up(name, h):
+        h = F.conv_transpose3d(h, w[f"{name}.up.weight"], w[f"{name}.up.bias"], stride=2, padding=1)
+        return F.relu(norm(f"{name}.norm", h))
+
+    def resize(h, size):
+        return F.interpolate(h, size=tuple(size), mode="trilinear", align_corners=False)
+
+    def encoder(level, h):
+        at, n = f"encoders.{level}.layers", 3 * halvings[level]
+        for i in range(0, n, 3):  # convolution, normalisation, rectifier
+            h = F.relu(norm(f"{at}.{i + 1}", conv(f"{at}.{i}", h, stride=2)))
+        h = norm(f"{at}.{n + 1}", conv(f"{at}.{n}", h))
+        for i in range(n + 2, n + 2 + blocks):
+            h = h + w[f"{at}.{i}.alpha"] * rezero(f"{at}.{i}.body", h)
+        return h
+
+    def decoder(level, h):
+        at = f"decoders.{level}"
+        h = conv(f"{at}.conv_in", h)
+        for i in range(blocks):
+            h = h + w[f"{at}.blocks.{i}.alpha"] * rezero(f"{at}.blocks.{i}.body", h)
+        for i in range(halvings[level]):
+            h = up(f"{at}.up.{i}", h)
+        return norm(f"{at}.norm", conv(f"{at}.conv_out", h))
+
+    maps, codes, commitments, quantised = {}, {}, {}, {}
+    for level in range(len(halvings)):
+        maps[level] = encoder(level, maps[level - 1] if level else x)
+    for level in reversed(range(len(halvings))):
+        size, h = maps[level].shape[2:], maps[level]
+        if level + 1 < len(halvings):
+            h = torch.cat([h, resize(above, size)], dim=1)
+        z, book = conv(f"to_code.{level}", h, padding=0), w[f"books.{level}.codebook"]
+        codes[level] = (z.movedim(1, -1)[..., None, :] - book).square().sum(-1).argmin(-1)
+        for coarser in quantised:
+            for i in range(halvings[level + 1]):
+                quantised[coarser] = up(f"scalers.{coarser - 1}.stages.{coarser - level - 1}.{i}", quantised[coarser])
+            quantised[coarser] = resize(quantised[coarser], size)
+        quantised[level] = book[codes[level]].movedim(-1, 1)
+        commitments[level] = (quantised[level] - z).square().mean()
+        above = decoder(level, torch.cat([quantised[i] for i in sorted(quantised)], dim=1))
+    return maps, codes, commitments, resize(above, x.shape[2:])
+
+
+def test_the_network_is_the_text_of_the_seed():
+    """Maps, codes, commitments and image, with gates that are not 0 and the running statistics of one batch."""
+    torch.manual_seed(0)
+    network = VQVAE2(channels=8, res_channels=4, num_res_blocks=1, code_channels=4, num_codes=16)
+    x = torch.randn(2, 1, 33, 36, 40)
+    for module in network.modules():
+        if isinstance(module, ReZero):
+            module.alpha.data.normal_(std=0.5)
+        if isinstance(module, BatchNorm):
+            module.momentum = 1.0
+    network.decode(network.encode(x, IDS), IDS)
+    network.eval()
+    with torch.no_grad():
+        encoded = network.encode(x, IDS)
+        maps, codes, commitments, expected = seed_forward(network.state_dict(), x)
+        image = network.decode(encoded, IDS)
+    for level in range(3):
+        assert torch.allclose(encoded.aux[f"level{level}"], maps[level], atol=1e-5)
+        assert torch.equal(encoded.codes[f"level{level}"], codes[level])
+        assert len(codes[level].unique()) > 2
+        assert encoded.aux[f"commitment_level{level}"].item() == pytest.approx(commitments[level].item(), rel=1e-5)
+    assert encoded.terms["commitment"].item() == pytest.approx(float(sum(commitments.values())), rel=1e-5)
+    assert torch.allclose(image, expected.clamp(-1, 1), atol=1e-5)
+    assert (expected.abs() < 1).float().mean() > 0.5
+
+
 def published_step(vectors, codes, counts, sums, decay=0.99, eps=1e-5):
     """One update as published: Laplace-smoothed counts, which start at 0, under sums that start at the codes."""
     found = torch.cdist(vectors, codes).argmin(1)
@@ -142,3 +229,23 @@ def test_every_level_of_the_network_starts_from_its_data():
 def test_arguments_that_do_not_fit_are_named(arguments, match):
     with pytest.raises(ValueError, match=match):
         VQVAE2(**{**SMALL, **arguments})
+
+
+def test_hidden_levels_are_whole_suffixes_in_their_share_and_in_training_alone():
+    torch.manual_seed(0)
+    network = VQVAE2(**SMALL, scaling_rates=(2, 2, 2), hide_prob=0.4)
+    x, ids = torch.randn(300, 1, 8, 8, 8), torch.zeros(300, dtype=torch.long)
+    latent = network.encode(x, ids).latent.unflatten(1, (3, 4))  # image, level, channel
+    gone = (latent == 0).flatten(2).all(2)
+    assert not gone[:, 2].any(), "the coarsest level always speaks"
+    assert not (gone[:, 1] & ~gone[:, 0]).any(), "a level is hidden with all that are finer"
+    finest, two = gone[:, 0].float().mean(), gone[:, 1].float().mean()
+    assert abs(finest - 0.4) < 0.09
+    assert abs(two - 0.2) < 0.07
+    assert not (network.eval().encode(x[:30], ids[:30]).latent.unflatten(1, (3, 4)) == 0).flatten(2).all(2).any()
+
+
+@pytest.mark.parametrize("bad", [{"hide_prob": 1.5}, {"hide_prob": 0.1, "scaling_rates": (4,)}])
+def test_a_share_to_hide_that_is_none_is_refused(bad):
+    with pytest.raises(ValueError, match="hide_prob"):
+        VQVAE2(**{**SMALL, **bad})

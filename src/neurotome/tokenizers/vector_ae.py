@@ -127,6 +127,10 @@ class VectorDecoder(nn.Module):
 class VectorAE(Tokenizer):
     """Autoencoder with a vector for a latent; the contrast is not looked at; any shape is admissible.
 
+    The weights start as torch's layers draw them. This differs from the seed, whose code draws every parameter from
+    U(-1/sqrt(n), 1/sqrt(n)), n the length of its first axis: n counts a layer's outputs where the spread depends on its
+    inputs, and the scales of the normalisations are drawn too, around 0, half of them negative.
+
     Args:
         spatial_dims: 2 or 3; a two-dimensional network takes a volume slice by slice along z, a vector for each.
         in_channels: Image channels.
