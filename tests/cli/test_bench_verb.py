@@ -1,22 +1,28 @@
 """``neurotome bench``, with real processes: one tiny cell from start to table, continued, and one that fails."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from neurotome.apply.bench import alarms
+from neurotome.cli import bench_cells
 from neurotome.cli.main import main
+from neurotome.data.store import Store
+from neurotome.errors import Interrupted, NeurotomeError
 
 BENCH = """
 steps: 2
 seeds: [0]
 runs:
   - name: tiny
-    config: neuroquant-demo
+    config: vq-vae-demo
     overrides:
-      method.init_args.tokenizer.init_args.channels: [8]
-      method.init_args.tokenizer.init_args.appearance_channels: [8]
-      method.init_args.tokenizer.init_args.num_codes: 8
+      method.init_args.tokenizer.init_args.channels: [4]
+      method.init_args.tokenizer.init_args.num_res_blocks: 1
+      method.init_args.tokenizer.init_args.num_codes: 64
+      method.init_args.tokenizer.init_args.reservoir: 64
       method.init_args.tokenizer.init_args.start_after: 1
       data.batch_sessions: 2
       data.crop: 8
@@ -54,28 +60,88 @@ def test_a_bench_from_start_to_table(
     assert main([*words, "--only", "tiny"]) == 0
     assert "done before" in capsys.readouterr().err
     assert metrics.stat().st_mtime_ns == before
-    assert main([*words, "--steps", "3"]) == 2
-    assert "budget 2 steps" in capsys.readouterr().err
+    said = {"--steps": "budget: '2 steps' -> '3 steps'", "--threads": "threads: 1 -> 3", "--split": "'test' -> 'val'",
+            "--precision": "precision: \"the config's\" -> 'fp32'"}  # fmt: skip
+    for flag, value in {"--steps": "3", "--threads": "3", "--split": "val", "--precision": "fp32"}.items():
+        assert main([*words, flag, value]) == 2
+        assert said[flag] in capsys.readouterr().err
+
+    # the same file, but another learning rate: what is trained is not this any more
+    text = Path(bench).read_text()
+    Path(bench).write_text(text.replace("data.crop: 8\n", "data.crop: 8\n      optimizer.lr: 0.5\n"))
+    assert main(words) == 3
+    assert "experiment.optimizer.lr: 0.003 -> 0.5" in capsys.readouterr().err
+    Path(bench).write_text(text)
+    metrics.write_text("{")
+    assert main(words) == 3
+    assert "evaluated again, not trained" in capsys.readouterr().err
+    (out / "settings.json").write_text("[]")
+    assert main(words) == 3
+    assert "holds a list, where an object is expected" in capsys.readouterr().err
+    (out / "settings.json").write_text(json.dumps({"budget": "2 steps", "split": "test"}))
+    assert main(words) == 2
+    assert "store_sha256: 'not recorded'" in capsys.readouterr().err
 
 
 def test_wrong_calls_are_named(tmp_path: Path, bench: str, toy_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", str(toy_store), "--out", str(tmp_path / "out")]
     for flags, said in (
         (["--bench", "nothing"], "neuroquant-ladder"),
-        (["--bench", bench, "--only", "tony"], "tony"),
+        (["--bench", bench, "--only", "tony"], "tony; did you mean tiny?"),
         (["--bench", bench, "--truth", str(tmp_path / "no.tsv")], "no.tsv"),
         (["--bench", bench, "--seconds", "-1"], "above 0"),
+        (["--bench", bench, "--seeds", "0", "0"], "seed 0 is given twice"),
+        (
+            ["--configs", "neuroquant-dem"],
+            "run neuroquant-dem: there is no shipped config 'neuroquant-dem'; did you mean ",
+        ),
     ):
         assert main([*words, *flags]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
+def test_an_empty_split_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+    bench: str,
+    toy_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Store, "split", lambda self, name: [])
+    assert main(["bench", str(toy_store), "--out", str(tmp_path / "out"), "--bench", bench, "--split", "val"]) == 2
+    assert "no session in its val split" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_training_says_is_kept_once_its_folder_is_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "train.log"
+    codes = iter([2, 0, 75, 0])
+
+    def say_alarm(command, *, stderr, **_):
+        assert command[1:] == ["-m", "neurotome", "train"]
+        stderr.write("step 40: it is collapsing\nneurotome: no such key\n")
+        return subprocess.CompletedProcess(command, next(codes))
+
+    monkeypatch.setattr(bench_cells.subprocess, "run", say_alarm)
+    with pytest.raises(NeurotomeError, match=r"^no such key$"):
+        bench_cells._neurotome(["train"], log)
+    assert not log.exists()  # a folder that holds a log but no run would be refused at the next start
+    (tmp_path / "config.yaml").touch()
+    bench_cells._neurotome(["train"], log)
+    with pytest.raises(Interrupted):
+        bench_cells._neurotome(["train"], log)
+    bench_cells._neurotome(["train"])
+    assert log.read_text().count("collapsing") == 2
+    assert alarms(log) == ("step 40: it is collapsing",)
+
+
 def test_seconds_become_steps_once(tmp_path: Path, toy_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import argparse
 
-    from neurotome.apply.bench import BenchPlan, BenchRun
-    from neurotome.cli import bench
+    from neurotome.apply.bench_plan import BenchPlan, BenchRun
+    from neurotome.cli.bench_cells import Cells, checked_experiments
+    from neurotome.cli.bench_pace import steps_within
     from neurotome.training import pace
 
     measured = []
@@ -85,15 +151,25 @@ def test_seconds_become_steps_once(tmp_path: Path, toy_store: Path, monkeypatch:
         return {name: [0.05, 0.15] for name in runners}, {}
 
     monkeypatch.setattr(pace, "paces", paces)
-    runs = (BenchRun("a", "neurotome-unknown"), BenchRun("b", "neuroquant-demo", {"data.crop": "8"}))
+    store = Store.open(toy_store)
     args = argparse.Namespace(quiet=True, device="cpu", threads=1, precision=None)
-    plan = BenchPlan(runs, (0,), seconds=60.0)
-    steps, problems = bench._steps(args, plan, runs, toy_store, tmp_path)
-    assert steps == {"b": 600}
-    assert "neurotome-unknown" in problems["a"]
-    again, _ = bench._steps(args, plan, runs[1:], toy_store, tmp_path)
-    assert (again, len(measured)) == (steps, 1)
-    other = (BenchRun("b", "neuroquant-demo", {"data.crop": "4"}),)
-    bench._steps(args, plan, other, toy_store, tmp_path)
+
+    def steps(**overrides: str) -> tuple[dict[str, int], dict[str, str]]:
+        runs = (BenchRun("a", "neuroquant-demo", {"data.crop": "4096"}), BenchRun("b", "neuroquant-demo", overrides))
+        plan = BenchPlan(runs, (0,), seconds=60.0)
+        return steps_within(plan, runs, Cells(args, store, tmp_path, checked_experiments(args, runs, store), {}))
+
+    found, problems = steps(**{"data.crop": "8"})
+    assert found == {"b": 600}
+    assert "4096" in problems["a"]
+    assert steps(**{"data.crop": "8"})[0] == found
+    assert len(measured) == 1
+    steps(**{"data.crop": "8", "optimizer.lr": "0.5"})  # another recipe, another pace
     assert len(measured) == 2
-    assert bench._steps(args, BenchPlan(runs, (0,), steps=5), runs, toy_store, tmp_path) == ({"a": 5, "b": 5}, {})
+    args.threads = 2
+    steps(**{"data.crop": "8", "optimizer.lr": "0.5"})
+    assert len(measured) == 3
+    runs = (BenchRun("a", "neuroquant-demo"),)
+    fixed = BenchPlan(runs, (0,), steps=5)
+    cells = Cells(args, store, tmp_path, checked_experiments(args, runs, store), {})
+    assert steps_within(fixed, runs, cells) == ({"a": 5}, {})

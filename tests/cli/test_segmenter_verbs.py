@@ -107,7 +107,7 @@ def test_what_cannot_judge_is_refused(
 
 
 BENCH = """
-steps: 1
+steps: 2
 seeds: [0]
 runs:
   - name: tiny
@@ -115,6 +115,8 @@ runs:
     overrides:
       method.init_args.tokenizer.init_args.channels: [4]
       method.init_args.tokenizer.init_args.num_codes: 8
+      method.init_args.tokenizer.init_args.reservoir: 64
+      method.init_args.tokenizer.init_args.start_after: 1
       data.batch_sessions: 2
       data.crop: 8
       trainer.precision: 32-true
@@ -125,16 +127,15 @@ def test_a_bench_evaluates_again_and_trains_nothing_twice(
     segmenter: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The bench's processes run here; a cell of the first format is brought up to date, not refused."""
-    import neurotome.cli.bench as bench
+    from neurotome.cli import bench_cells
 
     asked: list[str] = []
 
-    def here(words: list[str]) -> float:
+    def here(words: list[str], log: Path | None = None) -> None:
         asked.append(words[0])
         assert main(words) == 0
-        return 1.0
 
-    monkeypatch.setattr(bench, "_neurotome", here)
+    monkeypatch.setattr(bench_cells, "_neurotome", here)
     file, out, table = tmp_path / "bench.yaml", tmp_path / "out", tmp_path / "truth.tsv"
     file.write_text(BENCH)
     subjects = sorted(p.name for p in (labelled.parent / "raw").glob("sub-*"))
@@ -170,13 +171,12 @@ def test_a_bench_evaluates_again_and_trains_nothing_twice(
 def test_cells_of_other_flags_are_not_mixed(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import neurotome.cli.bench as bench
+    from neurotome.cli import bench_cells
 
-    def here(words: list[str]) -> float:
+    def here(words: list[str], log: Path | None = None) -> None:
         assert main(words) == 0
-        return 1.0
 
-    monkeypatch.setattr(bench, "_neurotome", here)
+    monkeypatch.setattr(bench_cells, "_neurotome", here)
     file, table = tmp_path / "bench.yaml", tmp_path / "truth.tsv"
     file.write_text(BENCH + BENCH[BENCH.index("  - name") :].replace("tiny", "other"))
     table.write_text("participant_id\tage\nsub-00\t20\n")

@@ -2,146 +2,37 @@ r"""Tokenizers side by side: same store, same budget, same held-out subjects.
 
     cell = (name, seed)      train within the budget ──▶ bench.json ──▶ evaluate ──▶ metrics.json
     row  = mean over seeds within a subject, then over subjects, with an interval over subjects
-    step = row - row before it, subject by subject; real where its interval excludes zero
+    step = row - row before it, subject by subject; real where its interval excludes zero and it is not tiny
 
-A cell is trained once: ``bench.json`` says so. It is evaluated again where the protocol of its ``metrics.json`` differs
-from what is asked for now: another segmenter or table of factors, or measures of an earlier version of this package.
+A cell is trained once: ``bench.json`` says so, and by which recipe; another one is refused. It is evaluated again where
+the protocol of its ``metrics.json`` differs from what is asked for now: another segmenter or table of factors, or
+measures of an earlier version of this package.
 
-A budget is a number of optimiser steps, or CPU seconds: then the steps follow from the seconds one step takes, measured
-once per config and kept, so that a resumed bench trains every seed for as long.
+A budget is a number of optimiser steps, or seconds: then the steps follow from the seconds one step takes, measured
+once per recipe and kept, so that a resumed bench trains every seed for as long. What a training really took stands in
+the row: wall seconds, and CPU seconds with validation and checkpoints.
 """
 
 import json
 import math
+import re
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from neurotome.errors import InputError, UsageError, printable
+from neurotome.apply.bench_plan import BenchPlan, BenchRun
+from neurotome.errors import InputError
 from neurotome.metrics.statistics import Interval, bootstrap_interval, paired_interval
+from neurotome.training.folder import differences
 
 Tree = Mapping[str, Any]
-KEYS = {"about", "seconds", "steps", "seeds", "runs"}
-RUN_KEYS = {"name", "config", "overrides", "against"}
 
 
-@dataclass(frozen=True)
-class BenchRun:
-    """One tokenizer of a bench.
-
-    Args:
-        name: Of the row and of the folders.
-        config: A shipped config or a YAML file.
-        overrides: Dotted keys and their values as YAML text.
-        against: Name of the row it is compared with, subject by subject; empty for none.
-    """
-
-    name: str
-    config: str
-    overrides: Mapping[str, str] = field(default_factory=dict)
-    against: str = ""
-
-
-@dataclass(frozen=True)
-class BenchPlan:
-    """What is compared, and on how much training.
-
-    Args:
-        runs: In the order of the table.
-        seeds: Of weights, order and augmentation.
-        seconds: CPU seconds of training per cell; None where ``steps`` counts.
-        steps: Optimiser steps per cell; None where ``seconds`` counts.
-        about: A sentence for the table's head.
-
-    Raises:
-        UsageError: Not exactly one budget; no run, no seed; a name twice, or not fit for a folder; an unknown rival.
-    """
-
-    runs: tuple[BenchRun, ...]
-    seeds: tuple[int, ...]
-    seconds: float | None = None
-    steps: int | None = None
-    about: str = ""
-
-    def __post_init__(self) -> None:
-        names = [run.name for run in self.runs]
-        if (self.seconds is None) == (self.steps is None):
-            raise UsageError("a bench has one budget: give `seconds` (of CPU time) or `steps`")
-        if not (self.seconds is None or self.seconds > 0) or not (self.steps is None or self.steps > 0):
-            raise UsageError(f"the budget is {self.seconds or self.steps}; give a number above 0")
-        if not names or not self.seeds or min(self.seeds) < 0:
-            raise UsageError("a bench needs at least one run, and seeds of at least 0")
-        for name in names:
-            if names.count(name) > 1 or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-                raise UsageError(f"run {printable(name)!r}: names are unique, of letters, digits, '-', '_' and '.'")
-        for run in self.runs:
-            if run.against and run.against not in names:
-                raise UsageError(f"run {run.name!r} is compared with {printable(run.against)!r}, which is no run")
-
-    @property
-    def budget(self) -> str:
-        """The budget in words."""
-        return f"{self.seconds:g} CPU seconds" if self.seconds is not None else f"{self.steps} steps"
-
-
-def read_plan(text: str, name: str) -> BenchPlan:
-    """Read a bench file.
-
-    Args:
-        text: YAML with ``runs`` (name, config, overrides, against), ``seeds``, ``seconds`` or ``steps``, ``about``.
-        name: Of the file, for messages.
-
-    Raises:
-        UsageError: Not YAML, an unknown key, a value of another kind.
-    """
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{printable(name)}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(tree, dict) or not isinstance(tree.get("runs"), list):
-        raise UsageError(f"{printable(name)}: a bench file is a mapping with a list `runs`")
-    _known(tree, KEYS, name)
-    runs = []
-    for one in tree["runs"]:
-        if not isinstance(one, dict) or not isinstance(one.get("config"), str):
-            raise UsageError(f"{printable(name)}: each run is a mapping with a `config`")
-        _known(one, RUN_KEYS, name)
-        overrides = one.get("overrides") or {}
-        if not isinstance(overrides, dict):
-            raise UsageError(f"{printable(name)}: overrides of {printable(one['config'])} are dotted keys and values")
-        plain = {
-            str(k): yaml.safe_dump(v, default_flow_style=True).removesuffix("...\n").strip()
-            for k, v in overrides.items()
-        }
-        runs.append(
-            BenchRun(str(one.get("name") or one["config"]), one["config"], plain, str(one.get("against") or ""))
-        )
-    seeds = tree.get("seeds", [0, 1, 2])
-    if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
-        raise UsageError(f"{printable(name)}: seeds are whole numbers, for example [0, 1, 2]")
-    for key in ("seconds", "steps"):
-        if tree.get(key) is not None and (isinstance(tree[key], bool) or not isinstance(tree[key], int | float)):
-            raise UsageError(f"{printable(name)}: {key} is {printable(str(tree[key]))}; give a number")
-    steps = tree.get("steps")
-    return BenchPlan(
-        tuple(runs),
-        tuple(seeds),
-        tree.get("seconds"),
-        None if steps is None else int(steps),
-        str(tree.get("about") or ""),
-    )
-
-
-def _known(tree: Tree, keys: set[str], name: str) -> None:
-    unknown = sorted(str(key) for key in tree if key not in keys)
-    if unknown:
-        raise UsageError(
-            f"{printable(name)}: there is no key {printable(unknown[0])!r}; keys are {', '.join(sorted(keys))}"
-        )
+# a quiet training says nothing on standard error but warnings, with source lines under Python's, and why it failed
+WARNING = re.compile(r"(?!neurotome: )\S")
+LOG = "train.log"
 
 
 @dataclass(frozen=True)
@@ -153,12 +44,14 @@ class Cell:
         metrics: Its metrics.json; empty where it has not been evaluated.
         status: Its status.json.
         parameters: Of the exported network.
+        warnings: What its log warns of, each line once.
     """
 
     seed: int
     metrics: Tree
     status: Tree
     parameters: int
+    warnings: tuple[str, ...] = ()
 
     def answers(self, request: Tree) -> bool:
         """Return whether it was evaluated as asked; see :func:`neurotome.apply.scores.evaluation_request`."""
@@ -166,32 +59,64 @@ class Cell:
         return isinstance(protocol, Mapping) and {key: protocol.get(key) for key in request} == dict(request)
 
 
-def read_cell(folder: Path, run: BenchRun, seed: int) -> Cell | None:
+# file of a cell: what to do where it cannot be read
+REMEDIES = {
+    "bench.json": "remove the file and run again; a training that is finished is not repeated",
+    "status.json": "remove it and the bench.json beside it, and run again; what is trained stays",
+    "metrics.json": "remove the file and run again; the cell is evaluated again, not trained",
+}
+
+
+def read_cell(folder: Path, recipe: Tree, seed: int) -> Cell | None:
     """Return a trained cell, evaluated or not; None where its training is not finished.
 
+    Args:
+        folder: Of the cell.
+        recipe: What the weights depend on but the seed, as JSON; another one is another training.
+        seed: Of the cell.
+
     Raises:
-        InputError: A file of a trained cell cannot be read, or it was trained with another config or other overrides.
+        InputError: A file of a trained cell cannot be read, or it was trained by another recipe.
     """
     if not (folder / "bench.json").exists():
         return None
     found: dict[str, dict[str, Any]] = {"metrics.json": {}}
-    for name in ("bench.json", "status.json", "metrics.json"):
-        if name == "metrics.json" and not (folder / name).exists():
-            continue
-        try:
-            found[name] = dict(json.loads((folder / name).read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(
-                "cannot be read", file=folder / name, remedy="remove the cell's folder and run again"
-            ) from error
+    for name, remedy in REMEDIES.items():
+        if name != "metrics.json" or (folder / name).exists():
+            found[name] = read_object(folder / name, remedy)
     made = found["bench.json"]
-    if (made.get("config"), made.get("overrides")) != (run.config, dict(run.overrides)):
+    changed = differences(made.get("recipe") or {}, recipe)
+    if changed:
         raise InputError(
-            f"holds a training of {printable(str(made.get('config')))} with other settings than {run.name}'s",
+            f"holds a training by another recipe ({'; '.join(changed[:5])}{'; …' if len(changed) > 5 else ''})",
             file=folder,
-            remedy="remove the folder and run again, or choose another --out",
+            remedy="give the same values and store, or remove the folder and run again, or choose another --out",
         )
-    return Cell(seed, found["metrics.json"], found["status.json"], int(made.get("parameters") or 0))
+    parameters = int(made.get("parameters") or 0)
+    return Cell(seed, found["metrics.json"], found["status.json"], parameters, alarms(folder / LOG))
+
+
+def read_object(file: Path, remedy: str) -> dict[str, Any]:
+    """Return the JSON object of a file.
+
+    Raises:
+        InputError: It cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read ({' '.join(str(error).split())})", file=file, remedy=remedy) from error
+    if not isinstance(value, dict):
+        raise InputError(f"holds a {type(value).__name__}, where an object is expected", file=file, remedy=remedy)
+    return value
+
+
+def alarms(log: Path) -> tuple[str, ...]:
+    """Return the warnings of a training's log, each once; none where there is no log."""
+    if not log.exists():
+        return ()
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return tuple(dict.fromkeys(line.strip() for line in lines if WARNING.match(line)))
 
 
 # measure: section of metrics.json and its key there, with a value per subject for each contrast or pair
@@ -202,9 +127,12 @@ SUBJECT_MEASURES = {
     "structure_dice": ("reconstruction", "structure_dice"),
     "structure_dice_truth": ("reconstruction", "structure_dice_truth"),
     "structure_volume_error": ("reconstruction", "structure_volume_error"),
+    "region_volume_error": ("regions", "relative_error"),
     "high_frequency_ratio": ("reconstruction", "high_frequency_ratio"),
     "translation_psnr_db": ("translation", "psnr_db"),
 }
+# measure: a step below it is not claimed, whatever its interval: the same config on another seed differs by more
+FLOORS = {"psnr_db": 0.05, "translation_psnr_db": 0.05}
 # measure: path of one number in metrics.json; "*" is the mean over all that stands there, the contrasts
 SCALARS = {
     "bits_per_voxel": ("bits", "own_per_voxel"),
@@ -223,6 +151,9 @@ SCALARS = {
     "encode_volumes_per_s": ("speed", "encode_volumes_per_s"),
     "decode_volumes_per_s": ("speed", "decode_volumes_per_s"),
 }
+
+# factor that a table or the scans may tell: its measure
+PROBED = {"sex": "sex_probe", "site": "site_probe", "age": "age_r2"}
 
 
 def at(tree: Any, *path: str) -> Any:
@@ -269,7 +200,7 @@ def row(run: BenchRun, cells: Sequence[Cell], rival: Sequence[Cell] = ()) -> dic
         steps = paired_steps(cells, rival, measure)
         for task, subjects in subject_values(cells, measure).items():
             entry = bootstrap_interval(list(subjects.values())).to_json()
-            step = {"step": {**steps[task].to_json(), "real": is_real(steps[task])}} if task in steps else {}
+            step = {"step": _step(steps[task], FLOORS.get(measure, 0.0))} if task in steps else {}
             tasks.setdefault(measure, {})[task] = {**entry, **step}
     scalars = {}
     for name, path in SCALARS.items():
@@ -285,11 +216,18 @@ def row(run: BenchRun, cells: Sequence[Cell], rival: Sequence[Cell] = ()) -> dic
         "parameters": cells[0].parameters if cells else None,
         "steps": [c.status.get("step") for c in cells],
         "training_seconds": [c.status.get("seconds") for c in cells],
-        "peak_rss_mb": max((c.status.get("peak_rss_mb") or 0.0 for c in cells), default=None),
+        "training_cpu_seconds": [c.status.get("cpu_seconds") for c in cells],
+        "peak_rss_mb": _largest(cells, "peak_rss_mb"),
+        "peak_device_mb": _largest(cells, "peak_device_mb"),
+        "warnings": [f"seed {c.seed}: {line}" for c in cells for line in c.warnings],
         "structure_ceiling": _ceilings(cells),
         **tasks,
         **scalars,
     }
+
+
+def _largest(cells: Sequence[Cell], key: str) -> float | None:
+    return max((c.status[key] for c in cells if c.status.get(key) is not None), default=None)
 
 
 def _ceilings(cells: Sequence[Cell]) -> dict[str, float] | None:
@@ -302,9 +240,13 @@ def _ceilings(cells: Sequence[Cell]) -> dict[str, float] | None:
     return None
 
 
-def is_real(step: Interval) -> bool:
-    """Return whether the interval of a difference excludes zero."""
-    return step.low > 0 or step.high < 0
+def _step(step: Interval, floor: float) -> dict[str, Any]:
+    return {**step.to_json(), "floor": floor, "real": is_real(step, floor)}
+
+
+def is_real(step: Interval, floor: float = 0.0) -> bool:
+    """Return whether the interval of a difference excludes zero, and its mean is not too small to matter."""
+    return (step.low > 0 or step.high < 0) and abs(step.mean) >= floor
 
 
 def table(plan: BenchPlan, cells: Mapping[str, Sequence[Cell]]) -> list[dict[str, Any]]:
@@ -314,3 +256,8 @@ def table(plan: BenchPlan, cells: Mapping[str, Sequence[Cell]]) -> list[dict[str
         for run in plan.runs
         if cells.get(run.name)
     ]
+
+
+def unprobed(rows: Sequence[Tree], known: Collection[str]) -> list[str]:
+    """Return the factors that are known of the subjects, but that no run could be probed for."""
+    return [name for name, measure in PROBED.items() if name in known and not any(row[measure] for row in rows)]

@@ -23,6 +23,7 @@ from torch import Tensor
 from neurotome.apply.audit import ScanCode, audit, scan_codes
 from neurotome.apply.baselines import Baselines
 from neurotome.apply.factors import Truth, factors
+from neurotome.apply.regions import RegionVolumes
 from neurotome.apply.scores import (
     DATA_RANGE,
     PROTOCOL,
@@ -32,7 +33,6 @@ from neurotome.apply.scores import (
     evaluation_request,
     finite,
     image_metrics,
-    peak_memory_mb,
     scales,
     structure_tree,
     task_tree,
@@ -43,6 +43,7 @@ from neurotome.apply.structures import JUDGED, StructureReader, StructureScores,
 from neurotome.data.store import LoadedSession, SessionEntry, Store
 from neurotome.errors import InputError, UsageError
 from neurotome.tokenizers.base import Encoded, Tokenizer, codebook_sizes
+from neurotome.training.cost import peak_memory
 from neurotome.types import Image, Mask
 
 ALL_SITES = "all"
@@ -70,6 +71,7 @@ def evaluate(
     truth: Truth | None = None,
     progress: Callable[[float], None] | None = None,
     segmenter: StructureReader | None = None,
+    regions: RegionVolumes | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of ``tokenizer`` on a split, and write them to a folder.
 
@@ -84,15 +86,20 @@ def evaluate(
         truth: Known factors by subject, ``{"01": {"age": 43.0, "sex": "F"}}``; none if None.
         progress: Called with the share of sessions done, in (0, 1].
         segmenter: Names the structures whose overlap is measured; None for no overlap.
+        regions: Volumes of regions that another program measured on scans and reconstructions; None for none.
 
     Raises:
         UsageError: The split is unknown or empty, or store and model share no contrast.
-        InputError: Model or segmenter were trained on a subject of the split, or the store was prepared otherwise.
+        InputError: Model or segmenter were trained on a subject of the split, the store was prepared otherwise, or the
+            tables of volumes hold no scan of the split.
         OutputError: The folder cannot be written to.
     """
     evaluation = _Evaluation(tokenizer, store, split, seed, noise_sd, segmenter, truth or {})
     evaluation.check(allow_train)
+    volumes = None if regions is None else regions.compare({e.subject for e in evaluation.entries}, split, seed)
     result = evaluation.measure(progress)
+    if regions is not None:
+        result |= {"regions": finite(volumes), "protocol": {**result["protocol"], **regions.protocol()}}
     if out is not None:
         write_results(Path(out), result, evaluation.found.panels, evaluation.found.entries)
     return result
@@ -320,7 +327,7 @@ class _Evaluation:
             "not_applicable": self._not_applicable(),
             "factors": factors(found.train, found.test, self.modalities, self.truth, self.seed),
             "speed": {f"{k}_volumes_per_s": 1 / max(statistics.median(v), 1e-9) for k, v in found.seconds.items() if v},
-            "memory": {"peak_rss_mb": peak_memory_mb()} | self._device_memory(),
+            "memory": peak_memory(),
         }
 
     def _not_applicable(self) -> dict[str, str]:
@@ -361,11 +368,6 @@ class _Evaluation:
             "threads": torch.get_num_threads(),
             **PROTOCOL,
         }
-
-    def _device_memory(self) -> dict[str, float]:
-        if self.device.type != "cuda":
-            return {}
-        return {"peak_device_mb": torch.cuda.max_memory_allocated(self.device) / 2**20}
 
     def _ids(self, names: Sequence[str]) -> Tensor:
         return torch.tensor([self.network.modality_id(name) for name in names], device=self.device)

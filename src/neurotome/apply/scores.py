@@ -2,6 +2,7 @@ r"""From the images of an evaluation to the tree of ``metrics.json``.
 
     "reconstruction": {"T1w": {metric: {"mean", "ci95", "n", "values"}, "baselines": {...}, "paired": {...}}}
     "translation": {"T1w->T2w": the same}    "codebook": {...}    "bits": {...}    "speed": {...}
+    "regions": {"T1w": {...}}    with tables of volumes alone (:mod:`neurotome.apply.regions`)
 
 ``values`` holds one number per subject; ``paired`` holds intervals of differences within subjects. What is not finite
 becomes null.
@@ -9,9 +10,7 @@ becomes null.
 
 import json
 import math
-import resource
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +37,7 @@ from neurotome.metrics.reconstruction import (
 from neurotome.metrics.statistics import paired_interval
 from neurotome.types import Image, Mask
 
-FORMAT_VERSION = 3  # raised whenever a number of metrics.json is added or made otherwise
+FORMAT_VERSION = 4  # raised whenever a number of metrics.json is added or made otherwise
 DATA_RANGE = 2.0
 WINDOW = 7
 PSNR_CEILING_DB = 120.0  # what equal images get; single precision on [-1, 1] ends near 140 dB
@@ -68,6 +67,8 @@ PROTOCOL = {
     "output with those of the true image; structure_dice_truth: of the output with the store's label map; ceiling: of "
     "the true image with the label map; structure_volume_error: difference of a structure's volumes in the output and "
     "in the true image over the latter, without sign, mean over structures",
+    "regions": "volumes of another program's segmentations: relative error without sign; pearson and ICC(3,1) over "
+    "subjects, which do not see a bias; bias of the reconstruction",
     "self_agreement": "share of codes that survive noise of noise_sd on [-1, 1] inside the brain",
     "trilinear": "blocks of latent_factor voxels averaged, trilinear up, background from the mask",
     "lookup": "mean target per source intensity, 256 bins, fitted inside the brain on the training split at full rate; "
@@ -271,12 +272,6 @@ def codebook_tree(books: Mapping[str, Mapping[str, Tensor]], sizes: Mapping[str,
 def bits_tree(bits: Mapping[str, Sequence[float]], shape: Sequence[int]) -> dict[str, float]:
     """Return bits per voxel from the bits of every image, ``own`` and, where there is one, ``translated``."""
     return {f"{kind}_per_voxel": statistics.fmean(values) / math.prod(shape) for kind, values in bits.items() if values}
-
-
-def peak_memory_mb() -> float:
-    """Return the largest resident size of this process so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def finite(tree: Any) -> Any:

@@ -8,6 +8,7 @@ from neurotome.cli import add_common, answer, existing, say
 from neurotome.errors import UsageError, printable
 
 if TYPE_CHECKING:
+    from neurotome.apply.regions import RegionVolumes
     from neurotome.apply.segmenter import ScanSegmenter
 
 UNKNOWN = frozenset({"", "n/a", "na", "nan", "none"})
@@ -37,6 +38,13 @@ def add_parser(subparsers: Any) -> None:
         metavar="FOLDER",
         help="model folder of `neurotome train segmenter-demo`: adds Dice of structures",
     )
+    parser.add_argument(
+        "--regions",
+        nargs=2,
+        metavar=("SCANS", "RECONSTRUCTIONS"),
+        help="two tables of region volumes (mm3), as SynthSeg writes them: of the scans and of what `neurotome "
+        "reconstruct` made of them; rows of subjects outside the split are left out",
+    )
     add_common(parser, seed=True, compute=True, overwrite=True)
 
 
@@ -61,6 +69,7 @@ def evaluate(args: argparse.Namespace, out: Path) -> dict[str, Any]:
 
     check_writable(out)
     truth = None if args.truth is None else read_truth(Path(args.truth))
+    regions = read_regions(args.regions)
     tokenizer = load_tokenizer(args)
     segmenter = None if args.segmenter is None else load_segmenter(args)
     store = Store.open(Path(args.store))
@@ -82,7 +91,18 @@ def evaluate(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         truth=truth,
         progress=progress,
         segmenter=segmenter,
+        regions=regions,
     )
+
+
+def read_regions(paths: list[str] | None) -> "RegionVolumes | None":
+    """Return the tables of ``--regions``; None where it was not given."""
+    from neurotome.apply.regions import RegionVolumes, VolumeTable
+
+    if paths is None:
+        return None
+    scans, reconstructions = (VolumeTable.read(existing(path, "table")) for path in paths)
+    return RegionVolumes(scans, reconstructions)
 
 
 def load_segmenter(args: argparse.Namespace) -> "ScanSegmenter":
@@ -148,10 +168,30 @@ def headline(metrics: dict[str, Any]) -> str:
             ceiling = _mean((row.get("ceiling") or {}).get("mean"))
             beside = "" if ceiling is None else f"   (the scan itself agrees with the label map at {ceiling:.2f})"
             lines.append(f"structures {task:<10} Dice {value:.3f} with those of the scan{beside}")
+    lines += _region_lines(metrics.get("regions") or {})
     utilisation = _mean((metrics.get("codebook") or {}).get("utilisation"))
     if utilisation is not None:
         lines.append(f"codebook used {utilisation:.0%}")
     return "\n".join([*lines, *_split_lines(metrics.get("audit") or {})]) or "no headline number: see metrics.json"
+
+
+def _region_lines(regions: dict[str, Any]) -> list[str]:
+    """Return how far the volumes of each region are off, the worst region first, and what was left out."""
+    lines: list[str] = []
+    for contrast, tree in regions.items():
+        if (whole := tree["relative_error"]) is not None:
+            lines.append(f"regions {contrast}: volumes are off by {whole['mean']:.1%} on average, n = {whole['n']}")
+        known = {name: row for name, row in tree["by_region"].items() if row["relative_error"] is not None}
+        for name, row in sorted(known.items(), key=lambda item: -item[1]["relative_error"]["mean"]):
+            bias, ends = row["bias_mm3"], row["bias_mm3"]["ci95"]
+            between = f" ({ends[0]:+.0f} to {ends[1]:+.0f})" if ends else ""
+            r, icc = ("–" if row[key] is None else f"{row[key]:.3f}" for key in ("pearson", "icc"))
+            error = f"off by {row['relative_error']['mean']:.1%}, bias {bias['mean']:+.0f} mm3{between}"
+            lines.append(f"  {name}: {error}, r {r}, ICC {icc}, n = {row['n']}")
+    left = next(iter(regions.values()))["left_out"] if regions else {}
+    what = {"other_subjects": "of subjects outside the split", "unpaired": "in one table alone"}
+    said = [f"{left[key]} scans {words}" for key, words in what.items() if left.get(key)]
+    return [*lines, f"  left out: {', '.join(said)}"] if said else lines
 
 
 def _split_lines(audit: dict[str, Any]) -> list[str]:

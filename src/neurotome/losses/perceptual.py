@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -250,7 +249,7 @@ class PerceptualLoss:
         return self.settings.weight > 0 and step >= self.settings.start
 
     def __call__(self, y: Image, x: Image) -> Scalar:
-        """Return the distance of a reconstruction ``y`` from ``x``, both ``(b, c, x, y, z)``; the mean over channels."""
+        """Return the mean distance over channels of a reconstruction ``y`` from ``x``, both ``(b, c, x, y, z)``."""
         self.network.to(x.device)
         y, x = (image.flatten(0, 1)[:, None] for image in (y, x))  # the network looks at one channel
         flat = [axis for axis in range(3) if x.shape[2 + axis] == 1]

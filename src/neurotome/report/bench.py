@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import neurotome
-from neurotome.report.figures import Chart, RateDot, rate_chart
+from neurotome.report.bench_pictures import rows_of_pictures
+from neurotome.report.figures import Chart
 from neurotome.report.page import template
-from neurotome.report.panels import Figure, draw, read_panels
+from neurotome.report.rates import RateDot, rate_chart
 from neurotome.report.tables import arrow
 
 Row = Mapping[str, Any]
@@ -18,11 +19,13 @@ MEASURES = (
     ("PSNR {} (dB)", "psnr_db", 2), ("SSIM {}", "ssim", 3), ("MS-SSIM {}", "ms_ssim", 3),
     ("detail kept {}", "high_frequency_ratio", 2), ("structure Dice {}", "structure_dice", 3),
     ("Dice with label map {}", "structure_dice_truth", 3), ("volume error {}", "structure_volume_error", 3),
+    ("region volume error {}", "region_volume_error", 3),
     ("{} (dB)", "translation_psnr_db", 2),
 )  # fmt: skip
 FRONT: tuple[tuple[str, Key, int], ...] = (
     ("tokenizer", "name", 0), ("parameters", "parameters", 0), ("bits per voxel", "bits_per_voxel", 3),
-    ("seeds", "num_seeds", 0), ("steps", "steps", 0), ("training (s)", "training_seconds", 0),
+    ("seeds", "num_seeds", 0), ("steps", "steps", 0), ("training (wall s)", "training_seconds", 0),
+    ("training (CPU s)", "training_cpu_seconds", 0),
 )  # fmt: skip
 BACK: tuple[tuple[str, Key, int], ...] = (
     ("codes used", "codebook_use", 2), ("perplexity", "perplexity", 0),
@@ -30,10 +33,13 @@ BACK: tuple[tuple[str, Key, int], ...] = (
     ("sex read from the mean vector", "sex_probe", 2), ("site read from the mean vector", "site_probe", 2),
     ("age read from the mean vector (R²)", "age_r2", 2),
     ("encode (volumes/s)", "encode_volumes_per_s", 1), ("decode (volumes/s)", "decode_volumes_per_s", 1),
-    ("peak memory (MB)", "peak_rss_mb", 0),
+    ("peak memory (MB)", "peak_rss_mb", 0), ("peak device memory (MB)", "peak_device_mb", 0),
 )  # fmt: skip
 
 
+#: title, measure, unit of a chart of quality over rate
+CHARTED = (("PSNR of {} in the brain", "psnr_db", "dB"), ("SSIM of {} in the brain", "ssim", ""),
+           ("Structure Dice of {}", "structure_dice", ""))  # fmt: skip
 #: measure: the scalar that is its chance
 CHANCES = {"token_probe": "probe_chance", "pooled_probe": "probe_chance", "sex_probe": "sex_chance",
            "site_probe": "site_chance"}  # fmt: skip
@@ -64,24 +70,41 @@ def _limit(rows: Sequence[Row], measure: str, task: str) -> str:
     return f" (scan itself {known[0]:.3f})" if known and measure == "structure_dice_truth" else ""
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
-    """Return what a reader must know of the columns that are there."""
+def notes(bench: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know of the columns that are there, and why a factor has none."""
+    rows: Sequence[Row] = bench["rows"]
     kept = {key if isinstance(key, str) else key[0] for _, key, _ in columns(rows)}
     said = []
     if kept & {"token_probe", "pooled_probe", "sex_probe", "site_probe", "age_r2"}:
         scans = [n["mean"] for row in rows if (n := row.get("probed_scans"))]
-        few = f", on {scans[0]:.0f} test scans of all contrasts per seed" if scans else ""
+        few = f", on {scans[0]:.0f} scans of all contrasts per seed" if scans else ""
         said.append(
             "Read from: by a linear probe, fitted on training subjects and tested on others, of single latent vectors "
             f"or of a scan's mean vector{few}; balanced accuracy beside its chance, R² for age (0: no better than the "
             "mean). Sex, site and age are probed within each contrast and averaged over contrasts. Over few subjects "
             "these numbers are coarse; they have no interval."
         )
+    if rows and bench["unprobed"]:
+        said.append(
+            f"Not probed for want of subjects: {', '.join(bench['unprobed'])}. A class probe needs two classes in "
+            f"training, with two scans of a contrast for each, and two in the {bench['split']} split; a number needs "
+            "three training scans and two values in the split."
+        )
+    if kept & {"training_seconds", "training_cpu_seconds"}:
+        said.append(
+            "Training: mean over seeds of the seconds of the training command. Wall seconds pass while other jobs run; "
+            "CPU seconds are what its threads used, validation and checkpoints included, which no budget counts."
+        )
     if "structure_dice" in kept:
         said.append(
             "Structure Dice: overlap of a segmenter's labels on the reconstruction and on the scan, mean over "
             "structures; with label map: of its labels on the reconstruction and the true ones, where the scan itself "
             "reaches what the heading says."
+        )
+    if "region_volume_error" in kept:
+        said.append(
+            "Region volume error: difference of the volumes that another program measured on scan and reconstruction, "
+            "without sign, over that on the scan; mean over regions."
         )
     return said
 
@@ -101,73 +124,114 @@ def cell_text(row: Row, key: Key, digits: int) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace(",", " ")
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Return the table, under it the steps, and what a reader must know of its columns."""
+def markdown(bench: Mapping[str, Any]) -> str:
+    """Return what was compared on what, the table, under it the steps, and what a reader must know.
+
+    Args:
+        bench: As in ``bench.json``: about, budget, split, subjects, seeds, device, threads, rows, unprobed,
+            failed.
+    """
+    rows: Sequence[Row] = bench["rows"]
     kept = columns(rows)
-    lines = ["| " + " | ".join(heading for heading, _, _ in kept) + " |", "|" + "---|" * len(kept)]
+    lines = ["| " + " | ".join(heading for heading, _, _ in kept) + " |", "|" + "---|" * len(kept)] if rows else []
     lines += ["| " + " | ".join(cell_text(row, key, digits) for _, key, digits in kept) + " |" for row in rows]
-    steps = "\n".join(f"- {line}" for line in step_lines(rows))
-    return "\n\n".join(part for part in ("\n".join(lines), steps, *notes(rows)) if part)
+    steps, warned, failed = (
+        "\n".join(f"- {line}" for line in said)
+        for said in (step_lines(rows), warning_lines(rows), [f"failed: {line}" for line in bench["failed"]])
+    )
+    return "\n\n".join(
+        part for part in (setting(bench), "\n".join(lines), steps, *notes(bench), warned, failed) if part
+    )
+
+
+def setting(bench: Mapping[str, Any]) -> str:
+    """Return in one sentence what every number of the table rests on."""
+    seeds, threads = (f"{n} {one}{'' if n == 1 else 's'}" for n, one in
+                      ((len(bench["seeds"]), "seed"), (bench["threads"], "CPU thread")))  # fmt: skip
+    return (
+        f"Budget per training: {bench['budget']}; device {bench['device']}, {threads}; {seeds}; evaluated on "
+        f"n = {bench['subjects']} subjects of the {bench['split']} split."
+    )
+
+
+def warning_lines(rows: Sequence[Row], most: int = 4) -> list[str]:
+    """Return what the trainings warned of, at most ``most`` lines of each run; its ``train.log`` holds all."""
+    lines = []
+    for row in rows:
+        said = row.get("warnings") or []
+        lines += [f"{row['name']}, {line}" for line in said[:most]]
+        lines += [f"{row['name']}: {len(said) - most} more warnings in its train.log"] if len(said) > most else []
+    return lines
 
 
 def step_lines(rows: Sequence[Row]) -> list[str]:
-    """Return what each paired step is; one whose interval holds zero is not claimed."""
+    """Return what each paired step is; one that is not real is not claimed, and it is said why."""
     lines = []
     for row in rows:
-        said = []
-        for task, entry in {**(row.get("psnr_db") or {}), **(row.get("translation_psnr_db") or {})}.items():
-            step = entry.get("step")
-            if step and step["mean"] is not None and step["ci95"]:
-                low, high = step["ci95"]
-                verdict = "" if step["real"] else "; its interval holds 0"
-                said.append(f"{task.replace('->', ' → ')} {step['mean']:+.2f} dB ({low:+.2f} to {high:+.2f}{verdict})")
+        said = [
+            f"{arrow(task)} {step_text(step)}"
+            for task, entry in {**(row.get("psnr_db") or {}), **(row.get("translation_psnr_db") or {})}.items()
+            if (step := entry.get("step")) and step["mean"] is not None and step["ci95"]
+        ]
         if said:
             lines.append(f"{row['name']} against {row['against']}: {', '.join(said)}")
     return lines
 
 
-def page(about: str, budget: str, seeds: int, rows: Sequence[Row], folders: Mapping[str, Path]) -> str:
+def step_text(step: Mapping[str, Any]) -> str:
+    """Return a step in dB with its interval; with more digits where two would make a number zero that is not."""
+    low, high = step["ci95"]
+    digits = next(
+        (d for d in range(2, 6) if all(round(v, d) or not v for v in (step["mean"], low, high))),
+        6,
+    )
+    verdict = ""
+    if not step["real"]:
+        small = not low <= 0 <= high
+        verdict = f"; under {step['floor']:g} dB, too small to matter" if small else "; its interval holds 0"
+    return f"{step['mean']:+.{digits}f} dB ({low:+.{digits}f} to {high:+.{digits}f}{verdict})"
+
+
+def page(bench: Mapping[str, Any], folders: Mapping[str, Path]) -> str:
     """Return one self-contained page.
 
     Args:
-        about: A sentence on what is compared.
-        budget: Of each training, in words.
-        seeds: How many.
-        rows: The table, as :func:`neurotome.apply.bench.table` makes it.
+        bench: As in ``bench.json``; see :func:`markdown`.
         folders: Of each run, an evaluated cell whose pictures are shown.
     """
+    rows: Sequence[Row] = bench["rows"]
     kept = columns(rows)
     content = {
-        "about": about,
-        "budget": budget,
-        "seeds": seeds,
+        "about": bench["about"],
+        "setting": setting(bench),
+        "split": bench["split"],
+        "subjects": bench["subjects"],
         "head": [heading for heading, _, _ in kept],
         "rows": [[cell_text(row, key, digits) for _, key, digits in kept] for row in rows],
         "steps": step_lines(rows),
-        "notes": notes(rows),
-        "charts": rate_charts(rows),
-        "pictures": [(name, _figures(folder)) for name, folder in folders.items()],
+        "notes": notes(bench),
+        "warnings": warning_lines(rows),
+        "failed": bench["failed"],
+        "charts": rate_charts(rows, bench["subjects"]),
+        "pictures": rows_of_pictures(folders),
         "version": neurotome.__version__,
     }
     return template("bench.html.j2").render(content).encode("utf-8", "replace").decode("utf-8")
 
 
-def rate_charts(rows: Sequence[Row]) -> list[Chart]:
-    """Return quality over bits per voxel, one chart per contrast."""
+def rate_charts(rows: Sequence[Row], n: int) -> list[Chart]:
+    """Return quality over bits per voxel, one chart per measure and contrast; ``n`` subjects stand in the titles."""
     charts = []
-    for task in dict.fromkeys(task for row in rows for task in row.get("psnr_db") or {}):
-        dots = [
-            RateDot(row["name"], bits["mean"], entry["mean"], *(entry["ci95"] or (None, None)))
-            for row in rows
-            if (bits := row.get("bits_per_voxel")) and (entry := (row.get("psnr_db") or {}).get(task)) and entry["mean"]
-        ]
-        if dots:
-            charts.append(rate_chart(f"PSNR of {task} in the brain", dots))
+    for heading, measure, unit in CHARTED:
+        for task in dict.fromkeys(task for row in rows for task in row.get(measure) or {}):
+            dots = [
+                RateDot(row["name"], bits["mean"], entry["mean"], *(entry["ci95"] or (None, None)))
+                for row in rows
+                if (bits := row.get("bits_per_voxel"))
+                and (entry := (row.get(measure) or {}).get(task))
+                and entry["mean"] is not None
+                and bits["mean"] > 0
+            ]
+            if dots:
+                charts.append(rate_chart(f"{heading.format(task)}, n = {n}", dots, unit))
     return charts
-
-
-def _figures(folder: Path) -> list[Figure]:
-    """Return the first subject's reconstructions of an evaluated cell."""
-    file = folder / "panels.safetensors"
-    panels = [p for p in read_panels(file)[0] if p.source == p.target] if file.exists() else []
-    return [draw(panel, 0.5) for panel in panels if panel.subject == panels[0].subject]

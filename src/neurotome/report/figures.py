@@ -54,17 +54,6 @@ class Dot:
     own: bool = False
 
 
-@dataclass(frozen=True)
-class RateDot:
-    """One tokenizer in a chart of quality over rate: its bits per voxel, its value, and the interval of that."""
-
-    name: str
-    bits: float
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Return round numbers (1, 2 or 5 times a power of ten apart) inside ``[low, high]``, about ``count`` of them."""
     span = high - low
@@ -111,7 +100,7 @@ def smooth(values: np.ndarray, share: float = 0.06) -> np.ndarray:
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1)
 
 
-def _limits(values: np.ndarray) -> tuple[float, float]:
+def axis_limits(values: np.ndarray) -> tuple[float, float]:
     """Return axis ends; a few points far above all others (the first of a training) may leave the chart."""
     low, high = float(values.min()), float(values.max())
     late = float(np.quantile(values, 0.95))
@@ -123,7 +112,7 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _tag(name: str, text: str = "", /, **attributes: object) -> Markup:
+def element(name: str, text: str = "", /, **attributes: object) -> Markup:
     """Return one element; every attribute and the text are escaped."""
     given = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items()
@@ -135,7 +124,8 @@ def _points(x: np.ndarray, y: np.ndarray) -> str:
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[Markup]) -> Markup:
+def drawing(width: float, height: float, label: str, parts: Sequence[Markup]) -> Markup:
+    """Return a chart of a fixed coordinate system; ``label`` says what it shows."""
     return Markup('<svg viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>').format(
         width, height, label, Markup("").join(parts)
     )
@@ -147,7 +137,7 @@ def line_chart(
     """Return a line chart over steps, one colour per series, with the spread of noisy series behind the line."""
     thin = [thinned(series) for series in lines]
     values = np.concatenate([middle for _, middle, _, _ in thin])
-    low, high = _limits(values)
+    low, high = axis_limits(values)
     end = max(float(step[-1]) for step, *_ in thin)
     start = min(float(step[0]) for step, *_ in thin)
     start = 0.0 if 0 <= start <= 0.15 * end else start
@@ -164,34 +154,34 @@ def line_chart(
         if step.size > 30 and len(thin) <= 2:
             upper, lower = at(step, most)[1], at(step, least)[1]
             outline = _points(np.concatenate([x, x[::-1]]), np.concatenate([upper, lower[::-1]]))
-            parts.append(_tag("polygon", class_=f"band-{i}", points=outline))
-        parts.append(_tag("polyline", class_=f"line line-{(i - 1) % 6 + 1}", points=_points(x, y)))
+            parts.append(element("polygon", class_=f"band-{i}", points=outline))
+        parts.append(element("polyline", class_=f"line line-{(i - 1) % 6 + 1}", points=_points(x, y)))
         if step.size <= 30:
             dots = zip(x, y, strict=True)
             parts += [
-                _tag("circle", class_=f"dot-{(i - 1) % 6 + 1}", cx=f"{a:.1f}", cy=f"{b:.1f}", r=2.6) for a, b in dots
+                element("circle", class_=f"dot-{(i - 1) % 6 + 1}", cx=f"{a:.1f}", cy=f"{b:.1f}", r=2.6) for a, b in dots
             ]
     legend = tuple(names) if len(lines) > 1 else ()
     last = f"{lines[0].value[-1]:.4g} at the end" if len(lines) == 1 else ""
-    return Chart(title, _svg(width, height, f"{title} over steps", parts), legend, last)
+    return Chart(title, drawing(width, height, f"{title} over steps", parts), legend, last)
 
 
 def _y_axis(low: float, high: float, width: float, height: float) -> list[Markup]:
     parts = []
     for value in ticks(low, high):
         y = f"{TOP + (1 - (value - low) / (high - low)) * (height - TOP - BOTTOM):.1f}"
-        parts.append(_tag("line", class_="grid", x1=LEFT, x2=width - RIGHT, y1=y, y2=y))
-        parts.append(_tag("text", short(value), class_="tick", x=LEFT - 7, y=y, dy="0.35em", text_anchor="end"))
+        parts.append(element("line", class_="grid", x1=LEFT, x2=width - RIGHT, y1=y, y2=y))
+        parts.append(element("text", short(value), class_="tick", x=LEFT - 7, y=y, dy="0.35em", text_anchor="end"))
     return parts
 
 
 def _x_axis(start: float, end: float, width: float, height: float) -> list[Markup]:
     base = height - BOTTOM
-    parts = [_tag("line", class_="axis", x1=LEFT, x2=width - RIGHT, y1=base, y2=base)]
+    parts = [element("line", class_="axis", x1=LEFT, x2=width - RIGHT, y1=base, y2=base)]
     for value in ticks(start, end):
         x = LEFT + (value - start) / ((end - start) or 1.0) * (width - LEFT - RIGHT)
         anchor = "end" if x > width - RIGHT - 12 else "middle"
-        parts.append(_tag("text", short(value), class_="tick", x=f"{x:.1f}", y=base + 18, text_anchor=anchor))
+        parts.append(element("text", short(value), class_="tick", x=f"{x:.1f}", y=base + 18, text_anchor=anchor))
     return parts
 
 
@@ -209,55 +199,26 @@ def dot_chart(title: str, rows: Sequence[Dot], unit: str, *, width: float = 410)
     base = height - BOTTOM
     parts = []
     for value in ticks(low, high, 4):
-        parts.append(_tag("line", class_="grid", x1=f"{at(value):.1f}", x2=f"{at(value):.1f}", y1=TOP, y2=base))
-        parts.append(_tag("text", short(value), class_="tick", x=f"{at(value):.1f}", y=base + 18, text_anchor="middle"))
+        parts.append(element("line", class_="grid", x1=f"{at(value):.1f}", x2=f"{at(value):.1f}", y1=TOP, y2=base))
+        parts.append(
+            element("text", short(value), class_="tick", x=f"{at(value):.1f}", y=base + 18, text_anchor="middle")
+        )
     for i, row in enumerate(rows):
         y = TOP + line * (i + 0.5)
         kind = "own" if row.own else "rival"
-        parts.append(_tag("text", row.name, class_=f"name {kind}", x=label - 14, y=y, dy="0.35em", text_anchor="end"))
+        parts.append(
+            element("text", row.name, class_=f"name {kind}", x=label - 14, y=y, dy="0.35em", text_anchor="end")
+        )
         if row.low is not None and row.high is not None:
             parts.append(
-                _tag("line", class_=f"bar {kind}", x1=f"{at(row.low):.1f}", x2=f"{at(row.high):.1f}", y1=y, y2=y)
+                element("line", class_=f"bar {kind}", x1=f"{at(row.low):.1f}", x2=f"{at(row.high):.1f}", y1=y, y2=y)
             )
-        parts.append(_tag("circle", class_=f"mark {kind}", cx=f"{at(row.value):.1f}", cy=y, r=4.6))
+        parts.append(element("circle", class_=f"mark {kind}", cx=f"{at(row.value):.1f}", cy=y, r=4.6))
         right = max(row.value, row.high if row.high is not None else row.value)
         parts.append(
-            _tag("text", f"{row.value:.1f}", class_=f"value {kind}", x=f"{at(right) + 10:.1f}", y=y, dy="0.35em")
+            element("text", f"{row.value:.1f}", class_=f"value {kind}", x=f"{at(right) + 10:.1f}", y=y, dy="0.35em")
         )
-    return Chart(title, _svg(width, height, f"{title} in {unit}", parts), (), unit)
-
-
-def rate_chart(title: str, dots: Sequence[RateDot], *, width: float = 640, height: float = 330) -> Chart:
-    """Return quality over bits per voxel (logarithmic), one named dot per tokenizer, intervals as bars."""
-    left, right, base = 46.0, width - 130, height - 38
-    rates = [math.log2(dot.bits) for dot in dots]
-    levels = [v for dot in dots for v in (dot.value, dot.low, dot.high) if v is not None]
-    low, high = _limits(np.array(levels))
-    first, last = min(rates) - 0.4, max(rates) + 0.4
-
-    def x(bits: float) -> str:
-        return f"{left + (math.log2(bits) - first) / (last - first) * (right - left):.1f}"
-
-    def y(value: float) -> str:
-        return f"{base - (value - low) / (high - low) * (base - TOP):.1f}"
-
-    def word(text: str, at: str, level: float) -> Markup:
-        return _tag("text", text, class_="tick", x=at, y=level, text_anchor="middle")
-
-    parts = [word("bits per voxel", f"{(left + right) / 2:.1f}", base + 34)]
-    parts += [word(f"{2.0**p:g}", x(2.0**p), base + 18) for p in range(math.ceil(first), math.floor(last) + 1)]
-    for value in ticks(low, high, 5):
-        parts.append(_tag("line", class_="grid", x1=left, x2=right, y1=y(value), y2=y(value)))
-        parts.append(_tag("text", short(value), class_="tick", x=left - 8, y=y(value), dy="0.35em", text_anchor="end"))
-    below = -math.inf
-    for dot in sorted(dots, key=lambda dot: -dot.value):
-        at, level = x(dot.bits), y(dot.value)
-        below = max(float(level), below + 14)  # names of equal dots stand under each other
-        if dot.low is not None and dot.high is not None:
-            parts.append(_tag("line", class_="bar own", x1=at, x2=at, y1=y(dot.low), y2=y(dot.high)))
-        parts.append(_tag("circle", class_="mark own", cx=at, cy=level, r=4.6))
-        parts.append(_tag("text", dot.name, class_="name own", x=f"{float(at) + 8:.1f}", y=f"{below:.1f}", dy="0.35em"))
-    return Chart(title, _svg(width, height, f"{title} over bits per voxel", parts), (), "dB")
+    return Chart(title, drawing(width, height, f"{title} in {unit}", parts), (), unit)
 
 
 def gauge(value: float, low: float, high: float, goal: float | None, reference: float | None) -> Markup:
@@ -267,14 +228,14 @@ def gauge(value: float, low: float, high: float, goal: float | None, reference: 
     def at(v: float) -> str:
         return f"{6 + (min(max(v, low), high) - low) / (high - low) * (width - 12):.1f}"
 
-    parts = [_tag("line", class_="rail", x1=6, x2=width - 6, y1=middle, y2=middle)]
+    parts = [element("line", class_="rail", x1=6, x2=width - 6, y1=middle, y2=middle)]
     if reference is not None:
-        parts.append(_tag("line", class_="reference", x1=at(reference), x2=at(reference), y1=4, y2=22))
+        parts.append(element("line", class_="reference", x1=at(reference), x2=at(reference), y1=4, y2=22))
     if goal is not None:
         x = float(at(goal))
-        parts.append(_tag("path", class_="goal", d=f"M{x:.1f},17 l-4.5,8 h9 z"))
-    parts.append(_tag("circle", class_="mark own", cx=at(value), cy=middle, r=5))
-    return _svg(width, height, f"{value:.2f} between {low:g} and {high:g}", parts)
+        parts.append(element("path", class_="goal", d=f"M{x:.1f},17 l-4.5,8 h9 z"))
+    parts.append(element("circle", class_="mark own", cx=at(value), cy=middle, r=5))
+    return drawing(width, height, f"{value:.2f} between {low:g} and {high:g}", parts)
 
 
 def usage_chart(name: str, counts: Sequence[float], *, width: float = 400, height: float = 220) -> Chart:
@@ -293,14 +254,14 @@ def usage_chart(name: str, counts: Sequence[float], *, width: float = 400, heigh
     parts = []
     for value in ticks(0.0, top, 3):
         level = f"{TOP + (1 - value / top) * (base - TOP):.1f}"
-        parts.append(_tag("line", class_="grid", x1=LEFT, x2=width - RIGHT, y1=level, y2=level))
+        parts.append(element("line", class_="grid", x1=LEFT, x2=width - RIGHT, y1=level, y2=level))
         parts.append(
-            _tag("text", f"{100 * value:g} %", class_="tick", x=LEFT - 7, y=level, dy="0.35em", text_anchor="end")
+            element("text", f"{100 * value:g} %", class_="tick", x=LEFT - 7, y=level, dy="0.35em", text_anchor="end")
         )
-    parts.append(_tag("path", class_="area", d=path))
+    parts.append(element("path", class_="area", d=path))
     even = f"{TOP + (1 - 1.0 / shares.size / top) * (base - TOP):.1f}"
-    parts.append(_tag("line", class_="reference", x1=LEFT, x2=width - RIGHT, y1=even, y2=even))
-    parts.append(_tag("text", "equal use", class_="tick", x=width - RIGHT, y=float(even) - 6, text_anchor="end"))
+    parts.append(element("line", class_="reference", x1=LEFT, x2=width - RIGHT, y1=even, y2=even))
+    parts.append(element("text", "equal use", class_="tick", x=width - RIGHT, y=float(even) - 6, text_anchor="end"))
     parts += _x_axis(1, shares.size, width, height)
-    svg = _svg(width, height, "Share of tokens per code", parts)
+    svg = drawing(width, height, "Share of tokens per code", parts)
     return Chart(f"Book “{name}”", svg, (), f"share of tokens in the brain, {shares.size} codes by use")

@@ -5,8 +5,11 @@
     metrics.jsonl      {"step": 50, "seconds": 2.4, "train/loss": 0.31, "lr": 0.0003, "steps_per_s": 21.0}
                        {"step": 500, "seconds": 26.0, "val/psnr/T1w": 27.1}
     worst_batch.safetensors   images of the training batch with the highest loss, where the method keeps them
-    status.json        {"state": running|finished|interrupted|failed, "step", "max_steps", "seconds", "peak_rss_mb",
-                        "message"}
+    status.json        {"state": running|finished|interrupted|failed, "step", "max_steps", "seconds", "cpu_seconds",
+                        "peak_rss_mb", "peak_device_mb" (CUDA), "message"}
+
+``seconds`` are wall time of the steps that are kept; ``cpu_seconds`` is what all threads of the processes that trained
+here have used since their first step, validation, checkpoints and work that a fault lost included.
 
 Every file but the metrics, which grow, is written under another name and renamed.
 """
@@ -16,9 +19,9 @@ import json
 import math
 import os
 import platform
-import resource
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from typing import Any
 import yaml
 
 from neurotome.errors import InputError, OutputError, UsageError
+from neurotome.training.cost import peak_memory
 
 # A resume may change these: none of them changes the weights.
 FREE_KEYS = frozenset(
@@ -53,12 +57,6 @@ def differences(old: Any, new: Any) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if key.rsplit(".", 1)[-1] not in FREE_KEYS and before.get(key, absent) != after.get(key, absent)
     ]
-
-
-def peak_rss_mb() -> float:
-    """Return the largest memory this process has held, in MB of 2^20 bytes."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
 def environment(seed: int, threads: int, device: str) -> dict[str, Any]:
@@ -122,6 +120,7 @@ class RunFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._begin: float | None = None
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -194,10 +193,18 @@ class RunFolder:
             "step": step,
             "max_steps": max_steps,
             "seconds": round(seconds, 3),
-            "peak_rss_mb": peak_rss_mb(),
+            "cpu_seconds": round(self._cpu_seconds(), 3),
+            **peak_memory(),
             "message": message,
         }
         self.write("status.json", json.dumps(record, indent=2) + "\n")
+
+    def _cpu_seconds(self) -> float:
+        """Return the CPU seconds since the first status of this process, and those of earlier ones."""
+        if self._begin is None:
+            before = self.read_json("status.json").get("cpu_seconds")
+            self._begin = time.process_time() - (before if isinstance(before, int | float) else 0.0)
+        return time.process_time() - self._begin
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append one row of metrics; a number that is not finite becomes null.

@@ -1,0 +1,45 @@
+"""``neurotome evaluate --regions``: tables of another program beside what is measured here."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neurotome.cli.main import main
+from neurotome.data.store import Store
+
+pytestmark = pytest.mark.usefixtures("toys")
+
+
+def table(file: Path, subjects: list[str], volume: float, name: str = "sub-{}_T1w") -> str:
+    rows = [f"{name.format(s)},{volume + i},{volume / 2}" for i, s in enumerate(subjects)]
+    file.write_text("\n".join(["subject,left hippocampus,white matter", *rows]) + "\n")
+    return str(file)
+
+
+def test_region_volumes_are_compared_over_the_split(
+    tmp_path: Path, toy_model: Path, toy_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    everyone = [e.subject for e in Store.open(toy_store).sessions]
+    split = {e.subject for e in Store.open(toy_store).split("train")}
+    out = tmp_path / "out"
+    words = ["evaluate", str(toy_model), str(toy_store), "--out", str(out), "--device", "cpu", "--quiet"]
+    words += ["--split", "train", "--allow-train", "--regions"]
+    scans = table(tmp_path / "scans.csv", everyone, 4000.0)
+    made = table(tmp_path / "made.csv", everyone, 4400.0, "sub-{}_desc-recon_T1w")
+    assert main([*words, scans, made]) == 0
+    said = capsys.readouterr().out
+    assert f"white matter: off by 10.0%, bias +200 mm3 (+200 to +200), r –, ICC –, n = {len(split)}" in said
+    assert f"left out: {len(everyone) - len(split)} scans of subjects outside the split" in said
+    metrics = json.loads((out / "metrics.json").read_text())
+    row = metrics["regions"]["T1w"]["by_region"]
+    assert row["white matter"]["icc"] is None  # JSON knows no NaN
+    assert row["left hippocampus"]["icc"] == pytest.approx(1)
+    assert metrics["regions"]["T1w"]["relative_error"]["n"] == len(split)
+    assert len(metrics["protocol"]["regions_scans_sha256"]) == 64
+
+    strange = table(tmp_path / "strange.csv", ["99"], 1.0)
+    assert main([*words, strange, strange, "--overwrite"]) == 3
+    assert "no scan of a subject of the train split" in capsys.readouterr().err
+    assert main([*words, scans, str(tmp_path / "none.csv"), "--overwrite"]) == 2
+    assert json.loads((out / "metrics.json").read_text()) == metrics
