@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from toy import ToyTokenizer, brain, head, oblique
 
 import neurotome
@@ -343,3 +344,40 @@ def test_a_real_brain_comes_back_on_its_own_grid(tmp_path: Path, name: str) -> N
 def test_a_real_head_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="whole head"):
         tokenizer(preparation=Preparation(3.0, (96, 96, 96))).encode(read_volume(Path(str(REAL)) / name))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: model.encode(brain(), modality=0),
+        lambda model: model.translate(brain(), to=1, modality="T1w"),
+        lambda model: model.decode(model.encode(brain(), "T1w"), modality=1),
+    ],
+)
+def test_a_contrast_is_a_name_not_a_number(call) -> None:
+    with pytest.raises(UsageError, match=r"modality is [01]; give the name of a contrast: T1w, T2w"):
+        call(tokenizer())
+
+
+def test_a_code_with_a_changed_byte_is_not_what_its_sidecar_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    sha256 = tokenizer().encode(brain(), "T1w").save(path)
+    (tmp_path / "a.json").write_text(json.dumps({"ResultSHA256": sha256}))
+    LatentScan.load(path)
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputError, match=r"a.safetensors: .*sidecar beside it.*encode the scan again"):
+        LatentScan.load(path)
+    (tmp_path / "a.json").unlink()
+    LatentScan.load(path)
+
+
+def test_planes_of_signs_take_one_bit_each_on_disk(tmp_path: Path) -> None:
+    code = tokenizer().encode(brain(), "T1w")
+    planes = torch.where(torch.rand((1, 64, 10, 12, 10), generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
+    replace(code, encoded=replace(code.encoded, latent=planes)).save(tmp_path / "a.safetensors")
+    assert load_file(tmp_path / "a.safetensors")["latent"].nbytes * 8 == planes.numel()
+    assert torch.equal(LatentScan.load(tmp_path / "a.safetensors").encoded.latent, planes)
+    code.save(tmp_path / "b.safetensors")
+    assert load_file(tmp_path / "b.safetensors")["latent"].dtype == torch.float32

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,7 @@ def test_an_entry_is_the_code_of_its_session(store, tokenizer, shards):
 def test_codes_style_and_the_way_back_are_those_of_a_single_scan(store, tmp_path, toy_raw):
     torch.manual_seed(0)
     network = NeuroQuant(**NEUROQUANT)
+    network.quantizer.state[2] = 1  # as after training: its codebook counts as started
     export_model(network, store, tmp_path / "model", facts={})
     tokenizer = ScanTokenizer.from_pretrained(tmp_path / "model")
     ShardWriter(tokenizer, store, ShardPlan()).write(tmp_path / "out")
@@ -236,6 +238,41 @@ def test_another_request_is_refused_and_overwrite_begins_anew(store, tokenizer, 
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(UsageError, match="not empty"):
         other.write(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("cut", ["in the first shard", "after two shards"])
+def test_an_interrupted_overwrite_keeps_nothing_of_what_was_there(store, tokenizer, shards, tmp_path, monkeypatch, cut):
+    """The same plan but for the seed: shards of the same names, places and sizes."""
+    out, plan = tmp_path / "out", replace(PLAN, seed=4)
+    shutil.copytree(shards, out)
+    seen = []
+
+    def stop(share: float) -> None:
+        seen.append(share)
+        if len(seen) == 2:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        if cut == "in the first shard":
+            patch.setattr(ShardWriter, "_shard", lambda *_: stop(0.0) or stop(0.0))
+        with pytest.raises(Stop):
+            ShardWriter(tokenizer, store, plan).write(out, overwrite=True, progress=stop)
+    summary = ShardWriter(tokenizer, store, plan).write(out)
+    assert summary.kept == (0 if cut == "in the first shard" else 2)
+    ShardWriter(tokenizer, store, plan).write(tmp_path / "fresh")
+    assert bytes_of(out) == bytes_of(tmp_path / "fresh") != bytes_of(shards)
+
+
+@pytest.mark.parametrize("key", ["ModelSHA256", "Parameters"])
+def test_an_index_of_another_request_is_never_resumed(store, tokenizer, shards, tmp_path, key):
+    """As it stands where a process died between the record of a new request and the removal of the old index."""
+    out = tmp_path / "out"
+    shutil.copytree(shards, out)
+    index = json.loads((out / INDEX_NAME).read_text())
+    index["request"][key] = "another"
+    (out / INDEX_NAME).write_text(json.dumps(index))
+    assert ShardWriter(tokenizer, store, PLAN).write(out).kept == 0
+    assert bytes_of(out) == bytes_of(shards)
 
 
 def test_another_model_is_refused_for_training_and_for_decoding(store, shards, tmp_path):

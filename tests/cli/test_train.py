@@ -151,6 +151,132 @@ def test_what_cannot_work_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+VAE = """
+method:
+  class_path: TokenizerTraining
+  init_args:
+    tokenizer: {class_path: VQVAE, init_args: {channels: [4], num_res_blocks: 1, num_codes: 8, reservoir: 64}}
+data: {batch_sessions: 2, crop: 8, whole_fraction: 0.0}
+trainer: {max_steps: 2, val_every_steps: 2}
+"""
+
+
+@pytest.fixture
+def vae(tmp_path: Path) -> str:
+    """A small discrete tokenizer, whose codebook starts after the first step."""
+    path = tmp_path / "vae.yaml"
+    path.write_text(VAE)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--method.tokenizer.in_channels", "3"], "in_channels is 3, but the images of a store have 1 channel"),
+        (["--data.crop", "7"], 'the next admissible is --data.crop "[8, 8, 8]"'),
+        (["--data.crop", "[8, 9, 1]"], 'the next admissible is --data.crop "[8, 10, 1]"'),
+        (["--method.segmentation.source", "label"], "sessions of the store have none"),
+    ],
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_images_that_the_tokenizer_cannot_take_are_named_before_anything_is_written(
+    tmp_path: Path,
+    vae: str,
+    toy_store: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    text: str,
+    dry: bool,
+) -> None:
+    assert train(vae, toy_store, tmp_path / "run", *flags, *(["--dry-run"] if dry else [])) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_term_without_a_weight_is_named_before_anything_is_written(
+    tmp_path: Path, vae: str, toy_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signs = ["--method.tokenizer.quantizer", "lfq"]
+    assert train(vae, toy_store, tmp_path / "run", *signs, "--quiet") == 0  # its entropy has a default weight
+    bare = ["--method.term_weights", "{commitment: 0.25}"]
+    for flags in ([], ["--dry-run"]):
+        assert train(vae, toy_store, tmp_path / "other", *signs, *bare, *flags) == 2
+        err = capsys.readouterr().err
+        assert "has the terms entropy" in err
+    assert not (tmp_path / "other").exists()
+    remedy = err.strip().rsplit(": ", 1)[1].split()
+    assert remedy == ["--method.term_weights.entropy", "0.1"]
+    assert train(vae, toy_store, tmp_path / "other", *signs, *bare, *remedy, "--quiet") == 0
+
+
+def test_a_codebook_that_has_not_started_is_said_everywhere_and_used_nowhere(
+    tmp_path: Path, vae: str, toy_store: Path, toy_raw: Path, capsys: pytest.CaptureFixture[str], caplog
+) -> None:
+    run, late = tmp_path / "run", ["--method.tokenizer.start_after", "50"]
+    waits = "a codebook starts after 50 of them (start_after) and once it has collected 64 latent cells"
+    for _ in range(2):  # also where the finished run is asked for again
+        caplog.clear()
+        assert train(vae, toy_store, run, *late, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["codebook_started"] is False
+        assert waits in caplog.text
+        status = json.loads((run / "status.json").read_text())
+        assert (status["state"], status["step"]) == ("finished", 2)
+        assert waits in status["message"]
+    assert json.loads((run / "model" / "config.json").read_text())["codebook"] == "not started"
+    assert "CODEBOOK NOT STARTED" in (run / "model" / "README.md").read_text()
+    scan, model = toy_raw / "sub-00" / "anat" / "sub-00_T1w.nii.gz", str(run / "model")
+    out = str(tmp_path / "out")
+    for words in (
+        ["reconstruct", model, str(scan), f"{out}.nii.gz"],
+        ["encode", model, str(scan), f"{out}.safetensors"],
+        ["encode", model, str(toy_store), out, "--shards"],
+        ["evaluate", model, str(toy_store), "--out", out],
+    ):
+        assert main([*words, "--device", "cpu"]) == 3
+        assert waits in capsys.readouterr().err
+    assert names(tmp_path) == ["run", "vae.yaml"]
+    assert train(vae, toy_store, tmp_path / "more", "--init-from", model, "--json") == 0  # it is a start like another
+    assert json.loads(capsys.readouterr().out)["codebook_started"] is True
+    assert "codebook" not in json.loads((tmp_path / "more" / "model" / "config.json").read_text())
+    words = ["reconstruct", str(tmp_path / "more" / "model"), str(scan), f"{out}.nii.gz"]
+    assert main([*words, "--device", "cpu", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("name", ["identity", "space-to-depth", "haar-wavelet"])
+def test_a_method_without_parameters_is_exported_without_a_step(
+    tmp_path: Path, toy_store: Path, toy_raw: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = tmp_path / "run"
+    assert train(name, toy_store, run, "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["step"], summary["already_finished"]) == (0, False)
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("finished", 0)
+    assert not (run / "checkpoints").exists()
+    model = read_model_folder(run / "model")
+    assert len(model.stats["mean"]) == model.network.latent_channels
+    assert model.stats["volumes"] == 2 * len(Store.open(toy_store).split("train"))
+    assert "- Steps: 0" in model.card
+    scan = toy_raw / "sub-00" / "anat" / "sub-00_T1w.nii.gz"
+    assert main(["reconstruct", str(run / "model"), str(scan), str(tmp_path / "o.nii.gz"), "--device", "cpu"]) == 0
+    before = (run / "model" / "config.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert train(name, toy_store, run, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["already_finished"] is True
+    assert (run / "model" / "config.json").stat().st_mtime_ns == before
+    assert train(name, toy_store, run, "--seed", "9") == 2  # another configuration, as everywhere
+
+
+def test_a_call_that_cannot_work_costs_no_run(tmp_path: Path, vae: str, toy_store: Path) -> None:
+    run = tmp_path / "run"
+    assert train(vae, toy_store, run, "--quiet") == 0
+    weights = (run / "model" / "model.safetensors").read_bytes()
+    assert train(vae, toy_store, run, "--overwrite", "--data.crop", "7") == 2
+    assert (run / "model" / "model.safetensors").read_bytes() == weights
+    assert train(vae, toy_store, run, "--overwrite", "--quiet", "--seed", "5") == 0
+    assert (run / "model" / "model.safetensors").read_bytes() != weights
+
+
 def test_folders_that_are_no_run_are_left_alone(
     tmp_path: Path, config: str, toy_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import sys
 import zlib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import safetensors.numpy
 import torch
 
 from neurotome.data import latents as module
+from neurotome.data.bit_planes import pack_bits
 from neurotome.data.latent_batches import LatentBatches, latent_batch
 from neurotome.data.latents import INDEX_NAME, KIND, LatentEntry, Latents, entry_from_json, entry_to_json, shard_name
 from neurotome.data.record import Record
@@ -234,6 +236,50 @@ def test_single_latents_have_the_same_face(tmp_path):
     assert batch.present.tolist() == [[True, False], [False, True]]
 
 
+def test_a_view_that_an_entry_lacks_is_not_another_ones(shards, tmp_path):
+    write_single(tmp_path / "x_T1w.safetensors")
+    for latents in (Latents.open(shards), Latents.open(tmp_path / "x_T1w.safetensors")):
+        lacking = next(e for e in latents.entries if e.modalities == ("T1w",))
+        with pytest.raises(ValueError, match=f"sub-{lacking.subject} has T1w, not T2w"):
+            latents.load(lacking, "T2w")
+
+
+def test_a_single_latent_is_compared_with_its_sidecar(tmp_path):
+    file, sidecar = tmp_path / "x_T1w.safetensors", tmp_path / "x_T1w.json"
+    write_single(file)
+    data = file.read_bytes()
+    sidecar.write_text(json.dumps({"ResultSHA256": hashlib.sha256(data).hexdigest()}))
+    latents = Latents.open(file)
+    assert np.array_equal(latents.load(latents.entries[0], "T1w").latent, latent_of(0, "T1w"))
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    latents = Latents.open(file)
+    for look in (lambda: latents.load(latents.entries[0], "T1w"), lambda: latents.mask(latents.entries[0])):
+        with pytest.raises(InputError, match=r"x_T1w.safetensors: .* sidecar beside it .* encode the scan again"):
+            look()
+    sidecar.write_text("{")
+    with pytest.raises(InputError, match=r"x_T1w.json: not valid JSON"):
+        Latents.open(file)
+    sidecar.unlink()  # nothing is promised, nothing is compared
+    latents = Latents.open(file)
+    assert latents.load(latents.entries[0], "T1w").codes["anatomy"].shape == (2, 3, 5)
+
+
+def test_packed_planes_come_back_as_planes(tmp_path, monkeypatch):
+    planes = np.where(np.random.default_rng(0).random((64, 2, 3, 5)) < 0.5, -1.0, 1.0).astype(np.float32)
+    monkeypatch.setattr(sys.modules[__name__], "latent_of", lambda number, modality: pack_bits(planes))
+    write_shards(tmp_path / "shards")
+    write_single(tmp_path / "x_T1w.safetensors")
+    for latents in (Latents.open(tmp_path / "shards"), Latents.open(tmp_path / "x_T1w.safetensors")):
+        assert np.array_equal(latents.load(latents.entries[0], "T1w").latent, planes)
+
+
+@pytest.mark.parametrize("changes", [{"record": {}}, {"record": None}, {"preparation": {"x": 1}}, {"shape": [4, 6]}])
+def test_a_malformed_head_is_named(tmp_path, changes):
+    write_single(tmp_path / "x.safetensors", **changes)
+    with pytest.raises(InputError, match=r"x.safetensors: holds no latent of a scan"):
+        Latents.open(tmp_path / "x.safetensors")
+
+
 def test_single_latents_of_two_models_do_not_mix(tmp_path):
     write_single(tmp_path / "a_T1w.safetensors")
     write_single(tmp_path / "b_T1w.safetensors", tokenizer="0" * 64)
@@ -351,5 +397,8 @@ def test_an_empty_split_and_an_empty_batch_are_refused(shards, tmp_path):
         LatentBatches(Latents.open(shards), 1, 1, split="test")
     with pytest.raises(ValueError, match="at least 1 session"):
         LatentBatches(Latents.open(shards), 0, 1)
+    write_single(tmp_path / "x_T1w.safetensors")
+    with pytest.raises(ValueError, match=r"belong to no split.*--shards"):
+        LatentBatches(Latents.open(tmp_path / "x_T1w.safetensors"), 1, 1)
     with pytest.raises(ValueError, match="no split 'trian'"):
         Latents.open(shards).split("trian")

@@ -4,14 +4,13 @@ import math
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurotome.nn.nd import depth_to_space
 from neurotome.tokenizers import HaarWavelet, Identity, MaskCodec, SpaceToDepth
-from neurotome.tokenizers.lossless import BLOCKS, pack_bits, unpack_bits
+from neurotome.tokenizers.lossless import BLOCKS
 
 IDS = torch.tensor([0, 1])
 ALL = {
@@ -146,39 +145,7 @@ def test_a_mask_comes_back_to_the_last_bit(layout, kind):
     assert encoded.latent.shape == (1, 32 * floats, cells, cells, 1)
     assert set(encoded.latent.unique().tolist()) <= {-1.0, 1.0}
     assert torch.equal(codec.decode(encoded, IDS[:1]), mask)
-    packed = pack_bits(encoded.latent)
-    assert packed.shape == (1, floats, cells, cells, 1)
-    assert packed.numel() * 32 == 256 * 256 == codec.bits((256, 256, 1))
-    assert torch.equal(unpack_bits(packed), encoded.latent)
-
-
-def test_bits_lie_as_published():
-    """Blocks row by row, 32 voxels a word, voxel i in bit i: by a loop over one block."""
-    mask = MASKS["random"](1, 1, 16, 16, 1)
-    packed = pack_bits(MaskCodec(2, layout="k8x8").encode(mask * 2 - 1, IDS[:1]).latent)
-    for bx in range(2):
-        for by in range(2):
-            block = mask[0, 0, 8 * bx : 8 * bx + 8, 8 * by : 8 * by + 8, 0].reshape(-1).tolist()
-            words = [sum(int(bit) << i for i, bit in enumerate(block[w : w + 32])) for w in (0, 32)]
-            stored = packed[0, :, bx, by, 0].contiguous().view(torch.int32).tolist()
-            assert [word % 2**32 for word in stored] == words
-
-
-def test_patterns_that_are_not_numbers_survive_a_copy_and_a_file_but_no_cast(tmp_path):
-    planes = torch.ones(1, 32, 2, 2, 1)  # every bit set: a NaN with a payload
-    planes[:, 5, 0] = -1  # another payload
-    planes[:, 22:, 1, 0] = -1  # a denormal
-    packed = pack_bits(planes)
-    assert packed.isnan().any()
-    assert torch.equal(unpack_bits(packed.clone().contiguous()), planes)
-    assert torch.equal(unpack_bits(torch.from_numpy(packed.numpy().copy())), planes)
-    safetensors.torch.save_file({"mask": packed}, tmp_path / "mask.safetensors")
-    assert torch.equal(unpack_bits(safetensors.torch.load_file(tmp_path / "mask.safetensors")["mask"]), planes)
-    # the documented failure: arithmetic and casts destroy the bits
-    assert not torch.equal(unpack_bits(packed.bfloat16().float()), planes)
-    assert not torch.equal(unpack_bits((packed - packed.mean()) / packed.std()), planes)
-    with pytest.raises(ValueError, match="a cast has destroyed them"):
-        unpack_bits(packed.bfloat16())
+    assert encoded.latent.numel() == 256 * 256 == codec.bits((256, 256, 1))
 
 
 def test_a_volume_of_masks_in_slices_or_blocks():
@@ -210,7 +177,6 @@ def test_planes_of_a_network_are_read_by_their_sign():
         (lambda: MaskCodec(layout="f16"), "f32, f64, f128, k8x8"),
         (lambda: MaskCodec(depth=0), "depth from 1"),
         (lambda: Identity(4), "2 .slices. or 3"),
-        (lambda: pack_bits(torch.ones(1, 33, 1, 1, 1)), "multiple of 32"),
     ],
 )
 def test_what_is_not_admissible_is_refused(call, match):

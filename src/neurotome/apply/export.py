@@ -4,7 +4,8 @@ r"""From a trained network to a model folder: statistics over the training subje
     styles         mean and covariance of the style vector per contrast, over all sites and per site
     intensity      mean of the source intensities that became -1 and 1, per contrast
 
-Nothing here looks at a validation or test subject.
+Of a tokenizer of masks the same, over masks; they have no intensities. Nothing here looks at a validation or test
+subject.
 """
 
 from collections import defaultdict
@@ -19,10 +20,14 @@ from torch import Tensor
 
 import neurotome
 from neurotome.apply.model_folder import write_model_folder
-from neurotome.apply.tokenizer import ALL_SITES, named_styles
+from neurotome.apply.pretrained import NO_SCANS, longer
+from neurotome.apply.session_views import described_masks, session_views
+from neurotome.apply.styles import ALL_SITES, named_styles
 from neurotome.data.store import Store
 from neurotome.errors import UsageError
+from neurotome.losses.segmentation import SegmentationLoss
 from neurotome.tokenizers.base import Tokenizer
+from neurotome.tokenizers.health import books_started
 
 
 @dataclass
@@ -85,37 +90,40 @@ class TrainingStatistics:
 
 
 def training_statistics(
-    network: Tokenizer, store: Store, progress: Callable[[float], None] | None = None
+    network: Tokenizer,
+    store: Store,
+    progress: Callable[[float], None] | None = None,
+    segmentation: SegmentationLoss | None = None,
 ) -> TrainingStatistics:
     """Encode every training session and collect what a model folder states.
 
     Args:
         network: In evaluation mode.
         store: Its training split is read.
+        segmentation: How a batch becomes the masks it was trained on; None for scans.
         progress: Called with the share of sessions done.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     found = TrainingStatistics()
     entries = store.split("train")
     for number, entry in enumerate(entries, 1):
-        session = store.load(entry)
-        views = [i for i, name in enumerate(store.modalities) if session.present[i] and name in network.modalities]
+        views = session_views(network, store, store.load(entry), segmentation)
         if not views:
             continue
-        names = [store.modalities[i] for i in views]
-        image = torch.from_numpy(np.array(session.image[views], dtype=np.float32)).to(device)  # (v, 1, x, y, z)
+        image = torch.from_numpy(np.stack([view.image for view in views])).to(device)  # (v, c, x, y, z)
+        ids = torch.tensor([network.modality_id(view.modality) for view in views], device=device)
         with torch.inference_mode():
-            encoded = network.encode(image, torch.tensor([network.modality_id(n) for n in names], device=device))
+            encoded = network.encode(image, ids)
         found.add_latent(encoded.latent)
-        for i, name in enumerate(names):
-            record = session.records[name]
-            found.ranges[name].append((record.low, record.high))
+        for i, view in enumerate(views):
+            if segmentation is None:
+                found.ranges[view.modality].append((view.record.low, view.record.high))
             if encoded.style is None:
                 continue
             vector = encoded.style[i].float().cpu()
-            found.styles[name, ALL_SITES].append(vector)
+            found.styles[view.modality, ALL_SITES].append(vector)
             if entry.site and entry.site != ALL_SITES:
-                found.styles[name, entry.site].append(vector)
+                found.styles[view.modality, entry.site].append(vector)
         if progress is not None:
             progress(number / len(entries))
     return found
@@ -127,6 +135,7 @@ def export_model(
     folder: Path,
     *,
     facts: Mapping[str, Any],
+    segmentation: SegmentationLoss | None = None,
     overwrite: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> str:
@@ -137,6 +146,7 @@ def export_model(
         store: What it was trained on.
         folder: Where the model folder will stand.
         facts: Lines of the card: config, steps, seconds, validation.
+        segmentation: How a batch becomes the masks it was trained on; None for scans.
         overwrite: Replace a model folder that is there.
         progress: Called with the share of training sessions done.
 
@@ -148,10 +158,11 @@ def export_model(
     training = network.training
     network.eval()
     try:
-        found = training_statistics(network, store, progress)
+        found = training_statistics(network, store, progress, segmentation)
     finally:
         network.train(training)
     subjects = sorted(store.subjects("train"))
+    masks = None if segmentation is None else described_masks(network, segmentation)
     return write_model_folder(
         folder,
         network,
@@ -159,12 +170,20 @@ def export_model(
         stats=found.to_json(),
         styles=named_styles(*found.style_moments()),
         subjects=subjects,
-        card=card(network, store, facts, styled=bool(found.styles)),
+        card=card(network, store, facts, styled=bool(found.styles), masks=masks),
+        masks=masks,
         overwrite=overwrite,
     )
 
 
-def card(network: Tokenizer, store: Store, facts: Mapping[str, Any], *, styled: bool = True) -> str:
+def card(
+    network: Tokenizer,
+    store: Store,
+    facts: Mapping[str, Any],
+    *,
+    styled: bool = True,
+    masks: Mapping[str, Any] | None = None,
+) -> str:
     """Return the README of a model folder: what it is, what it was trained on, what it must not be used for.
 
     Args:
@@ -172,36 +191,57 @@ def card(network: Tokenizer, store: Store, facts: Mapping[str, Any], *, styled: 
         store: What it was trained on.
         facts: Further lines.
         styled: Whether it tells style from anatomy, and can paint another contrast.
+        masks: ``source`` and ``groups`` of the masks it was trained on; None for scans.
     """
-    other = "The default style of another contrast is the mean over the training subjects; so is its intensity range."
-    alone = "It has no style apart from the anatomy: it reconstructs scans and cannot translate them."
     preparation, name = store.preparation, type(network).__name__
     size = sum(value.numel() for value in network.exported_state().values())
     counts = ", ".join(f"{len(store.subjects(split))} {split}" for split in ("train", "val", "test"))
+    what = f"brain MRI ({', '.join(network.modalities)})" if masks is None else "masks of brain MRI"
     lines = [
         f"# {name}",
         "",
-        f"Tokenizer for brain MRI ({', '.join(network.modalities)}), made by neurotome {neurotome.__version__}.",
+        f"Tokenizer for {what}, made by neurotome {neurotome.__version__}.",
         "",
         "## Use",
         "",
+        *_use(network, masks),
+        "",
+        "## Data and protocol",
+        "",
+        f"- {'Skull-stripped scans' if masks is None else 'Masks on the grid of skull-stripped scans'} at "
+        f"{preparation.describe()}.",
+        f"- Subjects: {counts}. The training subjects are listed in config.json as salted hashes.",
+        f"- Bits per voxel: at most {network.bits_per_voxel(preparation.shape):.3f}; {size} stored numbers.",
+        f"- {_images(masks, styled)}",
+        *(f"- {key}: {value}" for key, value in facts.items()),
+        "",
+        "## Limits",
+        "",
+        *([] if books_started(network) else [f"CODEBOOK NOT STARTED: its codes are noise; {longer(network)}.", ""]),
+        "Research only; not for clinical use. Reconstructed and translated scans are synthetic: a structure may be "
+        "missing, moved or invented. Scans unlike the training data give results that only look right.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _use(network: Tokenizer, masks: Mapping[str, Any] | None) -> list[str]:
+    if masks is not None:
+        return [f"The model {NO_SCANS[0]}; {NO_SCANS[1]}."]
+    return [
         "```python",
         "from neurotome import Tokenizer, read_volume",
         'tokenizer = Tokenizer.from_pretrained("path/to/this/folder")',
         f'code = tokenizer.encode(read_volume("scan.nii.gz"), modality="{network.modalities[0]}")',
         "```",
-        "",
-        "## Data and protocol",
-        "",
-        f"- Skull-stripped scans at {preparation.describe()}.",
-        f"- Subjects: {counts}. The training subjects are listed in config.json as salted hashes.",
-        f"- Bits per voxel: at most {network.bits_per_voxel(preparation.shape):.3f}; {size} stored numbers.",
-        f"- {other if styled else alone}",
-        *(f"- {key}: {value}" for key, value in facts.items()),
-        "",
-        "## Limits",
-        "",
-        "Research only; not for clinical use. Reconstructed and translated scans are synthetic: a structure may be "
-        "missing, moved or invented. Scans unlike the training data give results that only look right.",
     ]
-    return "\n".join(lines) + "\n"
+
+
+def _images(masks: Mapping[str, Any] | None, styled: bool) -> str:
+    """Return what the images are that it learned from, or what it can do with their style."""
+    if masks is not None:
+        return f"Images: masks, one channel each of: {', '.join(masks['groups'])} (source: {masks['source']})."
+    if styled:
+        return (
+            "The default style of another contrast is the mean over the training subjects; so is its intensity range."
+        )
+    return "It has no style apart from the anatomy: it reconstructs scans and cannot translate them."

@@ -1,9 +1,11 @@
 """The code of one scan: what the tokenizer made of it, and all that decoding back onto its grid needs.
 
-On disk a safetensors file: tensors ``latent``, ``style``, ``gain``, ``codes.NAME``, ``mask`` (bits, packed) and, as
-metadata, contrast, geometry and intensities of the source, preparation, and the digest of the model that made it.
+On disk a safetensors file: tensors ``latent`` (as bits, packed, where it holds signs alone), ``style``, ``gain``,
+``codes.NAME``, ``mask`` (bits, packed) and, as metadata, contrast, geometry and intensities of the source, preparation,
+and the digest of the model that made it. Where a sidecar lies beside it, its SHA-256 is compared first.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -18,6 +20,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from neurotome.apply.model_folder import read_bounded, read_tensors
+from neurotome.data.bit_planes import are_signs, pack_bits, unpack_bits
+from neurotome.data.latents import ALTERED, promise_of
 from neurotome.data.record import Record
 from neurotome.data.stream import write_atomically
 from neurotome.data.transforms import Preparation
@@ -53,7 +57,7 @@ class LatentScan:
     def save(self, path: str | os.PathLike[str]) -> str:
         """Write the file, whole or not at all; return the SHA-256 of its bytes."""
         encoded = self.encoded
-        tensors = {"latent": encoded.latent, "mask": torch.from_numpy(np.packbits(self.mask))}
+        tensors = {"latent": stored(encoded.latent), "mask": torch.from_numpy(np.packbits(self.mask))}
         if encoded.style is not None:
             tensors["style"] = encoded.style
         if encoded.gain is not None:
@@ -76,16 +80,20 @@ class LatentScan:
         """Read a latent file.
 
         Raises:
-            InputError: Not a latent file, cut short, of a newer format, or with parts that do not fit each other.
+            InputError: Not a latent file, cut short, of a newer format, with parts that do not fit each other, or with
+                other bytes than the sidecar beside it says.
         """
         file = Path(path)
         data = read_bounded(file, MAX_BYTES)
+        if promise_of(file) not in (None, hashlib.sha256(data).hexdigest()):
+            raise InputError(ALTERED, file=file, remedy=REMEDY)
         tensors = read_tensors(data, file)
         head = _head(data, file)
         try:
             x, y, z = (int(size) for size in head["shape"])
             codes = {name[6:]: value.long() for name, value in tensors.items() if name.startswith("codes.")}
-            encoded = Encoded(tensors["latent"], codes, tensors.get("style"), {}, (x, y, z), gain=tensors.get("gain"))
+            latent, style, gain = _restored(tensors["latent"]), tensors.get("style"), tensors.get("gain")
+            encoded = Encoded(latent, codes, style, {}, (x, y, z), gain=gain)
             record = Record.from_json(head["record"])
             preparation = Preparation.from_json(head["preparation"])
             mask = _unpacked(tensors["mask"], (x, y, z))
@@ -94,6 +102,17 @@ class LatentScan:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"not a latent of a scan ({error})", file=file, remedy=REMEDY) from error
+
+
+def stored(latent: Tensor) -> Tensor:
+    """Return a latent ``(..., d, x, y, z)`` as it lies on disk: one of signs alone takes one bit each, not 32."""
+    values = latent.detach().cpu().numpy()
+    return torch.from_numpy(pack_bits(values)) if are_signs(values) else latent
+
+
+def _restored(latent: Tensor) -> Tensor:
+    """Undo :func:`stored`."""
+    return latent if latent.is_floating_point() else torch.from_numpy(unpack_bits(latent.numpy()))
 
 
 def _head(data: bytes, file: Path) -> dict[str, Any]:

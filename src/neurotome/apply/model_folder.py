@@ -1,7 +1,9 @@
 """The model folder: weights, the call that builds the network, and what goes with them; no pickle, nothing executed.
 
     model.safetensors    averaged weights, without what only training needs
-    config.json          {format_version, class, arguments, modalities, training_subjects, sha256}
+    config.json          {format_version, class, arguments, modalities, training_subjects, sha256}; of a tokenizer of
+                         masks also "images": "masks", their source and groups; of one whose codebook has not seen data
+                         also "codebook": "not started"
     preprocess.json      the preparation it expects
     README.md            the card
     latent_stats.json    mean and standard deviation per latent channel, mean intensity range per contrast
@@ -13,7 +15,6 @@ A segmenter's folder is the same without the last two.
 public names of our method folders and nowhere else.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -23,9 +24,7 @@ import json
 import math
 import os
 import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,9 +36,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from neurotome.apply.whole_folder import write_folder
 from neurotome.errors import InputError, UsageError, printable
 from neurotome.tasks.base import Segmenter
 from neurotome.tokenizers.base import Tokenizer, is_finite
+from neurotome.tokenizers.health import books_started
 
 FORMAT_VERSION = 1
 METHOD_FOLDERS = ("tokenizers", "disentangle", "generative", "tasks")
@@ -65,6 +66,7 @@ class ModelFolder(Generic[N]):
         training_subjects: Salt, and salted hashes of the subjects it was trained on.
         card: The README.
         digest: SHA-256 over class, arguments, weights and preparation: what a latent depends on.
+        masks: ``source`` and ``groups`` of the masks that a tokenizer was trained on; None where it was on scans.
     """
 
     network: N
@@ -74,6 +76,7 @@ class ModelFolder(Generic[N]):
     training_subjects: tuple[str, frozenset[str]]
     card: str
     digest: str
+    masks: dict[str, Any] | None = None
 
 
 def public_classes(kind: type) -> dict[str, type]:
@@ -104,6 +107,7 @@ def write_model_folder(
     card: str,
     stats: Mapping[str, Any] | None = None,
     styles: Mapping[str, Tensor] | None = None,
+    masks: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> str:
     """Write a model folder whole or not at all.
@@ -116,6 +120,7 @@ def write_model_folder(
         card: Goes to ``README.md``.
         stats: Goes to ``latent_stats.json``; of a tokenizer alone.
         styles: Go to ``styles.safetensors``; of a tokenizer alone.
+        masks: ``source`` and ``groups`` of the masks that a tokenizer was trained on; None for scans.
         overwrite: Whether a folder that is there may be replaced.
 
     Returns:
@@ -154,7 +159,11 @@ def write_model_folder(
         "training_subjects": {"salt": salt, "sha256": sorted(hashed)},
         "sha256": hashes,
     }
-    _write_folder(folder, {**contents, "config.json": _json(config)})
+    if masks is not None:
+        config |= {"images": "masks", "masks": dict(masks)}
+    if not books_started(network):
+        config["codebook"] = "not started"
+    write_folder(folder, {**contents, "config.json": _json(config)})
     return _digest(config)
 
 
@@ -208,6 +217,7 @@ def read_folder(folder: Path, kind: type[N]) -> ModelFolder[N]:
         training_subjects=(subjects["salt"], frozenset(subjects["sha256"])),
         card=contents["README.md"].decode("utf-8", "replace"),
         digest=_digest(config),
+        masks=_masks(config, config_file),
     )
 
 
@@ -277,6 +287,16 @@ def _check_config(config: Any, file: Path) -> None:
         wrong = ["training_subjects"]
     if wrong:
         raise InputError(f"the key {wrong[0]} is missing or of another kind", file=file, remedy=FETCH_AGAIN)
+
+
+def _masks(config: Mapping[str, Any], file: Path) -> dict[str, Any] | None:
+    """Return what a tokenizer of masks was trained on."""
+    if config.get("images", "scans") == "scans":
+        return None
+    found = config.get("masks")
+    if config["images"] != "masks" or not isinstance(found, dict) or found.get("source") not in ("image", "label"):
+        raise InputError("the key masks is missing or of another kind", file=file, remedy=FETCH_AGAIN)
+    return found
 
 
 def _class(config: Mapping[str, Any], file: Path, kind: type[N]) -> type[N]:
@@ -360,29 +380,3 @@ def _parsed(data: bytes, file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError("not a JSON object", file=file, remedy=FETCH_AGAIN)
     return value
-
-
-def _write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write all files beside ``folder``, make them durable, then rename."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        for name, data in contents.items():
-            with (temporary / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.chmod(0o755)
-        if folder.exists():
-            old = temporary.with_suffix(".old")
-            folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(folder)
-        handle = os.open(folder.parent, os.O_RDONLY)
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
-        os.close(handle)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

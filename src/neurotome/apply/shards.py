@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from neurotome.apply.latent_scan import LatentScan
+from neurotome.apply.latent_scan import LatentScan, stored
 from neurotome.apply.resume import check_request, writing
-from neurotome.apply.stages import PreparedScan
+from neurotome.apply.session_views import SessionView, check_labelled, session_views
 from neurotome.apply.tokenizer import ScanTokenizer
 from neurotome.data.bids import read_json
 from neurotome.data.latents import (
@@ -142,7 +142,8 @@ class ShardWriter:
         plan: How it is encoded.
 
     Raises:
-        InputError: The store was prepared differently, has none of the model's contrasts, or no session.
+        InputError: The store was prepared differently, has none of the model's contrasts, no session, or a session
+            without the label map that a model of masks encodes.
     """
 
     def __init__(self, tokenizer: ScanTokenizer, store: Store, plan: ShardPlan) -> None:
@@ -173,6 +174,8 @@ class ShardWriter:
         ]
         if not self.cases:
             raise InputError("the store holds no session", file=store.path, remedy="prepare it again")
+        if tokenizer.masks is not None and tokenizer.masks.source == "label":
+            check_labelled(store, [entry for entry, draw in self.cases if draw == 0])
 
     @property
     def request(self) -> dict[str, Any]:
@@ -195,7 +198,10 @@ class ShardWriter:
         """
         check_request(out, self.request, overwrite=overwrite)
         with writing(out, self.request):
-            before = {} if overwrite else _standing(out)
+            if overwrite:  # the index first: shards that no index names are never taken for standing ones
+                for stale in (out / INDEX_NAME, *sorted(out.glob("shard-*.safetensors"))):
+                    stale.unlink(missing_ok=True)
+            before = _standing(out, self.request)
             sizes = before.get("size") or self._size()
             listed = before.get("shards", [])
             done: list[dict[str, Any]] = []
@@ -217,9 +223,9 @@ class ShardWriter:
 
     def _size(self) -> dict[str, int]:
         """Return the bytes of the code of a view, the same for all, and what an entry has besides, taken generously."""
-        scans = self._scans(*self.cases[0])[0]
-        tensors = _tensors(self.tokenizer.encode_batch(scans[:1])[0].encoded).values()
-        besides = sum(len(json.dumps(scan.record.to_json())) for scan in scans) + len(_packed(scans[0].mask))
+        views, mask, _ = self._views(*self.cases[0])
+        tensors = _tensors(self._codes(views[:1])[0]).values()
+        besides = sum(len(json.dumps(view.record.to_json())) for view in views) + len(_packed(mask))
         return {"view": sum(tensor.nbytes for tensor in tensors), "entry": 2 * besides + 4096}
 
     def _groups(self, sizes: Mapping[str, int]) -> Iterator[list[tuple[SessionEntry, int]]]:
@@ -235,29 +241,37 @@ class ShardWriter:
             size += more
         yield group
 
-    def _scans(self, entry: SessionEntry, draw: int) -> tuple[list[PreparedScan], Augmentation]:
-        """Return the views of a session as the network sees them."""
-        loaded = self.store.load(entry)
-        drawn = augmentation(self.plan, entry.name, draw, loaded.mask)
-        mask = drawn.moved(loaded.mask, False)
-        scans = []
-        for name in self.views:
-            at = self.store.modalities.index(name)
-            if loaded.present[at]:
-                image = drawn.moved(loaded.image[at, 0], self.store.preparation.outside)
-                scans.append(PreparedScan(image, name, drawn.record(loaded.records[name]), mask))
-        return scans, drawn
+    def _views(
+        self, entry: SessionEntry, draw: int
+    ) -> tuple[list[SessionView], Bool[np.ndarray, "x y z"], Augmentation]:
+        """Return what is encoded of a session under a draw, its brain, and what was drawn."""
+        session, masks = self.store.load(entry), self.tokenizer.masks
+        drawn = augmentation(self.plan, entry.name, draw, session.mask)
+        outside = self.store.preparation.outside if masks is None else -1.0
+        views = [
+            SessionView(
+                np.stack([drawn.moved(channel, outside) for channel in view.image]),
+                view.modality,
+                drawn.record(view.record),
+            )
+            for view in session_views(self.tokenizer.network, self.store, session, masks)
+        ]
+        return views, drawn.moved(session.mask, False), drawn
+
+    def _codes(self, views: Sequence[SessionView]) -> list[Encoded]:
+        """Return the codes of some views."""
+        return self.tokenizer.encode_images([view.image for view in views], [view.modality for view in views])
 
     def _shard(self, out: Path, place: int, cases: Sequence[tuple[SessionEntry, int]], first: int) -> dict[str, Any]:
         """Encode some cases and write them; return the line of the index."""
         tensors: dict[str, Tensor] = {}
         entries = []
-        waiting: list[tuple[int, PreparedScan]] = []
+        waiting: list[tuple[int, SessionView]] = []
         for number, (session, draw) in enumerate(cases, first):
-            scans, drawn = self._scans(session, draw)
-            waiting += [(number, scan) for scan in scans]
-            tensors[f"{number}.mask"] = torch.frombuffer(bytearray(_packed(scans[0].mask)), dtype=torch.uint8)
-            records = {scan.modality: scan.record for scan in scans}
+            views, mask, drawn = self._views(session, draw)
+            waiting += [(number, view) for view in views]
+            tensors[f"{number}.mask"] = torch.frombuffer(bytearray(_packed(mask)), dtype=torch.uint8)
+            records = {view.modality: view.record for view in views}
             entry = LatentEntry(
                 number, out / shard_name(place), session.subject, session.session, session.site, session.split, draw,
                 records, asdict(drawn), session.digest,
@@ -279,22 +293,22 @@ class ShardWriter:
             "entries": len(entries),
         }
 
-    def _encoded(self, scans: Sequence[tuple[int, PreparedScan]]) -> dict[str, Tensor]:
+    def _encoded(self, views: Sequence[tuple[int, SessionView]]) -> dict[str, Tensor]:
         """Return the named tensors of some views.
 
         Raises:
             InputError: One is not finite.
         """
         found = {}
-        for (number, scan), code in zip(scans, self.tokenizer.encode_batch([s for _, s in scans]), strict=True):
-            for name, tensor in _tensors(code.encoded).items():
+        for (number, view), code in zip(views, self._codes([v for _, v in views]), strict=True):
+            for name, tensor in _tensors(code).items():
                 if not is_finite(tensor):
                     raise InputError(
-                        f"the {name} that the model makes of it is not finite ({scan.modality}, entry {number})",
+                        f"the {name} that the model makes of it is not finite ({view.modality}, entry {number})",
                         file=self.store.path,
                         remedy="train again, or encode with --precision fp32",
                     )
-                found[f"{number}.{scan.modality}.{name}"] = tensor
+                found[f"{number}.{view.modality}.{name}"] = tensor
         return found
 
     def _index(self, out: Path, shards: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> None:
@@ -311,8 +325,7 @@ class ShardWriter:
                 "shape": list(tokenizer.network.latent_shape(shape)),
             },
             "preparation": self.store.preparation.to_json(),
-            "store": self.store.fingerprint,
-            "plan": asdict(self.plan),
+            "request": self.request,
             "size": dict(sizes),
             "num_entries": len(self.cases),
             "shards": list(shards),
@@ -352,17 +365,19 @@ def _packed(mask: Bool[np.ndarray, "x y z"]) -> bytes:
 
 def _tensors(encoded: Encoded) -> dict[str, Tensor]:
     """Return what is stored of a code of batch size 1, without the axis of the batch."""
-    found = {"latent": encoded.latent, "style": encoded.style, "gain": encoded.gain}
+    found = {"latent": stored(encoded.latent), "style": encoded.style, "gain": encoded.gain}
     codes = {f"codes.{name}": value.to(torch.int32) for name, value in encoded.codes.items()}
     present = {name: value for name, value in found.items() if value is not None}
     return {name: value[0].contiguous() for name, value in (present | codes).items()}
 
 
-def _standing(out: Path) -> dict[str, Any]:
+def _standing(out: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the index of an earlier run of the same request; what cannot be read is made again."""
     try:
         index = read_json(out / INDEX_NAME) if (out / INDEX_NAME).is_file() else {}
         if index.get("format_version") != FORMAT_VERSION or index.get("kind") != KIND:
+            return {}
+        if index.get("request") != request:  # of a run that was to be overwritten
             return {}
         plain = all(s["file"] == shard_name(i) and isinstance(s["sha256"], str) for i, s in enumerate(index["shards"]))
         return index if plain and all(isinstance(index["size"][key], int) for key in ("view", "entry")) else {}

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import quote, unquote
 
 import numpy as np
 import torch
@@ -27,17 +26,20 @@ from torch import Tensor
 from neurotome import modality as contrasts
 from neurotome.apply.batches import alike, full, joined, moved, single
 from neurotome.apply.latent_scan import LatentScan
-from neurotome.apply.model_folder import read_model_folder, subject_hash, write_model_folder
+from neurotome.apply.model_folder import subject_hash, write_model_folder
+from neurotome.apply.pretrained import NO_SCANS, read_pretrained
+from neurotome.apply.session_views import described_masks
 from neurotome.apply.stages import Painting, PreparedScan
+from neurotome.apply.styles import ALL_SITES, named_styles, style_key
 from neurotome.data.record import Record
 from neurotome.data.transforms import Preparation
 from neurotome.data.volume import Volume
 from neurotome.errors import InputError, UsageError
+from neurotome.losses.segmentation import SegmentationLoss
 from neurotome.nn.nd import channels_last
 from neurotome.nn.slabs import SlabChoice, computing
 from neurotome.tokenizers.base import Encoded, Tokenizer
 
-ALL_SITES = "all"
 # On a CPU two small images take hardly longer than one, four take twice as long as two; large images fill it alone.
 SMALL_VOXELS = 2**20
 
@@ -56,6 +58,7 @@ class ScanTokenizer:
         card: README of the model folder.
         precision: "bf16" runs the network in mixed precision.
         slabs: Planes of a volume that the network computes at a time, see :func:`neurotome.nn.slabs.computing`.
+        masks: How a batch becomes the masks it was trained on; None for a tokenizer of scans.
 
     Raises:
         ValueError: The preparation makes images that the network cannot paint.
@@ -73,6 +76,7 @@ class ScanTokenizer:
         card: str = "",
         precision: Literal["fp32", "bf16"] = "fp32",
         slabs: SlabChoice = "auto",
+        masks: SegmentationLoss | None = None,
     ) -> None:
         network.check_window(preparation.window)
         self.network = network.eval()
@@ -84,7 +88,7 @@ class ScanTokenizer:
         self.training_subjects = training_subjects
         self.digest = digest
         self.card = card
-        self.precision = precision
+        self.precision, self.masks = precision, masks
         self.compute = computing(slabs, preparation.shape)
 
     @classmethod
@@ -94,24 +98,18 @@ class ScanTokenizer:
         device: str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
         slabs: SlabChoice = "auto",
+        masks: bool = False,
     ) -> Self:
-        """Read a model folder.
+        """Read a model folder; with ``masks`` a tokenizer of masks is admitted, whose network takes no scans.
 
         Raises:
             UsageError: No such folder.
-            InputError: It is damaged, changed, of a newer format, or not of this package.
+            InputError: It is damaged, changed, of a newer format, or not of this package; its codebook has not seen
+                data; it is a tokenizer of masks.
         """
-        content = read_model_folder(Path(folder))
-        try:
-            preparation = Preparation.from_json(content.preparation)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"not a preparation ({error})", file=Path(folder) / "preprocess.json") from error
-        try:
-            content.network.check_window(preparation.window)
-        except ValueError as error:
-            raise InputError(str(error), file=Path(folder) / "preprocess.json") from error
-        means = {_style_key(k): v for k, v in content.styles.items() if k.endswith("/mean")}
-        covariances = {_style_key(k): v for k, v in content.styles.items() if k.endswith("/covariance")}
+        content, preparation, made_of = read_pretrained(Path(folder), masks=masks)
+        means = {style_key(k): v for k, v in content.styles.items() if k.endswith("/mean")}
+        covariances = {style_key(k): v for k, v in content.styles.items() if k.endswith("/covariance")}
         return cls(
             content.network.to(device),
             preparation,
@@ -123,6 +121,7 @@ class ScanTokenizer:
             content.card,
             precision,
             slabs,
+            made_of,
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -135,6 +134,7 @@ class ScanTokenizer:
             styles=named_styles(self.styles, self.covariances),
             subjects=self.training_subjects,
             card=self.card,
+            masks=None if self.masks is None else described_masks(self.network, self.masks),
             overwrite=overwrite,
         )
 
@@ -165,7 +165,8 @@ class ScanTokenizer:
             allow_head: Accept a scan that looks like a whole head.
 
         Raises:
-            UsageError: The contrast is not given, ambiguous, or not one the model knows.
+            UsageError: The contrast is not given, ambiguous, not a name, or not one the model knows; the model takes
+                masks.
             InputError: The scan looks like a whole head, or cannot be prepared.
         """
         return self.encode_batch([self.prepare(volume, modality, mask, allow_head)])[0]
@@ -174,6 +175,7 @@ class ScanTokenizer:
         self, volume: Volume, modality: str | None = None, mask: Volume | None = None, allow_head: bool = False
     ) -> PreparedScan:
         """Return a scan as the network sees it: the part of :meth:`encode` that needs no network; same arguments."""
+        self._check_scans()
         name = self.known(self._modality(volume, modality))
         prepared = self.preparation.apply({name: volume}, mask, allow_head=allow_head)
         image = np.ascontiguousarray(prepared.image[0], dtype=np.float32)
@@ -186,17 +188,22 @@ class ScanTokenizer:
 
     def encode_batch(self, scans: Sequence[PreparedScan]) -> list[LatentScan]:
         """Return the codes of prepared scans."""
+        codes = self.encode_images([scan.image[None] for scan in scans], [scan.modality for scan in scans])
+        return [
+            LatentScan(code, scan.modality, scan.record, scan.mask, self.preparation, self.digest)
+            for scan, code in zip(scans, codes, strict=True)
+        ]
+
+    def encode_images(self, images: Sequence[np.ndarray[Any, Any]], modalities: Sequence[str]) -> list[Encoded]:
+        """Return the codes of images ``(c, x, y, z)`` as the network takes them, scans or masks."""
         codes: list[Encoded] = []
-        for part in full(scans, self.batch):
-            image = torch.from_numpy(np.stack([scan.image for scan in part])[:, None])  # (b, 1, x, y, z)
-            ids = self._ids([scan.modality for scan in part])
+        for part in full(list(zip(images, modalities, strict=True)), self.batch):
+            image = torch.from_numpy(np.stack([one for one, _ in part]))  # (b, c, x, y, z)
+            ids = self._ids([name for _, name in part])
             with torch.inference_mode(), self._autocast():
                 encoded = self.compute(self.network.encode, image.to(self.device), ids)
             codes += [single(encoded, index) for index in range(len(part))]
-        return [
-            LatentScan(code, scan.modality, scan.record, scan.mask, self.preparation, self.digest)
-            for scan, code in zip(scans, codes, strict=False)  # what filled the last batch is left over
-        ]
+        return codes[: len(images)]  # what filled the last batch is left over
 
     def decode(
         self,
@@ -228,6 +235,7 @@ class ScanTokenizer:
         intensity: Record | None = None,
     ) -> list[Painting]:
         """Return what :meth:`decode` makes of several codes; the arguments hold for all of them."""
+        self._check_scans()
         coming = [self._to_paint(latent, modality, style) for latent in latents]
         images: dict[int, Tensor] = {}
         for group in alike([code for code, _ in coming]):
@@ -337,12 +345,18 @@ class ScanTokenizer:
         entry = self.stats.get("intensity", {}).get(modality, {})
         return float(entry.get("low", 0.0)), float(entry.get("high", 1.0))
 
+    def _check_scans(self) -> None:
+        if self.masks is not None:
+            raise UsageError(f"the model {NO_SCANS[0]}; {NO_SCANS[1]}")
+
     def known(self, name: str) -> str:
         """Return our name of a contrast.
 
         Raises:
             UsageError: Not a contrast, or the model was not trained on it.
         """
+        if not isinstance(name, str):
+            raise UsageError(f"modality is {name!r}; give the name of a contrast: {', '.join(self.modalities)}")
         try:
             canonical = contrasts.canonical(name)
             self.network.modality_id(canonical)
@@ -382,16 +396,3 @@ class ScanTokenizer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-
-
-def named_styles(
-    means: Mapping[tuple[str, str], Tensor], covariances: Mapping[tuple[str, str], Tensor]
-) -> dict[str, Tensor]:
-    """Return the tensors of ``styles.safetensors``: ``T1w/SITE/mean``, ``T1w/SITE/covariance``, SITE quoted."""
-    named = {f"{m}/{quote(s, safe='')}/mean": value for (m, s), value in means.items()}
-    return named | {f"{m}/{quote(s, safe='')}/covariance": value for (m, s), value in covariances.items()}
-
-
-def _style_key(name: str) -> tuple[str, str]:
-    modality, site = name.split("/")[:2]
-    return modality, unquote(site)

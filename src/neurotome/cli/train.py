@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import logging
+import math
 import shutil
 import time
 from collections import Counter
@@ -16,11 +18,15 @@ if TYPE_CHECKING:
     from neurotome.data.datamodule import VolumeModule
     from neurotome.data.dataset import TrainingBatches
     from neurotome.data.store import Store
+    from neurotome.tokenizers.base import Tokenizer
     from neurotome.training.run import FitResult
 
+log = logging.getLogger("neurotome")
 OWN_FILES = (
     "checkpoints",
     "model",
+    "events",
+    "data.json",
     "config.yaml",
     "environment.json",
     "metrics.jsonl",
@@ -53,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     existing(args.store, "store")
     if not args.dry_run:
-        clear(out, overwrite=args.overwrite)
+        check_out(out)
     return train(args, out)
 
 
-def clear(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder with other things in it; with ``--overwrite`` remove the run that is there, and nothing else.
+def check_out(out: Path) -> None:
+    """Refuse a folder with other things in it.
 
     Raises:
         UsageError: OUT is a file, or a folder that holds something but no run.
@@ -67,10 +73,13 @@ def clear(out: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{printable(out)}: is a file; --out names a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / "config.yaml").exists():
         raise UsageError(f"{printable(out)}: is not empty and holds no run; choose another --out")
-    if overwrite and out.is_dir():
-        for name in OWN_FILES:
-            part = out / name
-            shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink(missing_ok=True)
+
+
+def remove_run(out: Path) -> None:
+    """Remove the run in a folder, and nothing else."""
+    for name in OWN_FILES:
+        part = out / name
+        shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink(missing_ok=True)
 
 
 def train(args: argparse.Namespace, out: Path) -> int:
@@ -148,24 +157,58 @@ def describe_store(store: "Store") -> dict[str, Any]:
 def _fit(
     args: argparse.Namespace, out: Path, experiment: "Experiment", method: Any, store: "Store", settings: Any
 ) -> int:
+    from neurotome.tokenizers.health import books_started
     from neurotome.training.run import fit
 
     module = _data(experiment, method, store, settings.max_steps, args.workers)
-    result = fit(method, module, out, settings, experiment.resolved())
+    bare = not any(True for _ in _network(method).parameters())
+    text = experiment.resolved()
+    if args.overwrite:  # only now: a call that cannot work costs no run
+        remove_run(out)
+    result = _nothing_to_fit(out, text, experiment.seed) if bare else fit(method, module, out, settings, text)
     model = out / "model"
     if not (result.already_finished and (model / "config.json").exists()):
         _export(args, out, experiment, method, store, result)
-    say(args, result.message)
+    say(args, f"{type(_network(method)).__name__} has no parameters: nothing to train" if bare else result.message)
+    started = books_started(_network(method))
+    if not started:
+        _warn_of_noise(out, method, result)
     summary = {
         "run": str(out),
         "model": str(model),
         "step": result.step,
         "seconds": round(result.seconds, 1),
         "already_finished": result.already_finished,
+        "codebook_started": started,
         "validation": dict(result.validation),
     }
     answer(args, summary, str(model))
     return 0
+
+
+def _nothing_to_fit(out: Path, text: str, seed: int) -> "FitResult":
+    """Return the result of a method without parameters, and make its run folder."""
+    import torch
+
+    from neurotome.training.folder import RunFolder, environment
+    from neurotome.training.run import FitResult
+
+    folder = RunFolder(out)
+    folder.claim(text)
+    folder.start(environment(seed, torch.get_num_threads(), "cpu"))
+    folder.status("finished", 0, 0, 0.0)
+    return FitResult(out, 0, 0.0, None, (out / "model" / "config.json").exists())
+
+
+def _warn_of_noise(out: Path, method: Any, result: "FitResult") -> None:
+    """Say that the codebook has not started, where a user and where a program looks."""
+    from neurotome.apply.pretrained import longer
+    from neurotome.training.folder import RunFolder
+
+    remedy = longer(_network(method))
+    text = f"the codebook has not started after {result.step} steps, so that its codes are noise: {remedy}"
+    log.warning("%s. No command will use the model.", text)
+    RunFolder(out).status("finished", result.step, method.max_steps, result.seconds, text)
 
 
 def _data(experiment: "Experiment", method: Any, store: "Store", max_steps: int, workers: int) -> "VolumeModule":
@@ -180,7 +223,8 @@ def batches(experiment: "Experiment", method: Any, store: "Store", max_steps: in
     """Return the batches of a training by step.
 
     Raises:
-        UsageError: An empty training split, a crop larger than the grid, a grid or a range the network cannot take.
+        UsageError: An empty training split, a crop larger than the grid; a crop, a grid, a range or a number of
+            channels the network cannot take; a term of its bottleneck without a weight.
     """
     from neurotome.data.dataset import TrainingBatches
 
@@ -192,13 +236,67 @@ def batches(experiment: "Experiment", method: Any, store: "Store", max_steps: in
         )
     modalities = getattr(_network(method), "modalities", None)
     try:
-        found = TrainingBatches(store, experiment.data.build(), max_steps, experiment.seed, modalities=modalities)
+        plan = experiment.data.build()
+        found = TrainingBatches(store, plan, max_steps, experiment.seed, modalities=modalities)
         if hasattr(method, "tokenizer"):
             method.tokenizer.latent_shape(store.preparation.shape)
             method.tokenizer.check_window(store.preparation.window)
     except ValueError as error:
         raise UsageError(f"the store does not fit the config: {error}") from error
+    if hasattr(method, "tokenizer"):
+        if plan.crop is not None:
+            _check_crop(method.tokenizer, plan.crop_shape)
+        _check_images(method)
     return found
+
+
+def _check_crop(tokenizer: "Tokenizer", crop: tuple[int, int, int]) -> None:
+    """Refuse a crop that the tokenizer cannot take.
+
+    Raises:
+        UsageError: As said, with the next one that it can.
+    """
+    try:
+        tokenizer.latent_shape(crop)
+    except ValueError as error:
+        nearest = [c if c == 1 else math.ceil(c / f) * f for c, f in zip(crop, tokenizer.factor, strict=True)]
+        raise UsageError(
+            f"the crop {list(crop)} is not a multiple of {list(tokenizer.factor)}, the voxels of a latent cell; the "
+            f'next admissible is --data.crop "{nearest}"'
+        ) from error
+
+
+def _check_images(method: Any) -> None:
+    """Refuse a tokenizer of images with other channels than the method makes, or of terms that have no weight.
+
+    Raises:
+        UsageError: As said.
+    """
+    import torch
+
+    from neurotome.apply.session_views import in_channels
+    from neurotome.tokenizers.tokenizer_training import TERM_WEIGHTS
+
+    tokenizer = method.tokenizer
+    if (channels := in_channels(tokenizer)) != 1 and not getattr(method, "needs_labels", False):
+        raise UsageError(
+            f"the tokenizer's in_channels is {channels}, but the images of a store have 1 channel; leave in_channels "
+            "out, or train on label maps, one channel per label: --method.segmentation.source label"
+        )
+    if not hasattr(method, "check_terms"):
+        return
+    learns = tokenizer.training
+    tokenizer.eval()  # changes no codebook; the terms are those of training
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        image = torch.zeros(2, channels, *tokenizer.factor)  # norms want more than one value
+        encoded = tokenizer.encode(image, torch.zeros(2, dtype=torch.long))
+    tokenizer.train(learns)
+    try:
+        method.check_terms(encoded)
+    except ValueError as error:
+        unknown = sorted(encoded.terms.keys() - method.term_weights.keys())
+        flags = " ".join(f"--method.term_weights.{name} {TERM_WEIGHTS.get(name, 1.0)}" for name in unknown)
+        raise UsageError(f"{error}: {flags}") from error
 
 
 def _export(
@@ -222,8 +320,11 @@ def _export(
     with result.averaged():
         modalities = getattr(_network(method), "modalities", None)
         method.finish(batch_of(store, [entry], modalities=modalities) for entry in store.split("train"))
-        write = export_model if hasattr(method, "tokenizer") else export_segmenter
-        write(_network(method), store, out / "model", facts=facts, overwrite=True)
+        if hasattr(method, "tokenizer"):
+            masks = getattr(method, "segmentation", None)
+            export_model(method.tokenizer, store, out / "model", facts=facts, segmentation=masks, overwrite=True)
+        else:
+            export_segmenter(_network(method), store, out / "model", facts=facts, overwrite=True)
     say(args, f"wrote {out / 'model'} ({time.monotonic() - start:.0f} s for statistics over the training subjects)")
 
 

@@ -31,7 +31,7 @@ class LatentBatches(Dataset[Batch]):
         split: Name of the split.
 
     Raises:
-        ValueError: An empty split, or fewer than one session per step.
+        ValueError: An empty split, single latents, which have none, or fewer than one session per step.
     """
 
     def __init__(
@@ -48,6 +48,11 @@ class LatentBatches(Dataset[Batch]):
             raise ValueError(f"batch_sessions is {batch_sessions}; at least 1 session is needed")
         self.latents, self.batch_sessions, self.max_steps, self.seed = latents, batch_sessions, max_steps, seed
         self.rank, self.world_size = rank, world_size
+        if latents.entries and not any(entry.split for entry in latents.entries):
+            raise ValueError(
+                f"{latents.path}: single latents belong to no split, so nothing says which of them may be trained on; "
+                "encode the store instead: `neurotome encode MODEL STORE OUT --shards`"
+            )
         draws: dict[tuple[str, str], list[LatentEntry]] = {}
         for entry in latents.split(split):
             draws.setdefault((entry.subject, entry.session), []).append(entry)

@@ -3,10 +3,11 @@ r"""Latents on disk as a latent model is trained on them: shards of a whole stor
     SHARDS/index.json                  format, model, preparation, and SHA-256 of every shard and of its header
     SHARDS/shard-00000.safetensors     tensors NUMBER.MODALITY.latent, … .codes.NAME, … .style, … .gain, NUMBER.mask;
                                        the header says whose they are and how they were prepared
-    NAME.safetensors                   one scan: latent, codes.NAME, style, gain, mask
+    NAME.safetensors                   one scan: latent, codes.NAME, style, gain, mask; its SHA-256 stands in NAME.json
 
-An entry is one session under one draw of augmentation. Latents are raw: nothing is normalised here. Arrays are
-memory-mapped; a shard is verified once, before its first use.
+An entry is one session under one draw of augmentation. Latents are raw: nothing is normalised here, and a latent of
+signs alone lies there as bits (:mod:`neurotome.data.bit_planes`). Arrays are memory-mapped; a file is verified once,
+before its first use, against the index or the sidecar.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from neurotome.data.bids import entities, read_json
+from neurotome.data.bit_planes import unpack_bits
 from neurotome.data.record import Record
 from neurotome.data.splits import SPLITS
 from neurotome.data.stream import file_sha256
@@ -34,7 +36,9 @@ FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 KIND = "neurotome latent shards"
 METADATA_KEY = "neurotome"
+ALTERED = "its content is not what the sidecar beside it promises"
 _AGAIN = "run the same `neurotome encode … --shards` again; only what is damaged or missing is made"
+_ENCODE = "encode the scan again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +77,7 @@ class LatentEntry:
 
 @dataclass(frozen=True, eq=False)
 class LatentView:
-    """The code of one view, memory-mapped (writing to it changes a private copy, never the file).
+    """The code of one view, memory-mapped unless it was packed (writing to it changes a private copy, never the file).
 
     Args:
         latent: ``(d, x, y, z)``, float32.
@@ -112,7 +116,7 @@ class Latents:
         path: Folder or file they were read from.
         origin: What made them.
         entries: Sorted by number.
-        sha256: What each file promises to hold; files without a promise are mapped unverified.
+        sha256: What each file is promised to hold; a single latent without a sidecar is mapped unverified.
     """
 
     def __init__(
@@ -205,7 +209,7 @@ class Latents:
         if not files:
             raise UsageError(f"{printable(root)}: there is no latent file; `neurotome encode` writes some")
         heads = [_single_head(file) for file in files]
-        named = {str(head["modality"]) for head in heads}
+        named = {head["modality"] for head in heads}
         known = tuple(sorted(named)) if modalities is None else tuple(modalities)
         if strange := sorted(named - set(known)):
             raise InputError(f"latents of {', '.join(strange)}, but the model knows {', '.join(known)}", file=root)
@@ -215,21 +219,17 @@ class Latents:
                 if head[key] != first[key]:
                     remedy = "give latents of one model and one preparation"
                     raise InputError(f"its {key} is not that of {files[0].name}", file=file, remedy=remedy)
-            found = entities(file.name)
-            record = Record.from_json(head["record"])
+            found, records = entities(file.name), {head["modality"]: head["record"]}
             subject = found.get("sub", file.name.split(".")[0])
-            entries.append(
-                LatentEntry(number, file, subject, found.get("ses", ""), None, "", 0, {str(head["modality"]): record})
-            )
-        x, y, z = first["shape"]
-        preparation = Preparation.from_json(first["preparation"])
-        return cls(root, Origin(str(first["tokenizer"]), known, (x, y, z), preparation), entries)
+            entries.append(LatentEntry(number, file, subject, found.get("ses", ""), None, "", 0, records))
+        origin = Origin(first["tokenizer"], known, first["shape"], first["preparation"])
+        return cls(root, origin, entries, {file: sha256 for file in files if (sha256 := promise_of(file)) is not None})
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over model and content: what decides what a training sees."""
         parts: list[Any] = [self.origin.tokenizer, sorted(self._sha256.values())]
-        parts += [[e.subject, e.session, e.split, e.draw] for e in self.entries] if not self._sha256 else []
+        parts += [[e.subject, e.session, e.split, e.draw] for e in self.entries if e.file not in self._sha256]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def split(self, name: str) -> list[LatentEntry]:
@@ -254,10 +254,13 @@ class Latents:
         """Return the code of one view; its file is verified the first time and mapped once.
 
         Raises:
-            InputError: The file is not what the index promises.
+            ValueError: The entry has no such view.
+            InputError: The file is not what index or sidecar promise.
         """
-        arrays = self._mapped(entry.file)
-        stem = f"{entry.number}.{modality}." if entry.file in self._sha256 else ""
+        if modality not in entry.records:
+            raise ValueError(f"sub-{entry.subject} has {', '.join(entry.modalities)}, not {modality}")
+        arrays = self._mapped(entry)
+        stem = f"{entry.number}.{modality}." if entry.split else ""
         try:
             codes = {k.removeprefix(f"{stem}codes."): v for k, v in arrays.items() if k.startswith(f"{stem}codes.")}
             view = {name: arrays.get(f"{stem}{name}") for name in ("style", "gain")}
@@ -268,6 +271,8 @@ class Latents:
             codes = {name: code[0] for name, code in codes.items()}
             view = {name: None if value is None else value[0] for name, value in view.items()}
             latent = latent[0]
+        if latent.dtype == np.dtype("<i4"):
+            latent = unpack_bits(latent)
         return LatentView(latent, codes, view["style"], view["gain"])
 
     def mask(self, entry: LatentEntry) -> Bool[np.ndarray, "x y z"]:
@@ -276,8 +281,8 @@ class Latents:
         Raises:
             InputError: It is missing or of another size.
         """
-        arrays = self._mapped(entry.file)
-        single = entry.file not in self._sha256
+        arrays = self._mapped(entry)
+        single = not entry.split
         packed = arrays.get("mask" if single else f"{entry.number}.mask")
         count = math.prod(self.origin.shape)
         try:
@@ -290,10 +295,13 @@ class Latents:
             raise InputError(f"the mask is damaged ({error})", file=entry.file, remedy=_AGAIN) from error
         return np.unpackbits(bits, count=count).reshape(self.origin.shape).astype(bool)
 
-    def _mapped(self, file: Path) -> dict[str, np.ndarray[Any, Any]]:
+    def _mapped(self, entry: LatentEntry) -> dict[str, np.ndarray[Any, Any]]:
+        file = entry.file
         if file not in self._maps:
             promise = self._sha256.get(file)
             if promise is not None and file_sha256(file) != promise:
+                if not entry.split:
+                    raise InputError(ALTERED, file=file, remedy=_ENCODE)
                 raise InputError("its content is not what the index promises", file=file, remedy=_AGAIN)
             self._maps[file] = map_tensors(file)
         return self._maps[file]
@@ -345,8 +353,19 @@ def entry_from_json(file: Path, value: Mapping[str, Any]) -> LatentEntry:
     )
 
 
+def promise_of(file: Path) -> str | None:
+    """Return the SHA-256 that the sidecar beside a single latent gives; None where there is none.
+
+    Raises:
+        InputError: The sidecar cannot be read.
+    """
+    sidecar = file.with_suffix(".json")
+    found = read_json(sidecar).get("ResultSHA256") if sidecar.is_file() else None
+    return None if found is None else str(found)
+
+
 def _single_head(file: Path) -> dict[str, Any]:
-    """Return the metadata of a single latent file."""
+    """Return the metadata of a single latent file, with shape, preparation and record read."""
     header, _, _ = read_header(file)
     try:
         head = json.loads(header["__metadata__"][METADATA_KEY])
@@ -357,11 +376,12 @@ def _single_head(file: Path) -> dict[str, Any]:
                 file=file,
                 remedy="upgrade neurotome",
             )
-        if len(head["shape"]) != 3 or not {"tokenizer", "modality", "preparation", "record"} <= head.keys():
-            raise ValueError("a key is missing")
+        x, y, z = (int(size) for size in head["shape"])
+        parts = {"record": Record.from_json(head["record"]), "preparation": Preparation.from_json(head["preparation"])}
+        named = {key: str(head[key]) for key in ("tokenizer", "modality")}
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         remedy = "give a file that `neurotome encode` wrote"
-        raise InputError("holds no latent of a scan", file=file, remedy=remedy) from error
-    return dict(head)
+        raise InputError(f"holds no latent of a scan ({error!r})", file=file, remedy=remedy) from error
+    return {**parts, **named, "shape": (x, y, z)}

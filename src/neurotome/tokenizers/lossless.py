@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from neurotome.nn.nd import depth_to_space, flat_axes, per_axis, space_to_depth
@@ -22,8 +21,6 @@ from neurotome.types import Image, ModalityIds
 
 BLOCKS = {"f32": 32, "f64": 64, "f128": 128, "k8x8": 8}
 """Edge in the plane of a block of each published format: a mask of 256x256 becomes 8x8, 4x4, 2x2 or 32x32 cells."""
-
-WORD = 32
 
 
 class _Lossless(Tokenizer):
@@ -164,7 +161,7 @@ class HaarWavelet(_Lossless):
 class MaskCodec(_Lossless):
     """A binary mask as bit planes, one channel per voxel of a block, -1 outside and 1 inside.
 
-    Networks get the planes. For storage alone :func:`pack_bits` writes 32 of them into the bits of one float.
+    Networks get the planes. On disk they are bits, as every latent of signs alone (:mod:`neurotome.data.bit_planes`).
 
     Args:
         spatial_dims: 2 or 3; a volume is coded slice by slice unless ``depth`` is more than 1.
@@ -205,40 +202,3 @@ class MaskCodec(_Lossless):
     def bits(self, shape: Sequence[int]) -> float:
         """Return one bit per stored sign."""
         return float(self.latent_channels * math.prod(self.latent_shape(shape)))
-
-
-def pack_bits(planes: Float[Tensor, "b d x y z"]) -> Float[Tensor, "b p x y z"]:
-    """Write 32 planes into the bits of one float32, plane i into bit i: for storage alone.
-
-    The floats are bit patterns, NaN, infinities and denormals among them. A copy on the CPU and a safetensors file keep
-    them. Arithmetic, a cast to half precision, normalisation or a flush to zero destroys them, and a NaN poisons a
-    network: give networks the planes.
-
-    Args:
-        planes: Read by their sign; channels are a multiple of 32.
-
-    Raises:
-        ValueError: Another number of channels.
-    """
-    if planes.shape[1] % WORD:
-        raise ValueError(f"{planes.shape[1]} planes; give a multiple of {WORD}")
-    bits = torch.unflatten(planes > 0, 1, (-1, WORD)).to(torch.int32)
-    return (bits << _shifts(planes)).sum(dim=2, dtype=torch.int32).view(torch.float32)
-
-
-def unpack_bits(packed: Float[Tensor, "b p x y z"]) -> Float[Tensor, "b d x y z"]:
-    """Undo :func:`pack_bits`: planes of -1 and 1.
-
-    Raises:
-        ValueError: Not float32: the bits are gone.
-    """
-    if packed.dtype != torch.float32:
-        raise ValueError(f"packed masks are float32, not {packed.dtype}; a cast has destroyed them")
-    words = packed.contiguous().view(torch.int32)
-    bits = (words[:, :, None] >> _shifts(packed)) & 1
-    return bits.flatten(1, 2).to(torch.float32) * 2 - 1
-
-
-def _shifts(like: Tensor) -> Tensor:
-    """Return the place of each bit of a word, ``(1, 1, 32, 1, 1, 1)``."""
-    return torch.arange(WORD, dtype=torch.int32, device=like.device).view(1, 1, WORD, 1, 1, 1)
