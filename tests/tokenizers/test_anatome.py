@@ -13,8 +13,8 @@ from neurotome.tokenizers.base import Encoded
 from neurotome.types import Batch
 
 SMALL = {
-    "channels": 8, "anatomy_channels": 4, "num_codes": 16, "detail_channels": 3, "detail_width": 4, "style_channels": 4,
-    "style_stages": (8,), "embedding_channels": 4, "film_hidden": 8, "start_after": 0,
+    "channels": 8, "anatomy_channels": 4, "num_codes": 16, "detail_channels": 3, "detail_codes": 32, "detail_width": 4,
+    "style_channels": 4, "style_stages": (8,), "embedding_channels": 4, "film_hidden": 8, "start_after": 0,
 }  # fmt: skip
 IDS = torch.tensor([0, 1])
 
@@ -47,7 +47,7 @@ def test_only_cells_with_tissue_are_coded_and_the_rest_is_painted_as_air(tokeniz
 
 def test_bits_are_counted_by_hand(tokenizer):
     encoded = tokenizer.encode(scans(), IDS)
-    per_cell, style = math.log2(16) + 3 * math.log2(4), 16 * 4
+    per_cell, style = math.log2(16) + math.log2(32), 16 * 4
     assert tokenizer.bits_used(encoded).tolist() == [64 + 27 * per_cell + style] * 2
     assert tokenizer.bits_used(tokenizer.shared(encoded)).tolist() == [64 + 27 * 4 + style] * 2
     assert tokenizer.bits((8, 8, 8)) == 64 + 64 * per_cell + style
@@ -67,7 +67,7 @@ def test_without_detail_the_image_is_the_base(tokenizer):
 def test_the_codes_give_the_latent_and_the_latent_the_image(tokenizer):
     encoded = tokenizer.encode(scans(), IDS)
     anatomy = tokenizer.quantizer.lookup(encoded.codes["anatomy"])
-    detail = tokenizer.detail_quantizer.lookup([encoded.codes["detail"]])
+    detail = tokenizer.detail_quantizer.lookup(encoded.codes["detail"])
     latent = torch.cat([anatomy, detail], dim=1) * encoded.codes["tissue"][:, None]
     assert torch.allclose(latent, encoded.latent, atol=1e-6)
     bare = Encoded(latent, {}, encoded.style, {}, encoded.shape)
@@ -105,9 +105,18 @@ def test_one_foreground_cell_gives_a_finite_distance():
     assert torch.isfinite(distance(torch.ones(1, 4), torch.zeros(1, 4)))
 
 
-def test_an_odd_number_of_levels_is_refused():
-    with pytest.raises(ValueError, match="even number"):
-        Anatome(**SMALL | {"detail_levels": 3})
+def test_both_books_follow_the_data_and_are_paid_for():
+    torch.manual_seed(0)
+    tokenizer = Anatome(**SMALL | {"start_after": 1})
+    for book in (tokenizer.quantizer, tokenizer.detail_quantizer):
+        book.reservoir, book.tokens = 40, torch.zeros(40, book.dim)
+    assert tokenizer.encode(scans(), IDS).terms["commitment"] == 0  # neither has started
+    encoded = tokenizer.encode(scans(), IDS)
+    assert tokenizer.quantizer.started
+    assert tokenizer.detail_quantizer.started
+    anatomy = encoded.aux["anatomy"].movedim(1, -1)[encoded.codes["tissue"].bool()]
+    own = (anatomy - encoded.aux["anatomy_q"].movedim(1, -1)[encoded.codes["tissue"].bool()]).square().mean()
+    assert encoded.terms["commitment"] > own > 0
 
 
 def batch() -> Batch:

@@ -207,18 +207,16 @@ class FiniteScalar(LibraryQuantizer):
 
     Args:
         dim: d, length of the latent.
-        levels: Values per rounded channel; K is their product. Each at least 3, or 2 where ``symmetric``.
-        symmetric: Whether the values of a channel lie symmetric about 0; of an even number of values none is 0 then.
+        levels: Values per rounded channel; K is their product. Each at least 3.
     """
 
-    def __init__(self, dim: int, levels: Sequence[int], symmetric: bool = False) -> None:
+    def __init__(self, dim: int, levels: Sequence[int]) -> None:
         super().__init__()
-        least = 2 if symmetric else 3
-        if not levels or min(levels) < least:
-            raise ValueError(f"levels are {tuple(levels)}; give numbers of at least {least}, for example (8, 8, 8)")
+        if not levels or min(levels) < 3:
+            raise ValueError(f"levels are {tuple(levels)}; give numbers of at least 3, for example (8, 8, 8)")
         self.sizes = (math.prod(levels),)
         with torch.device("cpu"):
-            self.layer = library().FSQ(levels=tuple(levels), dim=dim, preserve_symmetry=symmetric)
+            self.layer = library().FSQ(levels=tuple(levels), dim=dim)
 
     def rows(self, z: Tensor) -> tuple[Tensor, Sequence[Tensor], dict[str, Scalar]]:
         """See :class:`LibraryQuantizer`; the commitment is 0."""

@@ -4,7 +4,7 @@ r"""Anatome: anatomy in front, detail behind it, bits only where there is tissue
     a     = q(E(x_m))                where t, else 0                       anatomy: one book for all contrasts
     u_m   = concat(GAP(E_s(x_m)), s_m)                                     style
     h     = B(a, FiLM(u_m)),  b = W h                                      base: what all contrasts share
-    d     = FSQ(E_d(x_m, sg[a]))     where t, else 0                       detail: what this scan alone shows
+    d     = q_d(E_d(x_m, sg[a]))     where t, else 0                       detail: what this scan alone shows
     x_hat = b + R(h, d)                                                    where a != 0, else -1
 
 The base is a translation where a and u come from different scans, and it is trained as one whether or not there is a
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from neurotome.nn.modulation import FiLM
 from neurotome.nn.nd import depth_to_space, per_axis, space_to_depth
 from neurotome.nn.quantize import EMAQuantizer
-from neurotome.nn.quantizers import FiniteScalar
 from neurotome.tokenizers.alignment import SharedAnatomy
 from neurotome.tokenizers.base import Encoded
 from neurotome.tokenizers.neuroquant_parts import Decoder, Encoder, Parts, pooled
@@ -38,7 +37,7 @@ AIR = -1.0
 
 
 class Anatome(SharedAnatomy):
-    """Aligned anatomy codes, a style vector, and finite-scalar detail codes that refine their image.
+    """Aligned anatomy codes, a style vector, and detail codes that refine their image.
 
     Args:
         spatial_dims: 2 or 3.
@@ -50,8 +49,8 @@ class Anatome(SharedAnatomy):
         stem_factor: Voxels per latent cell and axis.
         anatomy_channels: Length of an anatomy code.
         num_codes: Anatomy codes.
-        detail_levels: Values per channel of the detail; an even number, so that no detail is the zero vector.
-        detail_channels: Channels of the detail; it has ``detail_levels ** detail_channels`` codes.
+        detail_channels: Length of a detail code.
+        detail_codes: Detail codes.
         detail_width: Width of the detail's encoder.
         style_channels: Length of the style vector.
         style_stages: Widths of the strided stages between encoder and style, so that style sees wider.
@@ -59,12 +58,9 @@ class Anatome(SharedAnatomy):
         film_hidden: Width of the FiLM networks.
         air: A cell whose brightest voxel is at most this is air: it takes one bit, and is painted as -1.
         norm_groups: Groups of the normalisations; 0 for none (crops and whole volumes then see the same network).
-        decay: Weight of the past in the codebook's moving averages.
+        decay: Weight of the past in the codebooks' moving averages.
         revive_below: Share of the mean count under which a code is revived.
-        start_after: Training passes with a continuous anatomy before its book starts from k-means.
-
-    Raises:
-        ValueError: The number of levels is odd or below 2.
+        start_after: Training passes with a continuous latent before the books start from k-means.
     """
 
     def __init__(
@@ -78,8 +74,8 @@ class Anatome(SharedAnatomy):
         stem_factor: int = 2,
         anatomy_channels: int = 8,
         num_codes: int = 64,
-        detail_levels: int = 4,
-        detail_channels: int = 7,
+        detail_channels: int = 8,
+        detail_codes: int = 1024,
         detail_width: int = 16,
         style_channels: int = 16,
         style_stages: Sequence[int] = (64,),
@@ -92,14 +88,13 @@ class Anatome(SharedAnatomy):
         start_after: int = 100,
     ) -> None:
         super().__init__()
-        if detail_levels < 2 or detail_levels % 2:
-            raise ValueError(f"detail_levels is {detail_levels}; give an even number, 2, 4, …")
         self.modalities, self.air = tuple(modalities), air
         self.anatomy_channels, self.style_channels = anatomy_channels, style_channels
         self.latent_channels = anatomy_channels + detail_channels
         self.factor = stem = per_axis(stem_factor, spatial_dims)
-        self.codebook_sizes = {"anatomy": num_codes, "detail": detail_levels**detail_channels, "tissue": 2}
-        self.training_only = ("seen", "quantizer.tokens", "quantizer.usage")
+        self.codebook_sizes = {"anatomy": num_codes, "detail": detail_codes, "tissue": 2}
+        books = ("quantizer", "detail_quantizer")
+        self.training_only = ("seen", *(f"{book}.{name}" for book in books for name in ("tokens", "usage")))
         parts, told, pixels = Parts(spatial_dims, 1, norm_groups, False), len(self.modalities), math.prod(stem)
 
         # anatomy
@@ -133,7 +128,7 @@ class Anatome(SharedAnatomy):
             nn.SiLU(),
             parts.conv(channels, detail_channels, 1),
         )
-        self.detail_quantizer = FiniteScalar(detail_channels, (detail_levels,) * detail_channels, symmetric=True)
+        self.detail_quantizer = EMAQuantizer(detail_codes, detail_channels, decay, revive_below, start_after)
         self.refine_in = parts.conv(detail_channels, channels)
         self.refine_out = parts.conv(channels, in_channels * pixels)
 
@@ -146,15 +141,15 @@ class Anatome(SharedAnatomy):
         anatomy = self.anatomy_head(trunk).float()
         coded = self.quantizer(anatomy, self.price[modality], tissue)
         looks = self.detail_encoder(space_to_depth(image, self.decoder.stem))
-        detail = self.detail_quantizer(
-            self.detail_head(torch.cat([looks, coded.vectors.detach().to(looks)], 1)).float()
-        )
-        latent = torch.cat([coded.vectors, detail.vectors * tissue[:, None]], dim=1)
-        codes = {"anatomy": coded.codes, "detail": detail.codes[0] * tissue, "tissue": tissue.long()}
+        seen = torch.cat([looks, coded.vectors.detach().to(looks)], dim=1)
+        detail = self.detail_quantizer(self.detail_head(seen).float(), where=tissue)
+        latent = torch.cat([coded.vectors, detail.vectors], dim=1)
+        codes = {"anatomy": coded.codes, "detail": detail.codes, "tissue": tissue.long()}
         aux = {"anatomy": anatomy, "anatomy_q": coded.vectors}
         i, j, k = image.shape[2:]
         style = pooled(self.style(trunk), image, self.air)
-        return Encoded(latent, codes, style, {"commitment": coded.commitment}, (i, j, k), aux)
+        terms = {"commitment": coded.commitment + detail.commitment}
+        return Encoded(latent, codes, style, terms, (i, j, k), aux)
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
         """See :class:`Tokenizer`; where the detail is zero the image is the base's.
