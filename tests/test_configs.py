@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from neurotome.apply.bench_plan import read_plan
 from neurotome.apply.model_folder import public_classes, read_model_folder
 from neurotome.cli.config import Config, class_blocks, load_config, shipped
 from neurotome.cli.experiment import Experiment, check_experiment
@@ -31,6 +32,7 @@ WEIGHTLESS = [
 ]
 MODALITIES = ("T1w", "T2w")
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "neurotome"
 
 
 @pytest.fixture(scope="session")
@@ -252,3 +254,15 @@ def _items(node: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
             yield from _items(value, (*path, str(i)))
     else:
         yield path, node
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (PACKAGE / "configs" / "bench").glob("*.yaml")))
+def test_every_run_of_a_shipped_bench_is_an_admissible_training(name: str) -> None:
+    text = (PACKAGE / "configs" / "bench" / f"{name}.yaml").read_text(encoding="utf-8")
+    plan = read_plan(text, name)
+    assert plan.about
+    assert len(plan.seeds) >= 3
+    for run in plan.runs:
+        experiment = check_experiment(load_config(run.config, list(run.overrides.items())), MODALITIES)
+        with torch.device("meta"):
+            experiment.build_method()

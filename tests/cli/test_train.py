@@ -176,6 +176,7 @@ def vae(tmp_path: Path) -> str:
         (["--data.crop", "7"], 'the next admissible is --data.crop "[8, 8, 8]"'),
         (["--data.crop", "[8, 9, 1]"], 'the next admissible is --data.crop "[8, 10, 1]"'),
         (["--method.segmentation.source", "label"], "sessions of the store have none"),
+        (["--method.augmentation.mixup_prob", "0.2", "--data.batch_sessions", "1"], "give --data.batch_sessions 2"),
     ],
 )
 @pytest.mark.parametrize("dry", [False, True])

@@ -16,7 +16,7 @@ from neurotome.errors import UsageError, printable
 if TYPE_CHECKING:
     from neurotome.cli.experiment import Experiment
     from neurotome.data.datamodule import VolumeModule
-    from neurotome.data.dataset import TrainingBatches
+    from neurotome.data.dataset import TrainingBatches, TrainingPlan
     from neurotome.data.store import Store
     from neurotome.tokenizers.base import Tokenizer
     from neurotome.training.run import FitResult
@@ -247,6 +247,7 @@ def batches(experiment: "Experiment", method: Any, store: "Store", max_steps: in
         if plan.crop is not None:
             _check_crop(method.tokenizer, plan.crop_shape)
         _check_images(method)
+        _check_mixing(method, plan)
     return found
 
 
@@ -264,6 +265,21 @@ def _check_crop(tokenizer: "Tokenizer", crop: tuple[int, int, int]) -> None:
             f"the crop {list(crop)} is not a multiple of {list(tokenizer.factor)}, the voxels of a latent cell; the "
             f'next admissible is --data.crop "{nearest}"'
         ) from error
+
+
+def _check_mixing(method: Any, plan: "TrainingPlan") -> None:
+    """Refuse mixed images where a step has none to mix with.
+
+    Raises:
+        UsageError: As said.
+    """
+    augmentation = getattr(method, "augmentation", None)
+    name, sessions = ("whole", plan.whole_sessions) if plan.crop is None else ("batch", plan.batch_sessions)
+    if augmentation is not None and augmentation.mixup_prob + augmentation.cutmix_prob > 0 and sessions < 2:
+        raise UsageError(
+            "mixup and cutmix take another image of the same contrast, and a step has one session: give "
+            f"--data.{name}_sessions 2 or more, or leave them out"
+        )
 
 
 def _check_images(method: Any) -> None:
