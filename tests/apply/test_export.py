@@ -66,6 +66,8 @@ def test_the_folder_states_preparation_subjects_and_limits(tmp_path: Path, toy_s
     assert content.preparation == json.loads(json.dumps(store.preparation.to_json()))
     assert len(content.training_subjects[1]) == len(store.subjects("train"))
     assert "- Steps: 4" in content.card
+    volumes = json.loads((tmp_path / "model" / "latent_stats.json").read_text())["volumes"]
+    assert f"per channel, over {volumes} training volumes; these are few" in content.card
     assert "not for clinical use" in content.card
     assert not any(s in content.card for s in (str(tmp_path), "sub-"))
     assert set(load_file(tmp_path / "model" / "styles.safetensors")) == {

@@ -29,6 +29,9 @@ from neurotome.losses.segmentation import SegmentationLoss
 from neurotome.tokenizers.base import Tokenizer
 from neurotome.tokenizers.health import books_started
 
+# a mean and spread per channel from fewer volumes are those of these volumes (ours: no source gives a number)
+FEW_VOLUMES = 16
+
 
 @dataclass
 class TrainingStatistics:
@@ -77,6 +80,11 @@ class TrainingStatistics:
             "cells": self.count,
             "intensity": intensity,
         }
+
+    def volumes_in_words(self) -> str:
+        """Return on how many volumes the statistics rest, and whether these are few."""
+        few = f"; these are few, {FEW_VOLUMES} and more are better" if self.volumes < FEW_VOLUMES else ""
+        return f"per channel, over {self.volumes} training volumes{few}"
 
     def style_moments(self) -> tuple[dict[tuple[str, str], Tensor], dict[tuple[str, str], Tensor]]:
         """Return means ``(d,)`` and covariances ``(d, d)`` by (contrast, site); one vector has covariance 0."""
@@ -170,7 +178,13 @@ def export_model(
         stats=found.to_json(),
         styles=named_styles(*found.style_moments()),
         subjects=subjects,
-        card=card(network, store, facts, styled=bool(found.styles), masks=masks),
+        card=card(
+            network,
+            store,
+            {**facts, "Latent statistics": found.volumes_in_words()},
+            styled=bool(found.styles),
+            masks=masks,
+        ),
         masks=masks,
         overwrite=overwrite,
     )
