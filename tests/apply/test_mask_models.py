@@ -100,6 +100,13 @@ def test_the_folder_says_what_it_was_trained_on(labelled: Path, codec: Path, tmp
     assert "images" not in json.loads((tmp_path / "scans" / "config.json").read_text())
 
 
+def test_what_a_latent_depends_on_includes_what_the_masks_are(labelled: Path, codec: Path, tmp_path: Path) -> None:
+    """They have no weights that would differ: shards of one would pass for those of the other."""
+    image = SegmentationLoss(source="image")
+    export_model(MaskCodec(2, layout="k8x8"), Store.open(labelled), tmp_path / "m", facts={}, segmentation=image)
+    assert read_model_folder(codec).digest != read_model_folder(tmp_path / "m").digest
+
+
 def test_a_folder_of_masks_of_an_unknown_source_is_refused(codec: Path, tmp_path: Path) -> None:
     from shutil import copytree
 

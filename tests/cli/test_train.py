@@ -10,7 +10,9 @@ from toy import CONFIG, ToyTokenizer, names
 
 from neurotome.apply.model_folder import read_model_folder
 from neurotome.cli.main import main
+from neurotome.data.prepare import prepare
 from neurotome.data.store import Store
+from neurotome.data.transforms import Preparation
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -266,6 +268,11 @@ def test_a_method_without_parameters_is_exported_without_a_step(
     assert json.loads(capsys.readouterr().out)["already_finished"] is True
     assert (run / "model" / "config.json").stat().st_mtime_ns == before
     assert train(name, toy_store, run, "--seed", "9") == 2  # another configuration, as everywhere
+    other = tmp_path / "other"
+    prepare(toy_raw, other, preparation=Preparation(4.0, (16, 16, 16)), modalities=["T1w", "T2w"], seed=0)
+    assert train(name, other, run) == 2
+    assert "made from other data" in capsys.readouterr().err
+    assert (run / "model" / "config.json").stat().st_mtime_ns == before
 
 
 def test_a_call_that_cannot_work_costs_no_run(tmp_path: Path, vae: str, toy_store: Path) -> None:

@@ -27,6 +27,7 @@ from neurotome.losses.segmentation import SegmentationLoss
 from neurotome.losses.spikes import SpikeGuard
 from neurotome.metrics.reconstruction import psnr
 from neurotome.tokenizers import NeuroQuant, TokenizerTraining
+from neurotome.tokenizers.health import CodebookHealth
 from neurotome.training import Diverged, OptimizerConfig, fit
 from neurotome.training import checkpoint as checkpoint_module
 from neurotome.training.augment import Augmentation
@@ -241,6 +242,23 @@ def test_what_is_left_of_a_run_belongs_to_its_last_window_and_a_short_run_is_one
     assert [s for s in range(2) if "codebook/alarm/anatomy" in _terms_at(m, s)] == [1]
     with pytest.raises(ValueError, match="alarm_below 2"):
         TokenizerTraining(PlainVAE(), alarm_below=2)
+
+
+def test_counts_of_a_checkpoint_go_on_where_the_codes_are():
+    health = CodebookHealth()
+    health.load_state_dict({"anatomy": torch.ones(8, dtype=torch.long)})
+    health.add({"anatomy": torch.zeros(5, dtype=torch.long, device="meta")}, {"anatomy": 8})
+    assert health.counts["anatomy"].device.type == "meta"
+
+
+def test_a_window_with_too_few_cells_for_its_book_is_no_alarm(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.WARNING, "neurotome")
+    health = CodebookHealth()
+    health.add({"anatomy": torch.arange(64)}, {"anatomy": 512})
+    assert health.report(1)["codebook/alarm/anatomy"] == 0
+    health.add({"anatomy": torch.arange(64).repeat(32)}, {"anatomy": 512})
+    assert health.report(2)["codebook/alarm/anatomy"] == 1
+    assert len(caplog.records) == 1
 
 
 def test_the_threshold_of_the_alarm_is_an_argument():

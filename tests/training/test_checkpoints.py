@@ -218,10 +218,12 @@ def test_no_good_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path) -> Non
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = CheckpointFolder(tmp_path)
-    monkeypatch.setattr(module, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(module, "FORMAT_VERSION", module.FORMAT_VERSION + 1)
     folder.save_checkpoint({}, folder.path(1))
     monkeypatch.undo()
-    with pytest.raises(InputError, match="has format 2, this version reads 1"):
+    with pytest.raises(
+        InputError, match=f"has format {module.FORMAT_VERSION + 1}, this version reads {module.FORMAT_VERSION}"
+    ):
         folder.load_checkpoint(folder.path(1))
 
 

@@ -65,7 +65,7 @@ class ModelFolder(Generic[N]):
         styles: Tensors of ``styles.safetensors`` by name; none for a segmenter.
         training_subjects: Salt, and salted hashes of the subjects it was trained on.
         card: The README.
-        digest: SHA-256 over class, arguments, weights and preparation: what a latent depends on.
+        digest: SHA-256 over class, arguments, weights, preparation and masks: what a latent depends on.
         masks: ``source`` and ``groups`` of the masks that a tokenizer was trained on; None where it was on scans.
     """
 
@@ -349,6 +349,7 @@ def _digest(config: Mapping[str, Any]) -> str:
         config["arguments"],
         config["sha256"]["model.safetensors"],
         config["sha256"]["preprocess.json"],
+        *([config["masks"]] if "masks" in config else []),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

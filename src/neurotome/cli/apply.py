@@ -117,8 +117,8 @@ def run(args: argparse.Namespace) -> int:
     return _do(args, plan, work, many)
 
 
-def load_tokenizer(args: argparse.Namespace) -> "ScanTokenizer":
-    """Read the model onto the device that the flags name."""
+def load_tokenizer(args: argparse.Namespace, *, masks: bool = False) -> "ScanTokenizer":
+    """Read the model onto the device that the flags name; one of masks where these are admitted."""
     import torch
 
     from neurotome.apply.tokenizer import ScanTokenizer
@@ -130,6 +130,7 @@ def load_tokenizer(args: argparse.Namespace) -> "ScanTokenizer":
         device=chosen_device(args.device),
         precision=args.precision or "fp32",
         slabs=getattr(args, "slabs", "auto"),
+        masks=masks,
     )
 
 

@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     steps, problems = steps_within(plan, open_runs, cells)
     for seed in plan.seeds:  # a bench that is stopped has every run, of fewer seeds
         for one in wanted:
-            problem = problems.get(one.name) or cells.make(one, seed, steps.get(one.name, 0))
+            unpaced = problems.get(one.name) if cells.read(one.name, seed) is None else None
+            problem = unpaced or cells.make(one, seed, steps.get(one.name, 0))
             failed += [f"{one.name}, seed {seed}: {problem}"] if problem else []
     found = _evaluated(plan, cells)
     rows = table(plan, found)

@@ -46,12 +46,9 @@ def run_shards(args: argparse.Namespace) -> int:
     """Encode a store."""
     existing(args.model, "model folder")
     existing(args.source, "store")
-    import torch
-
     from neurotome.apply.files import check_writable
     from neurotome.apply.shards import ShardPlan, ShardWriter
-    from neurotome.apply.tokenizer import ScanTokenizer
-    from neurotome.cli.apply import chosen_device
+    from neurotome.cli.apply import load_tokenizer
     from neurotome.data.store import Store
 
     out = Path(args.target)
@@ -64,15 +61,7 @@ def run_shards(args: argparse.Namespace) -> int:
         shift_voxels=2 if args.shift is None else args.shift,
         shard_bytes=(args.shard_mb or _SHARD_MB) << 20,
     )
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    tokenizer = ScanTokenizer.from_pretrained(
-        args.model,
-        device=chosen_device(args.device),
-        precision=args.precision or "fp32",
-        slabs=getattr(args, "slabs", "auto"),
-        masks=True,
-    )
+    tokenizer = load_tokenizer(args, masks=True)
     writer = ShardWriter(tokenizer, store, plan)
     if args.dry_run:
         text = f"{len(writer.cases)} entries of {len(store.sessions)} sessions; nothing is written"

@@ -165,7 +165,7 @@ def _fit(
     text = experiment.resolved()
     if args.overwrite:  # only now: a call that cannot work costs no run
         remove_run(out)
-    result = _nothing_to_fit(out, text, experiment.seed) if bare else fit(method, module, out, settings, text)
+    result = _nothing_to_fit(out, text, experiment.seed, store) if bare else fit(method, module, out, settings, text)
     model = out / "model"
     if not (result.already_finished and (model / "config.json").exists()):
         _export(args, out, experiment, method, store, result)
@@ -186,8 +186,12 @@ def _fit(
     return 0
 
 
-def _nothing_to_fit(out: Path, text: str, seed: int) -> "FitResult":
-    """Return the result of a method without parameters, and make its run folder."""
+def _nothing_to_fit(out: Path, text: str, seed: int, store: "Store") -> "FitResult":
+    """Return the result of a method without parameters, and make its run folder.
+
+    Raises:
+        UsageError: The folder holds the model of another store.
+    """
     import torch
 
     from neurotome.training.folder import RunFolder, environment
@@ -197,7 +201,12 @@ def _nothing_to_fit(out: Path, text: str, seed: int) -> "FitResult":
     folder.claim(text)
     folder.start(environment(seed, torch.get_num_threads(), "cpu"))
     folder.status("finished", 0, 0, 0.0)
-    return FitResult(out, 0, 0.0, None, (out / "model" / "config.json").exists())
+    done = (out / "model" / "config.json").exists()
+    if done and folder.read_json("data.json") != json.loads(json.dumps(describe_store(store))):
+        raise UsageError(
+            f"{printable(out)} was made from other data: give the same store, another --out, or --overwrite"
+        )
+    return FitResult(out, 0, 0.0, None, already_finished=done)
 
 
 def _warn_of_noise(out: Path, method: Any, result: "FitResult") -> None:
@@ -274,11 +283,16 @@ def _check_mixing(method: Any, plan: "TrainingPlan") -> None:
         UsageError: As said.
     """
     augmentation = getattr(method, "augmentation", None)
-    name, sessions = ("whole", plan.whole_sessions) if plan.crop is None else ("batch", plan.batch_sessions)
-    if augmentation is not None and augmentation.mixup_prob + augmentation.cutmix_prob > 0 and sessions < 2:
+    if augmentation is None or augmentation.mixup_prob + augmentation.cutmix_prob == 0:
+        return
+    sessions = {"whole": plan.whole_sessions} if plan.whole_fraction > 0 or plan.crop is None else {}
+    sessions |= {"slice": plan.slice_sessions} if plan.slice_prob + plan.slice_fraction > 0 else {}
+    if plan.crop is not None and plan.whole_fraction + plan.slice_fraction < 1:
+        sessions["batch"] = plan.batch_sessions
+    if max(sessions.values()) < 2:
         raise UsageError(
-            "mixup and cutmix take another image of the same contrast, and a step has one session: give "
-            f"--data.{name}_sessions 2 or more, or leave them out"
+            "mixup and cutmix take another image of the same contrast, and every step has one session: give "
+            f"--data.{next(reversed(sessions))}_sessions 2 or more, or leave them out"
         )
 
 

@@ -224,8 +224,7 @@ class EMAQuantizer(Reservoir):
                 flat = torch.zeros(len(vectors), dtype=torch.long, device=z.device)
                 straight, commitment = vectors, vectors.new_zeros(())
             else:
-                counts = [math.prod(rows.shape[1:4])] * len(z) if where is None else where.flatten(1).sum(1).tolist()
-                flat = self._nearest(vectors.detach(), offset, counts)
+                flat = self._nearest(vectors.detach(), offset, z.shape, where)
                 quantised = F.embedding(flat, self.codebook)
                 if self.training:
                     self._update(vectors.detach(), flat)
@@ -236,11 +235,14 @@ class EMAQuantizer(Reservoir):
             codes = torch.zeros(where.shape, dtype=torch.long, device=z.device).masked_scatter(where, flat)
             return Quantised(found.movedim(-1, 1), codes, commitment)
 
-    def _nearest(self, vectors: Vectors, offset: Tensor | None, counts: Sequence[int]) -> Tensor:
-        """Return the code of each vector, ``(n,)``; ``counts`` says how many of them belong to each image in turn."""
+    def _nearest(self, vectors: Vectors, offset: Tensor | None, shape: Sequence[int], where: Tensor | None) -> Tensor:
+        """Return the code of each vector of a latent ``(b, d, x, y, z)``, ``(n,)``; an offset is its image's own."""
         if offset is None:
             return nearest_codes(vectors, self.codebook)
-        parts = zip(torch.split(vectors, list(counts)), offset, strict=True)
+        whole = [math.prod(shape[2:])] * shape[0]
+        parts = zip(
+            torch.split(vectors, whole if where is None else where.flatten(1).sum(1).tolist()), offset, strict=True
+        )
         return torch.cat([nearest_codes(part, self.codebook, row) for part, row in parts])
 
     def lookup(self, codes: Codes) -> Latent:

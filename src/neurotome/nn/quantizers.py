@@ -149,7 +149,8 @@ class Residual(LibraryQuantizer):
         num_codes: K of every book.
         num_books: Books, coarse to fine.
         decay: Weight of the past.
-        revive_below: Share of the mean count under which a code is revived; 0 never.
+        revive_below: Share of the mean count under which a code is revived; 0 never, and the library then lets what is
+            not used fade to the origin.
         start_after: Training passes before the books start.
         reservoir: Tokens kept for the start; None for eight per code, at least 8192.
 
@@ -189,7 +190,7 @@ class Residual(LibraryQuantizer):
             self.reservoir.state[2] = 1
         if not self.reservoir.started:
             return z, [z.new_zeros(z.shape[:2], dtype=torch.long) for _ in self.sizes], {"commitment": z.new_zeros(())}
-        for book in (layer._codebook for layer in self.layer.layers):
+        for book in (layer._codebook for layer in self.layer.layers if self.training):
             mean = book.cluster_size.mean()
             book.threshold_ema_dead_code, book.reset_cluster_size = self.revive_below * mean, mean
         found, codes, _ = self.layer(z)

@@ -2,7 +2,7 @@ r"""Whether codebooks are alive, counted over a stretch of training long enough 
 
     utilisation  share of codes used at all              perplexity  2 ** entropy of their use
 
-One batch cannot tell: it may hold fewer cells than the book has codes.
+One batch cannot tell: it may hold fewer cells than the book has codes. An alarm wants a few cells per code.
 """
 
 import logging
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from neurotome.metrics.codebook import perplexity, utilisation
 
 ALARM_BELOW = 0.2
+CELLS_PER_CODE = 4  # of a live book with evenly used codes 98 % are then seen
 log = logging.getLogger("neurotome")
 
 
@@ -36,8 +37,8 @@ class CodebookHealth:
             size = sizes.get(name)
             if size is None:
                 continue
-            if name not in self.counts:
-                self.counts[name] = torch.zeros(size, dtype=torch.long, device=found.device)
+            before = self.counts.get(name, torch.zeros(size, dtype=torch.long))
+            self.counts[name] = before.to(found.device)  # a checkpoint's counts come on the CPU
             flat = found.flatten()
             self.counts[name].index_add_(0, flat, torch.ones_like(flat))
 
@@ -53,8 +54,9 @@ class CodebookHealth:
             values[f"codebook/perplexity/{name}"] = perplexity(counts.cpu())
             if step is None:
                 continue
-            values[f"codebook/alarm/{name}"] = float(use < self.alarm_below)
-            if use < self.alarm_below:
+            collapsed = use < self.alarm_below and int(counts.sum()) >= CELLS_PER_CODE * len(counts)
+            values[f"codebook/alarm/{name}"] = float(collapsed)
+            if collapsed:
                 log.warning(
                     "step %d: the codebook %s uses %.0f %% of its %d codes; it is collapsing. Revive codes sooner, "
                     "start them from data later, or take a smaller book",

@@ -58,6 +58,7 @@ class Identity(_Lossless):
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
         """See :class:`~neurotome.tokenizers.base.Tokenizer`."""
+        self.check_code(encoded, modality)
         return encoded.latent
 
 
@@ -94,6 +95,7 @@ class SpaceToDepth(_Lossless):
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
         """See :class:`~neurotome.tokenizers.base.Tokenizer`."""
+        self.check_code(encoded, modality)
         return depth_to_space(encoded.latent, self.factor, encoded.shape)
 
 
@@ -145,6 +147,7 @@ class HaarWavelet(_Lossless):
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
         """See :class:`~neurotome.tokenizers.base.Tokenizer`."""
+        self.check_code(encoded, modality)
         bands = torch.unflatten(encoded.latent, 1, (-1, self.in_channels))
         bands = torch.cat([bands[:, :1] * self.low_divisor, bands[:, 1:]], dim=1)
         flat = [s == 1 for s in encoded.shape]
@@ -196,6 +199,7 @@ class MaskCodec(_Lossless):
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
         """Return the mask, -1 outside and 1 inside; planes are read by their sign, so a network need not be exact."""
+        self.check_code(encoded, modality)
         planes = depth_to_space(encoded.latent, self.factor, encoded.shape)
         return torch.where(planes > 0, 1.0, -1.0).to(planes.dtype)
 

@@ -99,7 +99,8 @@ class WatchedTraining(Method):
 
     def watch_validation(self, encoded: Encoded) -> None:
         """Count the codes of a validation batch."""
-        self._validated.add(self.counted(encoded), codebook_sizes(self.tokenizer, tuple(encoded.codes)))
+        if books_started(self.tokenizer):
+            self._validated.add(self.counted(encoded), codebook_sizes(self.tokenizer, tuple(encoded.codes)))
 
     def finish_validation(self) -> Mapping[str, float | Tensor]:
         """Return the use of every codebook over the whole validation split."""

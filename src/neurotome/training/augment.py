@@ -4,7 +4,8 @@ r"""Changes to a batch that are a pure function of (seed, step): mixed images an
     cutmix    x <- x' in a box, x elsewhere           box a share 1 - l, l uniform (Yun et al., 2019)
     progressive   images averaged over blocks of 2^h voxels per axis, h falling to 0 over the first part of the run
 
-x' is another image of the same contrast: between contrasts a mixture would be an image of neither. Nothing else enters,
+x' is another image of the same contrast: between contrasts a mixture would be an image of neither, and an image whose
+contrast stands alone in its step stays as it is. Nothing else enters,
 so that a resumed run sees what an uninterrupted one would have seen.
 """
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from neurotome.errors import InputError, OutputError
 
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: what a training watches has a key of its own
 _NAME = re.compile(r"step-(\d{8,})")
 _TEMPORARY = ".writing-"
 _DAMAGED = "damaged-"
