@@ -59,14 +59,14 @@ class Batch:
         }
         return replace(self, **moved)
 
-    def owner(self) -> Int[Tensor, " n"]:
+    def view_sessions(self) -> Int[Tensor, " n"]:
         """Return the session of each present view, in the order of :meth:`flat`."""
         b, v = self.present.shape
         return torch.arange(b, device=self.present.device)[:, None].expand(b, v)[self.present]
 
-    def owners(self) -> list[str]:
+    def view_subjects(self) -> list[str]:
         """Return the subject of each present view, in the order of :meth:`flat`."""
-        return [self.subject[i] for i in self.owner().tolist()]
+        return [self.subject[i] for i in self.view_sessions().tolist()]
 
     def flat(self) -> tuple[Image, ModalityIds]:
         """Return the present views as ``(n, c, x, y, z)`` and their modality ids as ``(n,)``."""

@@ -280,7 +280,8 @@ class EMAQuantizer(Reservoir):
         self.sums.lerp_(sums, 1 - self.decay)
         if self.revive_below > 0 and counts.any():
             self._revive(vectors)
-        # a code that nobody has visited for long stays where it is: its sum fades, and its count no further than eps
+        # of a code that nobody has visited for long sum and count fade together; below eps their quotient would sink
+        # to the origin, so the code stays where it is
         visited = self.counts[:, None] > self.eps
         self.codebook.copy_(torch.where(visited, self.sums / self.counts.clamp(min=self.eps)[:, None], self.codebook))
 

@@ -38,7 +38,7 @@ class Views:
     @classmethod
     def of(cls, batch: Batch) -> "Views":
         """Read the present views of a batch in the order of :meth:`Batch.flat`."""
-        return cls(batch.owner(), len(batch.present))
+        return cls(batch.view_sessions(), len(batch.present))
 
     @property
     def index(self) -> Tensor:

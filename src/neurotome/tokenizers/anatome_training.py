@@ -77,7 +77,7 @@ class AnatomeTraining(AlignedTraining):
         mixed = torch.cat([encoded.latent[source, :n], encoded.latent[:, n:]], dim=1)
         base, refined = self.tokenizer.decode_both(replace(encoded, latent=mixed), modality)
         terms = self.reconstruction(refined, image)
-        terms |= self.watch(terms["loss"], image, refined, encoded, modality, batch.owners())
+        terms |= self.watch(terms["loss"], image, refined, encoded, modality, batch.view_subjects())
         terms["base"] = F.l1_loss(base, image) + 2 * F.mse_loss(base, image)
         terms["commitment"] = encoded.terms["commitment"]
         loss = terms["loss"] + self.base_weight * terms["base"] + self.commitment_weight * terms["commitment"]

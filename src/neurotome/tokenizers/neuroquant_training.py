@@ -123,7 +123,7 @@ class NeuroQuantTraining(AlignedTraining):
         else:
             output, terms = self._decoded_once(image, modality, encoded, views)
         loss = terms["loss"]
-        terms |= self.watch(loss, image, output, encoded, modality, batch.owners())
+        terms |= self.watch(loss, image, output, encoded, modality, batch.view_subjects())
         for name, term in encoded.terms.items():
             loss, terms[name] = loss + self.commitment_weight * term, term
         if not flat:

@@ -132,7 +132,7 @@ class TokenizerTraining(WatchedTraining):
         """Return the subject of each image."""
         if self.segmentation is not None and self.segmentation.source != "image":
             return list(batch.subject)  # one label map per session
-        return batch.owners()
+        return batch.view_subjects()
 
     def _compared(self, output: Image, image: Image) -> dict[str, Tensor]:
         """Return L_rec as ``loss``, with the perceptual term in it, and their terms."""
@@ -242,7 +242,7 @@ class TokenizerTraining(WatchedTraining):
         if self.segmentation is not None:
             name, values = "dice", dice((output > 0).float(), (image > 0).float(), smooth=1e-6).mean(1)
         else:
-            mask = None if batch.mask is None else batch.mask[batch.owner()]
+            mask = None if batch.mask is None else batch.mask[batch.view_sessions()]
             name, values = "psnr", psnr(output.float(), image, mask=mask)
         found: dict[str, float | Tensor] = {}
         for i, contrast in enumerate(self.tokenizer.modalities):

@@ -173,7 +173,8 @@ class VQVAE2(Tokenizer):
         start_after: Training passes with a continuous latent before the books start.
         reservoir: Tokens a book starts from; None for eight per code, at least 8192.
         hide_prob: Share of the training images whose finer codes are hidden from the image's decoder, up to a level
-            drawn for each, so that every coarser level must say what it can; 0 never (published).
+            drawn for each, so that every coarser level must say what it can (ours, after the quantizer dropout of
+            Zeghidour et al., 2022, arXiv:2107.03312); 0 never (published).
 
     Raises:
         ValueError: A rate is not a power of 2, a list has not one entry per level, or ``hide_prob`` is no probability.
