@@ -22,12 +22,12 @@ from monai.transforms import Compose, EnsureChannelFirst, Lambda, LoadImage, Ori
 from scipy import ndimage
 from torch import Tensor
 
-from neurotome.apply.files import Job
-from neurotome.apply.latent_scan import LatentScan
+from neurotome.apply.names import Job
 from neurotome.apply.reconstruct import Encoding
-from neurotome.apply.tokenizer import ScanTokenizer
 from neurotome.apply.work import Loaded, Result, process
-from neurotome.data.transforms import Preparation
+from neurotome.data.preparation.preparation import Preparation
+from neurotome.scans.latent_scan import LatentScan
+from neurotome.scans.tokenizer import ScanTokenizer
 from neurotome.tokenizers import NeuroQuant
 from neurotome.tokenizers.base import Tokenizer
 

@@ -24,12 +24,12 @@ from monai.transforms import Transform
 from scipy import ndimage
 from torch import Tensor
 
-from neurotome.data.dataset import TrainingBatches, TrainingPlan, batch_of
-from neurotome.data.record import Prepared
-from neurotome.data.store import SessionEntry, Store, entry_file, write_entry
-from neurotome.data.transforms import Preparation
+from neurotome.data.preparation.preparation import Preparation
+from neurotome.data.preparation.record import Prepared
+from neurotome.data.stores.batches import TrainingBatches, TrainingPlan, batch_of
+from neurotome.data.stores.store import SessionEntry, Store, entry_file, write_entry
 from neurotome.tokenizers import NeuroQuant
-from neurotome.tokenizers.neuroquant_training import NeuroQuantTraining
+from neurotome.tokenizers.shared_anatomy.neuroquant_training import NeuroQuantTraining
 from neurotome.types import Batch
 
 Shape = tuple[int, int, int]

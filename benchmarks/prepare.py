@@ -23,9 +23,9 @@ from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
 from nilearn.image import resample_img, smooth_img
 from scipy import ndimage
 
-from neurotome.data.prepare import prepare
-from neurotome.data.store import Store
-from neurotome.data.transforms import Preparation
+from neurotome.data.preparation.preparation import Preparation
+from neurotome.data.stores.build import prepare
+from neurotome.data.stores.store import Store
 
 Shape = tuple[int, int, int]
 VIEWS = ("T1w", "T2w")

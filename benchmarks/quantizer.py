@@ -14,7 +14,7 @@ import torch
 from monai.networks.layers.vector_quantizer import EMAQuantizer as MonaiQuantizer
 from vector_quantize_pytorch import VectorQuantize
 
-from neurotome.nn.quantize import EMAQuantizer
+from neurotome.nn.quantize.ema import EMAQuantizer
 
 SIZES = (((24, 24, 24), 1024, 64, 7.0, None), ((40, 50, 50), 8192, 64, 1.5, 0.1))
 

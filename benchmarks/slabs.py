@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from neurotome.nn.slabs import Slabs
+from neurotome.nn.slabs.computing import Slabs
 from neurotome.tokenizers import KLVAE, NeuroQuant, Tokenizer
 from neurotome.tokenizers.base import Encoded
 

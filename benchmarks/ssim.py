@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from monai.losses import SSIMLoss
 
-from neurotome.metrics.reconstruction import ssim
+from neurotome.metrics.fidelity import ssim
 
 PEER = "MONAI SSIMLoss"
 

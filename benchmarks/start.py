@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from neurotome.apply.model_folder import read_model_folder, write_model_folder
-from neurotome.data.transforms import Preparation
+from neurotome.data.preparation.preparation import Preparation
+from neurotome.models.folder import read_model_folder, write_model_folder
 from neurotome.tokenizers import NeuroQuant
 
 TINY = {"channels": [8, 8], "attention_levels": [False, False], "norm_groups": 4, "num_codes": 8}

@@ -9,14 +9,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.shape_check  # noqa: F401 - found below by its name
+
 # shape strings are checked in tests only; must come before the first import of the package
-install_import_hook("neurotome", "shape_check.check")
+install_import_hook("neurotome", "tests.shape_check.check")
 
 
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toys are public names of the package."""
-    import toy
+    from tests import toy
 
     toy.publish(monkeypatch)
 
@@ -24,7 +26,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def toy_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BIDS dataset of toy brains; read it only."""
-    import toy
+    from tests import toy
 
     return toy.bids(tmp_path_factory.mktemp("toy") / "raw")
 
@@ -32,8 +34,8 @@ def toy_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_store(tmp_path_factory: pytest.TempPathFactory, toy_raw: Path) -> Path:
     """The toy brains prepared at 3 mm; read it only."""
-    from neurotome.data.prepare import prepare
-    from neurotome.data.transforms import Preparation
+    from neurotome.data.preparation.preparation import Preparation
+    from neurotome.data.stores.build import prepare
 
     folder = tmp_path_factory.mktemp("toy") / "store"
     prepare(toy_raw, folder, preparation=Preparation(3.0, (20, 24, 20)), modalities=["T1w", "T2w"], seed=0)
@@ -43,13 +45,31 @@ def toy_store(tmp_path_factory: pytest.TempPathFactory, toy_raw: Path) -> Path:
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory: pytest.TempPathFactory, toy_store: Path) -> Path:
     """An exported toy; copy it before you change it."""
-    import toy
-
-    from neurotome.apply.export import export_model
-    from neurotome.data.store import Store
+    from neurotome.data.stores.store import Store
+    from neurotome.scans.export import export_model
+    from tests import toy
 
     folder = tmp_path_factory.mktemp("toy") / "model"
     with pytest.MonkeyPatch.context() as patch:
         toy.publish(patch)
         export_model(toy.ToyTokenizer(), Store.open(toy_store), folder, facts={"Config": "toy"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BIDS dataset of twelve small scans; read it only."""
+    from tests.data.scans import write_bids
+
+    return write_bids(tmp_path_factory.mktemp("bids"), [f"{n:02d}" for n in range(12)])
+
+
+@pytest.fixture(scope="session")
+def prepared(dataset: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A store of them; read it only."""
+    from neurotome.data.preparation.preparation import Preparation
+    from neurotome.data.stores.build import prepare
+
+    report = prepare(dataset, tmp_path_factory.mktemp("work") / "store", preparation=Preparation(3.0, (20, 24, 16)))
+    report.raise_failures()
+    return report.store

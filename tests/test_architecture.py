@@ -1,8 +1,10 @@
 """The rules of the source tree that a machine can check; each is seen failing on a made-up module below."""
 
 import ast
+import graphlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -11,18 +13,34 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "neurotome"
 MAX_MODULE_LINES, MAX_FUNCTION_LINES = 400, 70
 
-# higher floors import lower ones; "" are the modules beside the folders
+# higher floors import lower ones; of a folder with rooms each room has a floor of its own; the rest are modules
 FLOORS = {
-    "__main__": 6,
-    "cli": 5,
-    "apply": 4, "report": 4,
-    "tokenizers": 3, "generative": 3, "disentangle": 3, "tasks": 3,
-    "losses": 2, "training": 2,
-    "nn": 1, "data": 1, "metrics": 1,
-    "types": 0, "modality": 0, "errors": 0,
+    "__main__": 10, "cli": 9,
+    "experiments": 8,
+    "apply": 7, "evaluation": 7, "report": 7,
+    "scans": 6,
+    "models": 5,
+    "tokenizers": 4, "generative": 4, "disentangle": 4, "tasks": 4,
+    "losses": 3, "training": 3,
+    "nn": 2, "data": 2, "metrics": 2,
+    "files": 1,
+    "types": 0, "modality": 0, "errors": 0, "streams": 0,
+}  # fmt: skip
+ROOMS = {
+    "data/imaging": 0,
+    "data/preparation": 1, "data/phantom": 1,
+    "data/datasets": 2,
+    "data/stores": 3,
+    "data/checking": 4,
 }  # fmt: skip
 METHODS = ("tokenizers", "generative", "disentangle", "tasks")
-DATA_READERS = ("apply", "report", "cli", "data")
+DATA_READERS = ("models", "scans", "apply", "evaluation", "report", "experiments", "cli", "data")
+LIGHTNING = ("training", "cli", "experiments")
+# a stem occurs once, unless the rooms make the difference plain: a verb and its work, a measure and its picture
+SHARED_STEMS = {
+    "__init__", "base",
+    "audit", "bench", "check", "evaluate", "shards", "train",
+}  # fmt: skip
 FORBIDDEN_NAMES = (
     "utils",
     "util",
@@ -77,6 +95,8 @@ def floor_faults(module: Path, tree: ast.AST) -> Iterator[str]:
             continue
         there, *rest = name.split(".")[1:]
         if there == here or there not in FLOORS:
+            if there == here and _room_floor(module.relative_to(SRC).parts[:2]) < _room_floor((there, *rest)[:2]):
+                yield f"{name} lies in a room above"
             continue
         if here in METHODS and there in METHODS:
             if rest[:1] != ["base"] and name != f"neurotome.{there}":
@@ -89,8 +109,12 @@ def floor_faults(module: Path, tree: ast.AST) -> Iterator[str]:
             yield f"{here} imports {name}; methods see a Batch"
 
 
+def _room_floor(parts: Sequence[str]) -> int:
+    return ROOMS.get("/".join(parts), -1 if len(parts) < 2 else 0)
+
+
 def lightning_faults(module: Path, tree: ast.AST) -> Iterator[str]:
-    allowed = place(module) in ("training", "cli") or module == SRC / "data" / "datamodule.py"
+    allowed = place(module) in LIGHTNING or module == SRC / "data" / "stores" / "loaders.py"
     if not allowed and any(name.split(".")[0] in ("lightning", "pytorch_lightning") for name in imports(tree)):
         yield "imports lightning"
 
@@ -202,19 +226,22 @@ def long_function(lines: int) -> str:
     ("rule", "file", "source"),
     [
         (floor_faults, "nn/a.py", "from neurotome.tokenizers import NeuroQuant"),
-        (floor_faults, "nn/a.py", "from neurotome.data.store import Store"),
+        (floor_faults, "nn/a.py", "from neurotome.data.stores.store import Store"),
         (floor_faults, "metrics/a.py", "import neurotome.nn.nd"),
         (floor_faults, "data/a.py", "from neurotome.metrics import psnr"),
         (floor_faults, "losses/a.py", "from neurotome.training.base import Method"),
-        (floor_faults, "training/a.py", "from neurotome.data.store import Store"),
-        (floor_faults, "tokenizers/a.py", "from neurotome.data.store import Store"),
+        (floor_faults, "training/a.py", "from neurotome.data.stores.store import Store"),
+        (floor_faults, "tokenizers/a.py", "from neurotome.data.stores.store import Store"),
         (floor_faults, "tokenizers/a.py", "from neurotome.generative.paths import LinearPath"),
-        (floor_faults, "generative/a.py", "from neurotome.tokenizers.neuroquant import NeuroQuant"),
+        (floor_faults, "generative/a.py", "from neurotome.tokenizers.shared_anatomy.neuroquant import NeuroQuant"),
         (floor_faults, "generative/a.py", "from neurotome.disentangle import base"),
-        (floor_faults, "report/a.py", "from neurotome.apply.tokenizer import ScanTokenizer"),
+        (floor_faults, "report/a.py", "from neurotome.evaluation.audit import audit"),
+        (floor_faults, "models/a.py", "from neurotome.scans.tokenizer import ScanTokenizer"),
+        (floor_faults, "data/imaging/a.py", "from neurotome.data.stores.store import Store"),
+        (floor_faults, "data/datasets/a.py", "def f():\n    from neurotome.data.stores.store import Store"),
         (floor_faults, "apply/a.py", "from neurotome.cli import say"),
         (floor_faults, "apply/a.py", "def f():\n    from neurotome.cli import say"),
-        (floor_faults, "errors.py", "from neurotome.data import bids"),
+        (floor_faults, "errors.py", "from neurotome.data.datasets import bids"),
         (floor_faults, "extra/a.py", "x = 1"),
         (floor_faults, "apply/a.py", "from . import files"),
         (lightning_faults, "tokenizers/a.py", "import lightning"),
@@ -252,11 +279,11 @@ def test_each_rule_can_fail(rule, file: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "file", "source"),
     [
-        (floor_faults, "cli/a.py", "from neurotome.data.store import Store"),
+        (floor_faults, "cli/a.py", "from neurotome.data.stores.store import Store"),
         (floor_faults, "generative/a.py", "from neurotome.tokenizers.base import Tokenizer"),
         (floor_faults, "nn/a.py", "from neurotome.types import Image\nfrom neurotome.nn.nd import Conv"),
-        (floor_faults, "__init__.py", "from neurotome.apply.tokenizer import ScanTokenizer"),
-        (lightning_faults, "data/datamodule.py", "import lightning"),
+        (floor_faults, "__init__.py", "from neurotome.scans.tokenizer import ScanTokenizer"),
+        (lightning_faults, "data/stores/loaders.py", "import lightning"),
         (dimension_faults, "nn/nd.py", "nn.Conv3d"),
         (call_faults, "cli/a.py", "print(1)"),
         (call_faults, "nn/a.py", "model.eval()"),
@@ -266,6 +293,72 @@ def test_each_rule_can_fail(rule, file: str, source: str) -> None:
 )  # fmt: skip
 def test_each_rule_lets_good_code_pass(rule, file: str, source: str) -> None:
     assert not list(rule(SRC / file, ast.parse(source)))
+
+
+def name_of(module: Path) -> str:
+    """Return the dotted name of a module or a package."""
+    parts = module.relative_to(SRC.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def arrows(trees: Mapping[str, ast.AST]) -> dict[str, set[str]]:
+    """Return which module imports which, late imports and those for types counted."""
+    return {
+        here: {
+            max((n for n in trees if name == n or name.startswith(f"{n}.")), key=len, default=here)
+            for name in imports(tree)
+        }
+        - {here, "neurotome"}
+        for here, tree in trees.items()
+        if here != "neurotome"
+    }
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return the modules of a circle; nothing where there is none."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert not circle(arrows({name_of(module): tree for module, tree in parsed().items()}))
+
+
+def test_a_circle_is_found_where_there_is_one() -> None:
+    sources = {
+        "neurotome.a": "from neurotome import b",
+        "neurotome.b": "def f():\n    import neurotome.c",
+        "neurotome.c": "if TYPE_CHECKING:\n    from neurotome.a import A",
+        "neurotome.d": "from neurotome.a import A",
+        "neurotome.e": "",
+    }
+    found = circle(arrows({name: ast.parse(source) for name, source in sources.items()}))
+    assert set(found) == {"neurotome.a", "neurotome.b", "neurotome.c"}
+
+
+def test_a_stem_occurs_once() -> None:
+    stems = Counter(module.stem for module in parsed())
+    assert {stem for stem, count in stems.items() if count > 1} <= SHARED_STEMS
+
+
+def test_a_public_class_name_occurs_once() -> None:
+    names = Counter(
+        node.name
+        for tree in parsed().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert not {name for name, count in names.items() if count > 1}
+
+
+def test_tests_mirror_the_rooms() -> None:
+    here = Path(__file__).parent
+    rooms = {module.parent.relative_to(SRC) for module in parsed()}
+    strange = {f.parent.relative_to(here) for f in here.rglob("test_*.py")} - rooms - {Path("benchmarks")}
+    assert not strange, strange
 
 
 def test_every_module_says_what_it_is() -> None:

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from neurotome.apply.bench_plan import read_plan
-from neurotome.apply.model_folder import public_classes, read_model_folder
-from neurotome.cli.config import Config, class_blocks, load_config, shipped
-from neurotome.cli.experiment import Experiment, check_experiment
-from neurotome.cli.schema import parameters
-from neurotome.data.dataset import batch_of
-from neurotome.data.store import Store
+from neurotome.data.stores.batches import batch_of
+from neurotome.data.stores.store import Store
+from neurotome.experiments.bench_plan import read_plan
+from neurotome.experiments.config import Config, class_blocks, load_config, shipped
+from neurotome.experiments.experiment import Experiment, check_experiment
+from neurotome.experiments.schema import parameters
+from neurotome.models.folder import public_classes, read_model_folder
 from neurotome.training.base import Method
 from neurotome.types import Batch
 
@@ -38,10 +38,10 @@ PACKAGE = ROOT / "src" / "neurotome"
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Phantoms with lesions and label maps, on a grid that four halvings can take; read it only."""
-    from neurotome.data.phantom import SyntheticCohort
-    from neurotome.data.phantom_dataset import write_dataset
-    from neurotome.data.prepare import prepare
-    from neurotome.data.transforms import Preparation
+    from neurotome.data.phantom.cohort import SyntheticCohort
+    from neurotome.data.phantom.dataset import write_dataset
+    from neurotome.data.preparation.preparation import Preparation
+    from neurotome.data.stores.build import prepare
 
     folder = tmp_path_factory.mktemp("configs")
     cohort = SyntheticCohort(4, spacing_mm=6.0, modalities=MODALITIES, num_sites=2, lesion_fraction=1.0)
@@ -204,9 +204,9 @@ def test_the_adversary_plays_within_the_tiny_steps(name: str, volumes: Batch) ->
 
 @pytest.mark.parametrize("name", [name for name in TOKENIZERS if name not in WEIGHTLESS])
 def test_the_tiny_size_trains_and_becomes_a_model_folder(name: str, store: Store, tmp_path: Path) -> None:
-    from neurotome.apply.export import export_model
-    from neurotome.data.datamodule import VolumeModule
-    from neurotome.training.run import fit
+    from neurotome.data.stores.loaders import VolumeModule
+    from neurotome.scans.export import export_model
+    from neurotome.training.fit import fit
 
     experiment = tiny(name)
     trainer = experiment.trainer.build(device="cpu", quiet=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurotome.data.volume import Geometry, Volume
+from neurotome.data.imaging.volume import Geometry, Volume
 from neurotome.nn.nd import Conv, depth_to_space, space_to_depth
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.training.base import Method

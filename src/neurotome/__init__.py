@@ -13,18 +13,18 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neurotome.apply.tokenizer import ScanTokenizer as Tokenizer
-    from neurotome.data.nifti import read_volume
-    from neurotome.data.volume import Volume
+    from neurotome.data.imaging.nifti import read_volume
+    from neurotome.data.imaging.volume import Volume
+    from neurotome.scans.tokenizer import ScanTokenizer as Tokenizer
 
     __version__: str
 
 __all__ = ["Tokenizer", "Volume", "__version__", "read_volume"]
 
 _HOMES = {
-    "Tokenizer": ("neurotome.apply.tokenizer", "ScanTokenizer"),
-    "Volume": ("neurotome.data.volume", "Volume"),
-    "read_volume": ("neurotome.data.nifti", "read_volume"),
+    "Tokenizer": ("neurotome.scans.tokenizer", "ScanTokenizer"),
+    "Volume": ("neurotome.data.imaging.volume", "Volume"),
+    "read_volume": ("neurotome.data.imaging.nifti", "read_volume"),
 }
 
 

@@ -3,11 +3,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from toy import bids, brain
 
-from neurotome.apply import files
+from neurotome.apply import names as files
 from neurotome.apply.cases import Plan, check_folder, plan_file, plan_folder, plan_latents
 from neurotome.errors import OutputError, UsageError
+from tests.toy import bids, brain
 
 ENDINGS = (".nii.gz", ".nii")
 

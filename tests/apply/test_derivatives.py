@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy import bids
 
 from neurotome.apply.derivatives import dataset_description, link, source_uri, write_description
 from neurotome.cli.main import main
+from tests.toy import bids
 
 pytestmark = pytest.mark.usefixtures("toys")
 

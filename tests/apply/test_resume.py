@@ -7,18 +7,18 @@ import time
 from pathlib import Path
 
 import pytest
-from toy import bids, brain
 
 from neurotome.apply.resume import RECORD, writing
 from neurotome.cli.main import main
 from neurotome.errors import OutputError
+from tests.toy import bids, brain
 
 pytestmark = pytest.mark.usefixtures("toys")
 
 # The verb in a process of its own, with a network that takes its time.
 SLOW = """
 import sys, time
-import toy, neurotome.tokenizers as folder
+from tests import toy; import neurotome.tokenizers as folder
 for cls in (toy.ToyTokenizer, toy.ToyTraining):
     setattr(folder, cls.__name__, cls)
 folder.__all__ = [*folder.__all__, "ToyTokenizer", "ToyTraining"]

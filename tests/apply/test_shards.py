@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotome.apply.export import export_model
 from neurotome.apply.shards import Augmentation, ShardPlan, ShardWriter, augmentation, read_scan
-from neurotome.apply.tokenizer import ScanTokenizer
 from neurotome.cli.main import Parser
 from neurotome.cli.shards import add_flags, run_shards, wants_shards
-from neurotome.data.latents import INDEX_NAME, Latents
-from neurotome.data.prepare import prepare
-from neurotome.data.record import Record
-from neurotome.data.store import Store
-from neurotome.data.transforms import Preparation
+from neurotome.data.preparation.preparation import Preparation
+from neurotome.data.preparation.record import Record
+from neurotome.data.stores.build import prepare
+from neurotome.data.stores.latents import INDEX_NAME, Latents
+from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError
+from neurotome.scans.export import export_model
+from neurotome.scans.tokenizer import ScanTokenizer
 from neurotome.tokenizers import DCAE, Identity, NeuroQuant
+from tests import toy
 
 DC_AE = {
     "channels": (8, 16),
@@ -96,7 +96,7 @@ def test_codes_style_and_the_way_back_are_those_of_a_single_scan(store, tmp_path
     tokenizer = ScanTokenizer.from_pretrained(tmp_path / "model")
     ShardWriter(tokenizer, store, ShardPlan()).write(tmp_path / "out")
     latents = Latents.open(tmp_path / "out", tokenizer.digest)
-    from neurotome.data.nifti import read_volume
+    from neurotome.data.imaging.nifti import read_volume
 
     entry = latents.entries[2]
     scan = read_volume(toy_raw / f"sub-{entry.subject}" / "anat" / f"sub-{entry.subject}_T1w.nii.gz")

@@ -8,13 +8,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from toy import ToyTokenizer, bids, brain, head, names, oblique
 
-from neurotome.apply.export import export_model
 from neurotome.cli.main import main
-from neurotome.data.nifti import read_volume
-from neurotome.data.store import Store
-from neurotome.data.volume import Volume
+from neurotome.data.imaging.nifti import read_volume
+from neurotome.data.imaging.volume import Volume
+from neurotome.data.stores.store import Store
+from neurotome.scans.export import export_model
+from tests.toy import ToyTokenizer, bids, brain, head, names, oblique
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -343,7 +343,7 @@ def test_a_disk_that_refuses_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
     error: int,
 ) -> None:
-    from neurotome.data import stream
+    from neurotome.files import stream
 
     before = state(scan)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from neurotome.apply.bench import alarms
-from neurotome.cli import bench_cells
 from neurotome.cli.main import main
-from neurotome.data.store import Store
+from neurotome.data.stores.store import Store
 from neurotome.errors import Interrupted, NeurotomeError
+from neurotome.experiments import bench_cells
+from neurotome.experiments.bench import alarms
 
 BENCH = """
 steps: 2
@@ -139,9 +139,9 @@ def test_what_a_training_says_is_kept_once_its_folder_is_a_run(tmp_path: Path, m
 def test_seconds_become_steps_once(tmp_path: Path, toy_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import argparse
 
-    from neurotome.apply.bench_plan import BenchPlan, BenchRun
-    from neurotome.cli.bench_cells import Cells, checked_experiments
-    from neurotome.cli.bench_pace import steps_within
+    from neurotome.experiments.bench_cells import Cells, checked_experiments
+    from neurotome.experiments.bench_pace import steps_within
+    from neurotome.experiments.bench_plan import BenchPlan, BenchRun
     from neurotome.training import pace
 
     measured = []

@@ -3,10 +3,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from toy import CONFIG, names
 
 from neurotome.cli import demo
 from neurotome.cli.main import main
+from tests.toy import CONFIG, names
 
 pytestmark = pytest.mark.usefixtures("toys")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from neurotome.cli.main import main
-from neurotome.data.store import Store
+from neurotome.data.stores.store import Store
 
 pytestmark = pytest.mark.usefixtures("toys")
 

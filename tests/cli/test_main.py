@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy import names
 
 from neurotome.cli import main as cli
 from neurotome.cli import say
 from neurotome.cli.main import explain, main, parse, split_overrides
 from neurotome.errors import InputError, Interrupted, NeurotomeError, OutputError, UsageError, printable
+from tests.toy import names
 
 VERBS = [
     "demo",

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from toy import names
 
 from neurotome.cli.main import main
+from tests.toy import names
 
 pytestmark = pytest.mark.usefixtures("toys")
 

@@ -9,8 +9,8 @@ import pytest
 
 from neurotome.cli.evaluate import read_truth
 from neurotome.cli.main import main
-from neurotome.data.nifti import read_volume
-from neurotome.data.volume import Volume
+from neurotome.data.imaging.nifti import read_volume
+from neurotome.data.imaging.volume import Volume
 from neurotome.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -127,7 +127,7 @@ def test_a_bench_evaluates_again_and_trains_nothing_twice(
     segmenter: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The bench's processes run here; a cell of the first format is brought up to date, not refused."""
-    from neurotome.cli import bench_cells
+    from neurotome.experiments import bench_cells
 
     asked: list[str] = []
 
@@ -171,7 +171,7 @@ def test_a_bench_evaluates_again_and_trains_nothing_twice(
 def test_cells_of_other_flags_are_not_mixed(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from neurotome.cli import bench_cells
+    from neurotome.experiments import bench_cells
 
     def here(words: list[str], log: Path | None = None) -> None:
         assert main(words) == 0

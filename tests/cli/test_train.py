@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from toy import CONFIG, ToyTokenizer, names
 
-from neurotome.apply.model_folder import read_model_folder
 from neurotome.cli.main import main
-from neurotome.data.prepare import prepare
-from neurotome.data.store import Store
-from neurotome.data.transforms import Preparation
+from neurotome.data.preparation.preparation import Preparation
+from neurotome.data.stores.build import prepare
+from neurotome.data.stores.store import Store
+from neurotome.models.folder import read_model_folder
+from tests.toy import CONFIG, ToyTokenizer, names
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -305,7 +305,7 @@ def test_folders_that_are_no_run_are_left_alone(
 def test_a_full_disk_while_exporting_leaves_no_model_and_the_next_call_finishes(
     tmp_path: Path, config: str, toy_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from neurotome.apply import model_folder
+    from neurotome.models import folder as model_folder
 
     real = os.fsync
 
@@ -324,8 +324,8 @@ def test_a_full_disk_while_exporting_leaves_no_model_and_the_next_call_finishes(
 
 
 def test_a_store_without_bounds_is_refused(tmp_path: Path, config: str, toy_raw: Path, capsys) -> None:
-    from neurotome.data.prepare import prepare
-    from neurotome.data.transforms import Preparation
+    from neurotome.data.preparation.preparation import Preparation
+    from neurotome.data.stores.build import prepare
 
     free = Preparation(3.0, (20, 24, 20), intensity="zscore")
     prepare(toy_raw, tmp_path / "store", preparation=free, modalities=["T1w", "T2w"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from neurotome.metrics.reconstruction import SCALE_WEIGHTS, ms_ssim, num_scales, ssim
+from neurotome.metrics.fidelity import SCALE_WEIGHTS, ms_ssim, num_scales, ssim
 
 RNG = np.random.default_rng(0)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from neurotome.apply.model_folder import read_model_folder, write_model_folder
-from neurotome.data.phantom import SyntheticCohort
+from neurotome.data.phantom.cohort import SyntheticCohort
+from neurotome.models.folder import read_model_folder, write_model_folder
 from neurotome.tokenizers import (
     DCAE,
     KLVAE,

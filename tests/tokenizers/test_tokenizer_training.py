@@ -14,10 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from tokenizer_run import NETWORK
-from tokenizer_run import method as two_players
 from torch import nn
-from toy import PlainVAE
 
 from neurotome.errors import UsageError
 from neurotome.losses.adversarial import Adversarial
@@ -25,7 +22,7 @@ from neurotome.losses.perceptual import Perceptual
 from neurotome.losses.reconstruction import ReconstructionLoss
 from neurotome.losses.segmentation import SegmentationLoss
 from neurotome.losses.spikes import SpikeGuard
-from neurotome.metrics.reconstruction import psnr
+from neurotome.metrics.fidelity import psnr
 from neurotome.tokenizers import NeuroQuant, TokenizerTraining
 from neurotome.tokenizers.health import CodebookHealth
 from neurotome.training import Diverged, OptimizerConfig, fit
@@ -33,6 +30,10 @@ from neurotome.training import checkpoint as checkpoint_module
 from neurotome.training.augment import Augmentation
 from neurotome.training.checkpoint import CheckpointFolder
 from neurotome.types import Batch
+from tests.tokenizers.tokenizer_run import NETWORK
+from tests.tokenizers.tokenizer_run import method as two_players
+from tests.toy import PlainVAE
+from tests.training.toy_run import ENVIRONMENT
 
 L1 = ReconstructionLoss(ssim_weight=0.0)
 JUDGE = Adversarial(0.25, channels=4, num_layers=1, norm_groups=2)
@@ -323,7 +324,7 @@ class Data(two_players.__globals__["ToyData"]):
 
 
 def train(run: Path, m: TokenizerTraining, data: Data, **changes):
-    from toy_run import toy_config
+    from tests.training.toy_run import toy_config
 
     return fit(m, data, run, toy_config(data.max_steps, **changes))
 
@@ -389,9 +390,8 @@ def test_too_many_spikes_stop_the_run_with_the_subjects_named(tmp_path: Path):
 def test_a_stopped_process_resumes_bit_by_bit(tmp_path: Path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(whole, two_players(), Data(STEPS))
-    script, source = Path(__file__).with_name("tokenizer_run.py"), Path(checkpoint_module.__file__).parents[2]
     process = subprocess.Popen(
-        [sys.executable, str(script), str(cut), str(STEPS), "0.1"], env={**os.environ, "PYTHONPATH": str(source)}
+        [sys.executable, "-m", "tests.tokenizers.tokenizer_run", str(cut), str(STEPS), "0.1"], env=ENVIRONMENT
     )
     deadline, log = time.monotonic() + 120, cut / "metrics.jsonl"
     while not log.exists() or '"step": 9' not in log.read_text():

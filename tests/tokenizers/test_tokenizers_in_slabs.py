@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_battery import IDS, SMALL, image
 
-from neurotome.nn.slabs import Slabs
+from neurotome.nn.slabs.computing import Slabs
+from tests.tokenizers.test_battery import IDS, SMALL, image
 
 
 def stirred(name: str, dims: int) -> torch.nn.Module:

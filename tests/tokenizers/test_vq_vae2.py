@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from neurotome.nn.nd import BatchNorm
-from neurotome.nn.quantize import EMAQuantizer
+from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.tokenizers import VQVAE2
 from neurotome.tokenizers.base import codebook_sizes
 from neurotome.tokenizers.vq_vae2 import ReZero

@@ -1,6 +1,7 @@
 """A training with all that makes a resume hard: two players, a codebook, a guard, mixed images, averages.
 
-Run as a script it is the process that the test stops: ``tokenizer_run.py RUN MAX_STEPS SECONDS_PER_STEP``.
+Run as a module it is the process that the test stops:
+``python -m tests.tokenizers.tokenizer_run RUN MAX_STEPS SECONDS_PER_STEP``.
 """
 
 import sys
@@ -10,10 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path += [str(Path(__file__).parents[1] / "training"), str(Path(__file__).parents[2])]
-
-from toy_run import ToyData, toy_config
-
 from neurotome.errors import NeurotomeError
 from neurotome.losses.adversarial import Adversarial
 from neurotome.losses.perceptual import Perceptual
@@ -22,6 +19,7 @@ from neurotome.tokenizers import NeuroQuant, TokenizerTraining
 from neurotome.training import OptimizerConfig, fit
 from neurotome.training.augment import Augmentation
 from neurotome.types import Batch
+from tests.training.toy_run import ToyData, toy_config
 
 NETWORK = {
     "channels": (4,), "attention_levels": (False,), "downsample": (False,), "mid_blocks": False, "num_res_blocks": 1,

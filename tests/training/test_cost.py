@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from neurotome.training import cost
-from neurotome.training.folder import RunFolder
+from neurotome.training.run_folder import RunFolder
 
 
 def test_a_child_of_a_large_process_reports_its_own_memory() -> None:

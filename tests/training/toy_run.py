@@ -1,9 +1,11 @@
 """A method small enough to be trained in every test, with all that makes a resume hard.
 
 Batch statistics and a hand-kept buffer, augmentation from three generators, Muon with channels-last weights, averages.
-Run as a script it is the process that the tests stop: ``toy_run.py RUN MAX_STEPS [SECONDS_PER_STEP]``.
+Run as a module it is the process that the tests stop:
+``python -m tests.training.toy_run RUN MAX_STEPS [SECONDS_PER_STEP]``.
 """
 
+import os
 import random
 import sys
 import time
@@ -19,6 +21,9 @@ from torch.utils.data import DataLoader
 from neurotome.errors import NeurotomeError
 from neurotome.training import Method, OptimizerConfig, TrainerConfig, fit
 from neurotome.types import Batch
+
+# of processes: the tests as a package, the code that is tested
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), *sys.path]))}
 
 
 def batch(seed: int, size: int = 2) -> Batch:

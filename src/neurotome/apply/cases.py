@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from neurotome.apply.derivatives import source_uri
-from neurotome.apply.files import (
+from neurotome.apply.names import (
     LATENT_ENDING,
     Job,
     check_writable,
@@ -21,8 +21,8 @@ from neurotome.apply.files import (
     sidecar_of,
     target_name,
 )
-from neurotome.data.bids import ScanRow
-from neurotome.data.manifest import Manifest, is_table, scan
+from neurotome.data.datasets.bids import ScanRow
+from neurotome.data.datasets.manifest import Manifest, is_table, scan
 from neurotome.errors import InputError, OutputError, UsageError, printable
 
 

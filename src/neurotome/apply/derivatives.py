@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import neurotome
-from neurotome.data.bids import read_json
-from neurotome.data.stream import write_atomically
+from neurotome.data.datasets.bids import read_json
+from neurotome.files.stream import write_atomically
 
 BIDS_VERSION = "1.10.0"
 # the name that BIDS URIs in sidecars give the source dataset

@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from neurotome.apply.files import Job
-from neurotome.apply.latent_scan import LatentScan
-from neurotome.apply.stages import Painting, PreparedScan
-from neurotome.apply.tokenizer import ScanTokenizer
+from neurotome.apply.names import Job
 from neurotome.apply.work import Loaded, Reading, Result, Work
-from neurotome.data.stream import file_sha256
 from neurotome.errors import InputError
+from neurotome.files.stream import file_sha256
+from neurotome.scans.latent_scan import LatentScan
+from neurotome.scans.stages import Painting, PreparedScan
+from neurotome.scans.tokenizer import ScanTokenizer
 
 
 class Encoding(Work):

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from neurotome.apply.files import HIDDEN, RESULT_KEY, Job, sidecar_of
-from neurotome.data.bids import read_json
-from neurotome.data.stream import file_sha256, write_atomically
+from neurotome.apply.names import HIDDEN, RESULT_KEY, Job, sidecar_of
+from neurotome.data.datasets.bids import read_json
 from neurotome.errors import InputError, OutputError, UsageError, printable
+from neurotome.files.stream import file_sha256, write_atomically
 
 RECORD = ".neurotome.json"
 REQUEST_KEYS = ("ModelSHA256", "Parameters")

@@ -22,12 +22,10 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from neurotome.apply.latent_scan import LatentScan, stored
 from neurotome.apply.resume import check_request, writing
-from neurotome.apply.session_views import SessionView, check_labelled, session_views
-from neurotome.apply.tokenizer import ScanTokenizer
-from neurotome.data.bids import read_json
-from neurotome.data.latents import (
+from neurotome.data.datasets.bids import read_json
+from neurotome.data.preparation.record import Record
+from neurotome.data.stores.latents import (
     FORMAT_VERSION,
     INDEX_NAME,
     KIND,
@@ -37,10 +35,12 @@ from neurotome.data.latents import (
     entry_to_json,
     shard_name,
 )
-from neurotome.data.record import Record
-from neurotome.data.store import SessionEntry, Store, is_intact
-from neurotome.data.stream import write_atomically
+from neurotome.data.stores.store import SessionEntry, Store, is_intact
 from neurotome.errors import InputError, UsageError, printable
+from neurotome.files.stream import write_atomically
+from neurotome.models.session_views import SessionView, check_labelled, session_views
+from neurotome.scans.latent_scan import LatentScan, stored
+from neurotome.scans.tokenizer import ScanTokenizer
 from neurotome.tokenizers.base import Encoded, is_finite
 
 _DRAW = 21  # keeps these draws apart from those of a training

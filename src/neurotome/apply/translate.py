@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neurotome.apply.files import Job
+from neurotome.apply.names import Job
 from neurotome.apply.reconstruct import painted, scans
-from neurotome.apply.tokenizer import ScanTokenizer
 from neurotome.apply.work import Loaded, Reading, Result, Work
+from neurotome.scans.tokenizer import ScanTokenizer
 
 
 class Translation(Work):

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from neurotome.apply.derivatives import generated_by
-from neurotome.apply.files import Job, modality_of, write_result
+from neurotome.apply.names import Job, modality_of, write_result
 from neurotome.apply.resume import standing
-from neurotome.apply.stages import PreparedScan
-from neurotome.apply.tokenizer import ScanTokenizer
-from neurotome.data.nifti import read_volume
-from neurotome.data.stream import file_sha256
-from neurotome.data.volume import Volume
+from neurotome.data.imaging.nifti import read_volume
+from neurotome.data.imaging.volume import Volume
 from neurotome.errors import InputError
+from neurotome.files.stream import file_sha256
+from neurotome.scans.stages import PreparedScan
+from neurotome.scans.tokenizer import ScanTokenizer
 
 _BATCHES_AHEAD = 3
 

@@ -11,9 +11,9 @@ from neurotome.errors import InputError, UsageError, printable
 
 if TYPE_CHECKING:
     from neurotome.apply.cases import Plan
-    from neurotome.apply.files import Job
-    from neurotome.apply.tokenizer import ScanTokenizer
+    from neurotome.apply.names import Job
     from neurotome.apply.work import Outcome, Work
+    from neurotome.scans.tokenizer import ScanTokenizer
 
 VERBS = {
     "reconstruct": ("encode and decode scans: what the model keeps of them", "desc-recon"),
@@ -121,7 +121,7 @@ def load_tokenizer(args: argparse.Namespace, *, masks: bool = False) -> "ScanTok
     """Read the model onto the device that the flags name; one of masks where these are admitted."""
     import torch
 
-    from neurotome.apply.tokenizer import ScanTokenizer
+    from neurotome.scans.tokenizer import ScanTokenizer
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -152,7 +152,7 @@ def chosen_device(name: str) -> str:
 
 def _one(args: argparse.Namespace, source: Path, target: Path) -> "Plan":
     from neurotome.apply.cases import Plan, plan_file
-    from neurotome.apply.files import IMAGE_ENDINGS, LATENT_ENDING, modality_of
+    from neurotome.apply.names import IMAGE_ENDINGS, LATENT_ENDING, modality_of
 
     endings = (LATENT_ENDING,) if args.verb == "encode" else IMAGE_ENDINGS
     job = plan_file(source, target, endings=endings)
@@ -167,7 +167,7 @@ def _one(args: argparse.Namespace, source: Path, target: Path) -> "Plan":
 
 def _many(args: argparse.Namespace, source: Path, target: Path, tokenizer: "ScanTokenizer") -> "Plan":
     from neurotome.apply.cases import plan_folder, plan_latents
-    from neurotome.apply.files import LATENT_ENDING
+    from neurotome.apply.names import LATENT_ENDING
 
     if getattr(args, "mask", None) is not None:
         raise UsageError("--mask is for one scan; in a folder masks are found under derivatives as *_desc-brain_mask")
@@ -291,9 +291,9 @@ def _say_plan(args: argparse.Namespace, plan: "Plan", work: "Work") -> int:
 
 def _planned(args: argparse.Namespace, job: "Job", work: "Work") -> "dict[str, Any] | str":
     """Return what would be done with one scan, or why it would be refused as far as its header tells."""
-    from neurotome.apply.latent_scan import LatentScan
     from neurotome.apply.resume import standing
-    from neurotome.data.headers import read_header
+    from neurotome.data.imaging.headers import read_header
+    from neurotome.scans.latent_scan import LatentScan
 
     try:
         state, reason = ("missing", "") if args.overwrite else standing(job, work.request)

@@ -17,11 +17,11 @@ from neurotome.cli import add_common, answer, existing, natural, positive, say
 from neurotome.errors import NeurotomeError, UsageError, printable
 
 if TYPE_CHECKING:
-    from neurotome.apply.bench import Cell
-    from neurotome.apply.bench_plan import BenchPlan, BenchRun
-    from neurotome.apply.factors import Truth
-    from neurotome.cli.bench_cells import Cells
-    from neurotome.data.store import Store
+    from neurotome.data.stores.store import Store
+    from neurotome.evaluation.factors import Truth
+    from neurotome.experiments.bench import Cell
+    from neurotome.experiments.bench_cells import Cells
+    from neurotome.experiments.bench_plan import BenchPlan, BenchRun
 
 DEFAULT_BENCH = "tokenizers"
 
@@ -68,11 +68,11 @@ def shipped() -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Run the cells that are left and write the table."""
-    from neurotome.apply.bench import table, unprobed
-    from neurotome.cli.bench_cells import Cells, checked_experiments, machine
-    from neurotome.cli.bench_pace import steps_within
     from neurotome.cli.evaluate import read_truth
-    from neurotome.data.store import Store
+    from neurotome.data.stores.store import Store
+    from neurotome.experiments.bench import table, unprobed
+    from neurotome.experiments.bench_cells import Cells, checked_experiments, machine
+    from neurotome.experiments.bench_pace import steps_within
     from neurotome.report.bench import markdown, page
 
     store, out = Store.open(existing(args.store, "store")), Path(args.out)
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _wanted(plan: "BenchPlan", only: list[str] | None) -> list["BenchRun"]:
-    from neurotome.cli.schema import nearest
+    from neurotome.experiments.schema import nearest
 
     known = [one.name for one in plan.runs]
     strange = [name for name in only or () if name not in known]
@@ -140,7 +140,7 @@ def _evaluated(plan: "BenchPlan", cells: "Cells") -> "dict[str, list[Cell]]":
 def _plan(args: argparse.Namespace) -> "BenchPlan":
     import dataclasses
 
-    from neurotome.apply.bench_plan import BenchRun, read_plan
+    from neurotome.experiments.bench_plan import BenchRun, read_plan
 
     if args.bench in shipped():
         text = (resources.files("neurotome") / "configs" / "bench" / f"{args.bench}.yaml").read_text(encoding="utf-8")
@@ -163,8 +163,8 @@ def _plan(args: argparse.Namespace) -> "BenchPlan":
 
 def _request(args: argparse.Namespace, store: "Store", truth: "Truth | None") -> dict[str, Any]:
     """Return how every cell is to be evaluated; what cannot be is refused before anything is trained."""
-    from neurotome.apply.scores import evaluation_request
     from neurotome.cli.evaluate import load_segmenter
+    from neurotome.evaluation.results import evaluation_request
 
     if not store.split(args.split):
         raise UsageError(f"the store has no session in its {args.split} split; choose another --split")
@@ -182,8 +182,8 @@ def _claim(out: Path, settings: Mapping[str, Any], store: str) -> None:
         UsageError: As said.
         InputError: What the bench says of itself cannot be read.
     """
-    from neurotome.apply.bench import read_object
-    from neurotome.training.folder import differences
+    from neurotome.experiments.bench import read_object
+    from neurotome.training.run_folder import differences
 
     marker = out / "settings.json"
     if out.exists() and not out.is_dir():
@@ -204,6 +204,6 @@ def _claim(out: Path, settings: Mapping[str, Any], store: str) -> None:
 
 
 def _write(file: Path, text: str) -> None:
-    from neurotome.data.stream import write_atomically
+    from neurotome.files.stream import write_atomically
 
     write_atomically(file, [text.encode("utf-8")])

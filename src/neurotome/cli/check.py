@@ -13,8 +13,8 @@ from neurotome.cli import add_common, add_reading, answer, existing, natural, sa
 from neurotome.errors import InputError, UsageError, printable
 
 if TYPE_CHECKING:
-    from neurotome.data.check import CheckReport
-    from neurotome.data.finding import Finding
+    from neurotome.data.checking.check import CheckReport
+    from neurotome.data.checking.finding import Finding
 
 _DEFAULT_OUT = "check.json"
 _MAX_LINES = 8
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if args.splits is not None:
         existing(args.splits, "splits table")
     out = _output(args)
-    from neurotome.data.check import check
-    from neurotome.data.stream import write_atomically
+    from neurotome.data.checking.check import check
+    from neurotome.files.stream import write_atomically
 
     labels = None if args.labels is None else sorted({0, *args.labels})
     options = {"splits": args.splits, "labels": labels, "roots": args.root, "workers": args.workers}
@@ -126,7 +126,7 @@ class _bar:  # noqa: N801 - used like a function: `with _bar(args) as progress`
 
 def _text(report: "CheckReport", most: int | None) -> Iterator[str]:
     """Yield the lines of the table: the most severe first, grouped by what was found."""
-    from neurotome.data.finding import FINDINGS
+    from neurotome.data.checking.finding import FINDINGS
 
     for code, group in groupby(report.findings, key=lambda f: f.code):
         members = list(group)

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from neurotome.cli import add_common, answer
-from neurotome.cli.config import load_config, shipped
+from neurotome.experiments.config import load_config, shipped
 
 
 def add_parser(subparsers: Any) -> None:

@@ -156,8 +156,8 @@ def _train(args: argparse.Namespace, store: Path, out: Path, compute: list[str])
 
 def _example(store: Path, cohort: Path, out: Path) -> tuple[Path, Path]:
     """Return a test subject's T1w scan and where its T2w translation goes."""
-    from neurotome.apply.files import target_name
-    from neurotome.data.store import Store
+    from neurotome.apply.names import target_name
+    from neurotome.data.stores.store import Store
 
     source = cohort / Store.open(store).split("test")[0].sources["T1w"]
     return source, out / "example" / target_name(source, "synth", "T2w")
@@ -192,6 +192,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    from neurotome.data.stream import write_atomically
+    from neurotome.files.stream import write_atomically
 
     write_atomically(path, [json.dumps(value, indent=2).encode() + b"\n"])

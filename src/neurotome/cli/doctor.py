@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the findings; exit 1 when something is broken."""
     import torch
 
-    from neurotome.data.phantom_template import cache_folder
+    from neurotome.data.phantom.template import cache_folder
 
     cache = cache_folder()
     free = shutil.disk_usage(next(p for p in (Path.cwd(), *Path.cwd().parents) if p.exists())).free / 1e9

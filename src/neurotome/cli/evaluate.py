@@ -8,8 +8,8 @@ from neurotome.cli import add_common, answer, existing, say
 from neurotome.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from neurotome.apply.regions import RegionVolumes
-    from neurotome.apply.segmenter import ScanSegmenter
+    from neurotome.evaluation.regions import RegionVolumes
+    from neurotome.scans.segmenter import ScanSegmenter
 
 UNKNOWN = frozenset({"", "n/a", "na", "nan", "none"})
 
@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Return the metrics of a model on a split, written to ``out``."""
-    from neurotome.apply.evaluate import evaluate as measure
-    from neurotome.apply.files import check_writable
+    from neurotome.apply.names import check_writable
     from neurotome.cli.apply import load_tokenizer
-    from neurotome.data.store import Store
+    from neurotome.data.stores.store import Store
+    from neurotome.evaluation.evaluate import evaluate as measure
 
     check_writable(out)
     truth = None if args.truth is None else read_truth(Path(args.truth))
@@ -97,7 +97,7 @@ def evaluate(args: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 def read_regions(paths: list[str] | None) -> "RegionVolumes | None":
     """Return the tables of ``--regions``; None where it was not given."""
-    from neurotome.apply.regions import RegionVolumes, VolumeTable
+    from neurotome.evaluation.regions import RegionVolumes, VolumeTable
 
     if paths is None:
         return None
@@ -107,8 +107,8 @@ def read_regions(paths: list[str] | None) -> "RegionVolumes | None":
 
 def load_segmenter(args: argparse.Namespace) -> "ScanSegmenter":
     """Return the segmenter of ``--segmenter`` on the device the flags ask for."""
-    from neurotome.apply.segmenter import ScanSegmenter
     from neurotome.cli.apply import chosen_device
+    from neurotome.scans.segmenter import ScanSegmenter
 
     existing(args.segmenter, "segmenter folder")
     return ScanSegmenter.from_pretrained(args.segmenter, chosen_device(args.device))
@@ -122,7 +122,7 @@ def read_truth(path: Path) -> dict[str, dict[str, float | str]]:
     Raises:
         InputError: It cannot be read, or has no column participant_id.
     """
-    from neurotome.data.bids import read_table
+    from neurotome.data.datasets.bids import read_table
     from neurotome.errors import InputError
 
     header, rows = read_table(path)

@@ -9,7 +9,7 @@ from neurotome.cli import add_common, add_reading, answer, existing, natural
 from neurotome.errors import printable
 
 if TYPE_CHECKING:
-    from neurotome.data.manifest import Manifest, SessionScans
+    from neurotome.data.datasets.manifest import Manifest, SessionScans
 
 _MAX_LINES = 20
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     elif path.is_file() and not path.name.lower().endswith((".tsv", ".csv")):
         result = _image(path, args.volume, args.use_qform)
     else:
-        from neurotome.data.manifest import scan
+        from neurotome.data.datasets.manifest import scan
 
         result = _manifest(scan(path, args.root), args)
     answer(args, result, _text(result))
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _manifest(manifest: "Manifest", args: argparse.Namespace) -> dict[str, Any]:
-    from neurotome.data.dataset_headers import look
+    from neurotome.data.datasets.dataset_headers import look
 
     scans = Counter(m for s in manifest.sessions for m in s.scans)
     chosen = [f"{_name(s.subject, s.session)}: {note}" for s in manifest.sessions for note in s.notes]
@@ -79,7 +79,7 @@ def _manifest(manifest: "Manifest", args: argparse.Namespace) -> dict[str, Any]:
 
 def _splits(manifest: "Manifest", seed: int) -> dict[str, int]:
     """Return how many subjects each split would get: as the dataset says, else by the seed."""
-    from neurotome.data.splits import SPLITS, split_subjects
+    from neurotome.data.datasets.splits import SPLITS, split_subjects
 
     fixed = manifest.splits
     free = [s for s in manifest.subjects if s not in fixed]
@@ -99,7 +99,7 @@ def _session(manifest: "Manifest", s: "SessionScans") -> dict[str, Any]:
 
 
 def _image(path: Path, volume_index: int | None, use_qform: bool) -> dict[str, Any]:
-    from neurotome.data.nifti import read_volume
+    from neurotome.data.imaging.nifti import read_volume
     from neurotome.modality import candidates
 
     volume = read_volume(path, volume=volume_index, use_qform=use_qform, nonfinite="keep")
@@ -118,8 +118,8 @@ def _image(path: Path, volume_index: int | None, use_qform: bool) -> dict[str, A
 
 
 def _store(path: Path) -> dict[str, Any]:
-    from neurotome.data.splits import SPLITS
-    from neurotome.data.store import Store
+    from neurotome.data.datasets.splits import SPLITS
+    from neurotome.data.stores.store import Store
 
     store = Store.open(path)
     return {

@@ -191,7 +191,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
 
 
 def _config_options() -> list[str]:
-    from neurotome.cli.config import plain_keys
+    from neurotome.experiments.config import plain_keys
 
     return [f"--{key}" for key in plain_keys()]
 

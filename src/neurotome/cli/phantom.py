@@ -58,9 +58,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the cohort and say what was written."""
-    from neurotome.data.phantom import SyntheticCohort
-    from neurotome.data.phantom_dataset import write_dataset
-    from neurotome.data.phantom_labelmaps import find_labelmaps
+    from neurotome.data.phantom.cohort import SyntheticCohort
+    from neurotome.data.phantom.dataset import write_dataset
+    from neurotome.data.phantom.labelmaps import find_labelmaps
 
     number = getattr(args, "subjects", None)
     if number is None:

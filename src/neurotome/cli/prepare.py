@@ -10,7 +10,7 @@ from neurotome.cli import add_common, answer, existing, natural, positive, say
 from neurotome.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from neurotome.data.transforms import Preparation
+    from neurotome.data.preparation.preparation import Preparation
 
 # flag, and the argument of a preparation it sets; none has a default, so that what is given overrides a preset
 _ARGUMENTS = (
@@ -110,8 +110,8 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
-    from neurotome.data.prepare import prepare
-    from neurotome.data.splits import SPLITS
+    from neurotome.data.datasets.splits import SPLITS
+    from neurotome.data.stores.build import prepare
 
     path = existing(args.path, "file or folder")
     if args.splits is not None:
@@ -157,8 +157,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _preparation(args: argparse.Namespace) -> "Preparation":
     """Return the preset, if any, with the flags over it."""
-    from neurotome.data.presets import preset
-    from neurotome.data.transforms import Preparation
+    from neurotome.data.preparation.preparation import Preparation
+    from neurotome.data.preparation.presets import preset
 
     values: dict[str, Any] = _DEFAULTS if args.preset is None else preset(args.preset)
     given = {name: getattr(args, name) for name in _ARGUMENTS if getattr(args, name) is not None}

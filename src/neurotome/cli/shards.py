@@ -46,10 +46,10 @@ def run_shards(args: argparse.Namespace) -> int:
     """Encode a store."""
     existing(args.model, "model folder")
     existing(args.source, "store")
-    from neurotome.apply.files import check_writable
+    from neurotome.apply.names import check_writable
     from neurotome.apply.shards import ShardPlan, ShardWriter
     from neurotome.cli.apply import load_tokenizer
-    from neurotome.data.store import Store
+    from neurotome.data.stores.store import Store
 
     out = Path(args.target)
     if out.exists() and not out.is_dir():

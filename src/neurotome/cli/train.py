@@ -14,12 +14,12 @@ from neurotome.cli import add_common, answer, existing, say
 from neurotome.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from neurotome.cli.experiment import Experiment
-    from neurotome.data.datamodule import VolumeModule
-    from neurotome.data.dataset import TrainingBatches, TrainingPlan
-    from neurotome.data.store import Store
+    from neurotome.data.stores.batches import TrainingBatches, TrainingPlan
+    from neurotome.data.stores.loaders import VolumeModule
+    from neurotome.data.stores.store import Store
+    from neurotome.experiments.experiment import Experiment
     from neurotome.tokenizers.base import Tokenizer
-    from neurotome.training.run import FitResult
+    from neurotome.training.fit import FitResult
 
 log = logging.getLogger("neurotome")
 OWN_FILES = (
@@ -84,13 +84,15 @@ def remove_run(out: Path) -> None:
 
 def train(args: argparse.Namespace, out: Path) -> int:
     """Run an experiment into ``out`` and write its model folder."""
-    from neurotome.cli.config import load_config
-    from neurotome.data.store import Store
+    from neurotome.data.stores.store import Store
+    from neurotome.experiments.config import load_config
 
     overrides = [*args.overrides, *([("seed", str(args.seed))] if args.seed is not None else [])]
     overrides += [("trainer.precision", precision_name(args.precision))] if args.precision is not None else []
     config = load_config(args.config, overrides)
-    from neurotome.cli.experiment import check_experiment  # after the config has been read: a typing error answers fast
+    from neurotome.experiments.experiment import (
+        check_experiment,  # after the config has been read: a typing error answers fast
+    )
 
     check_experiment(config)
     store = Store.open(Path(args.store))
@@ -113,7 +115,7 @@ def start_from(method: Any, folder: Path) -> None:
     Raises:
         UsageError: Other sizes or contrasts; the message names them.
     """
-    from neurotome.apply.model_folder import read_model_folder
+    from neurotome.models.folder import read_model_folder
 
     source, own = read_model_folder(folder).network, getattr(method, "tokenizer", None)
     if own is None:
@@ -134,7 +136,7 @@ def start_from(method: Any, folder: Path) -> None:
 
 def describe_store(store: "Store") -> dict[str, Any]:
     """Return what the report says about the cohort: counts per split, and what the scans were before preparation."""
-    from neurotome.data.fingerprint import fingerprint_of_store
+    from neurotome.data.datasets.fingerprint import fingerprint_of_store
 
     splits = {}
     for split in ("train", "val", "test"):
@@ -158,7 +160,7 @@ def _fit(
     args: argparse.Namespace, out: Path, experiment: "Experiment", method: Any, store: "Store", settings: Any
 ) -> int:
     from neurotome.tokenizers.health import books_started
-    from neurotome.training.run import fit
+    from neurotome.training.fit import fit
 
     module = _data(experiment, method, store, settings.max_steps, args.workers)
     bare = not any(True for _ in _network(method).parameters())
@@ -194,8 +196,8 @@ def _nothing_to_fit(out: Path, text: str, seed: int, store: "Store") -> "FitResu
     """
     import torch
 
-    from neurotome.training.folder import RunFolder, environment
-    from neurotome.training.run import FitResult
+    from neurotome.training.fit import FitResult
+    from neurotome.training.run_folder import RunFolder, environment
 
     folder = RunFolder(out)
     folder.claim(text)
@@ -211,8 +213,8 @@ def _nothing_to_fit(out: Path, text: str, seed: int, store: "Store") -> "FitResu
 
 def _warn_of_noise(out: Path, method: Any, result: "FitResult") -> None:
     """Say that the codebook has not started, where a user and where a program looks."""
-    from neurotome.apply.pretrained import longer
-    from neurotome.training.folder import RunFolder
+    from neurotome.models.pretrained import longer
+    from neurotome.training.run_folder import RunFolder
 
     remedy = longer(_network(method))
     text = f"the codebook has not started after {result.step} steps, so that its codes are noise: {remedy}"
@@ -222,7 +224,7 @@ def _warn_of_noise(out: Path, method: Any, result: "FitResult") -> None:
 
 def _data(experiment: "Experiment", method: Any, store: "Store", max_steps: int, workers: int) -> "VolumeModule":
     """Return the data of a training, after a look at whether store, plan and network fit each other."""
-    from neurotome.data.datamodule import VolumeModule
+    from neurotome.data.stores.loaders import VolumeModule
 
     modalities = batches(experiment, method, store, max_steps).modalities
     return VolumeModule(store, experiment.data.build(), max_steps, experiment.seed, workers, modalities=modalities)
@@ -235,7 +237,7 @@ def batches(experiment: "Experiment", method: Any, store: "Store", max_steps: in
         UsageError: An empty training split, a crop larger than the grid; a crop, a grid, a range or a number of
             channels the network cannot take; a term of its bottleneck without a weight.
     """
-    from neurotome.data.dataset import TrainingBatches
+    from neurotome.data.stores.batches import TrainingBatches
 
     bare = [e.name for e in (*store.split("train"), *store.split("val")) if "labels" not in e.sources]
     if bare and getattr(method, "needs_labels", False):
@@ -304,7 +306,7 @@ def _check_images(method: Any) -> None:
     """
     import torch
 
-    from neurotome.apply.session_views import in_channels
+    from neurotome.models.session_views import in_channels
     from neurotome.tokenizers.tokenizer_training import TERM_WEIGHTS
 
     tokenizer = method.tokenizer
@@ -332,10 +334,10 @@ def _check_images(method: Any) -> None:
 def _export(
     args: argparse.Namespace, out: Path, experiment: "Experiment", method: Any, store: "Store", result: "FitResult"
 ) -> None:
-    from neurotome.apply.export import export_model
-    from neurotome.apply.segmenter import export_segmenter
-    from neurotome.data.dataset import batch_of
-    from neurotome.data.stream import write_atomically
+    from neurotome.data.stores.batches import batch_of
+    from neurotome.files.stream import write_atomically
+    from neurotome.scans.export import export_model
+    from neurotome.scans.segmenter import export_segmenter
 
     start = time.monotonic()
     facts = {

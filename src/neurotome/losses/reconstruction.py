@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neurotome.metrics.reconstruction import ssim
+from neurotome.metrics.fidelity import ssim
 from neurotome.types import Image, Scalar
 
 PAIRWISE_EPS = 1e-6  # what torch's pairwise distance adds to every difference, and the published numbers hold

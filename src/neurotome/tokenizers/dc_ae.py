@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from neurotome.nn.linear_attention import EfficientViTBlock
 from neurotome.nn.nd import Conv, Triple, per_axis
-from neurotome.nn.resample import Slicewise
+from neurotome.nn.rescale import Slicewise
 from neurotome.nn.shortcut import ChannelNorm, Downsample, PostNormBlock, Upsample, average_channels, repeat_channels
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, Latent, ModalityIds

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from neurotome.nn.attention import FullAttention
 from neurotome.nn.nd import Conv, Triple, depth_to_space, flat_axes, per_axis, space_to_depth
-from neurotome.nn.resample import Downsample, Slicewise, Upsample
+from neurotome.nn.rescale import Downsample, Slicewise, Upsample
 from neurotome.nn.residual import ResidualBlock, normalisation, run_stage
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, Latent, ModalityIds, Scalar

@@ -164,7 +164,8 @@ class HaarWavelet(_Lossless):
 class MaskCodec(_Lossless):
     """A binary mask as bit planes, one channel per voxel of a block, -1 outside and 1 inside.
 
-    Networks get the planes. On disk they are bits, as every latent of signs alone (:mod:`neurotome.data.bit_planes`).
+    Networks get the planes. On disk they are bits, as every latent of signs alone
+    (:mod:`neurotome.data.stores.bit_planes`).
 
     Args:
         spatial_dims: 2 or 3; a volume is coded slice by slice unless ``depth`` is more than 1.

@@ -21,7 +21,7 @@ from neurotome.losses.perceptual import Perceptual
 from neurotome.losses.reconstruction import ReconstructionLoss
 from neurotome.losses.segmentation import SegmentationLoss, dice
 from neurotome.losses.spikes import LossHistory, SpikeGuard
-from neurotome.metrics.reconstruction import psnr
+from neurotome.metrics.fidelity import psnr
 from neurotome.nn.nd import channels_last
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.health import ALARM_BELOW

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from neurotome.nn.nd import BatchNorm, Conv, Triple, flat_axes, per_axis, upsample
-from neurotome.nn.resample import Flat, MaxPool, Slicewise, TransposedConv
+from neurotome.nn.rescale import Flat, MaxPool, Slicewise, TransposedConv
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, ModalityIds
 

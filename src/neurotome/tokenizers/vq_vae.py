@@ -4,9 +4,9 @@ r"""VQVAE: a latent of codes (van den Oord et al., 2017, arXiv:1711.00937; Esser
     plain     [conv 4, stride 2, ReLU, residual units] per level, a transposed convolution back     (MONAI, MedGen)
     residual  the autoencoder of KLVAE: normalised residual blocks, attention where asked           (VQGAN)
 
-The quantizer is an argument (:mod:`neurotome.nn.quantizers`). With the defaults the plain network has the parameters of
-MONAI's ``VQVAE``, 5 512 069 with its book (here a buffer of 2048 numbers), and gives the same image from the same
-weights, which a test checks. What makes it a VQGAN is the objective: a discriminator, handed to the trainer.
+The quantizer is an argument (:mod:`neurotome.nn.quantize.library`). With the defaults the plain network has the
+parameters of MONAI's ``VQVAE``, 5 512 069 with its book (here a buffer of 2048 numbers), and gives the same image from
+the same weights, which a test checks. What makes it a VQGAN is the objective: a discriminator, handed to the trainer.
 """
 
 import math
@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurotome.nn.nd import Conv, flat_axes, per_axis
-from neurotome.nn.quantizers import Kind, quantizer_of
-from neurotome.nn.resample import Slicewise, TransposedConv
+from neurotome.nn.quantize.library import Kind, quantizer_of
+from neurotome.nn.rescale import Slicewise, TransposedConv
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.kl_vae import ResidualDecoder, ResidualEncoder
 from neurotome.types import Codes, Image, Latent, ModalityIds

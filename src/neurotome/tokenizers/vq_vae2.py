@@ -13,7 +13,7 @@ finest first. ``codes`` holds every level, coarsest first; ``aux`` holds the enc
 
 The published book starts its sums at random codes and its counts at 0: the first update divides by nearly nothing and
 flings every unvisited code out to norms of 1e5, 3 of 512 codes stay in use, for about ln(1/eps)/ln(1/decay) = 1146
-steps. Here counts start with the data (:mod:`neurotome.nn.quantize`); a test shows both.
+steps. Here counts start with the data (:mod:`neurotome.nn.quantize.ema`); a test shows both.
 """
 
 import math
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from neurotome.nn.nd import BatchNorm, Conv, Triple, flat_axes, per_axis, upsample
-from neurotome.nn.quantize import EMAQuantizer
-from neurotome.nn.resample import Flat, Slicewise, TransposedConv
+from neurotome.nn.quantize.ema import EMAQuantizer
+from neurotome.nn.rescale import Flat, Slicewise, TransposedConv
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Codes, Image, Latent, ModalityIds
 

@@ -2,8 +2,8 @@
 
 from neurotome.training.base import Diverged, Method
 from neurotome.training.ema import EMA
+from neurotome.training.fit import FitResult, TrainerConfig, fit
 from neurotome.training.optim import MuonAdamW, OptimizerConfig, Schedule, build_optimizer, orthogonalise
-from neurotome.training.run import FitResult, TrainerConfig, fit
 
 __all__ = [
     "EMA",

@@ -23,8 +23,8 @@ from neurotome.errors import Interrupted, UsageError
 from neurotome.training.base import Method
 from neurotome.training.checkpoint import CheckpointFolder, random_state, seed_generators, set_random_state
 from neurotome.training.ema import EMA
-from neurotome.training.folder import RunFolder
 from neurotome.training.journal import Journal, ProgressLine
+from neurotome.training.run_folder import RunFolder
 from neurotome.types import Batch
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from neurotome.errors import OutputError
-from neurotome.training.folder import RunFolder
+from neurotome.training.run_folder import RunFolder
 
 
 class ProgressLine:

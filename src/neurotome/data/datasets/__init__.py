@@ -1,0 +1,1 @@
+"""Many scans: BIDS, nnU-Net, tables, manifests, splits, fingerprints."""

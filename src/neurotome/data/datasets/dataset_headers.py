@@ -1,0 +1,160 @@
+"""What the headers of a dataset tell before anything is computed: grids, alignment, and the preparation that would fit.
+
+    step = 0.5 mm     spacing = max(1, median over sessions of the finest voxel edge), rounded up to a whole step
+    shape = 144 x 192 x 144 mm / spacing, rounded up to multiples of 16      holds nearly every brain
+
+Only a spread sample of sessions is looked at; voxels are never read.
+"""
+
+import math
+import shlex
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neurotome.data.datasets.manifest import Manifest, SessionScans
+from neurotome.data.imaging.headers import Header, read_header
+from neurotome.errors import InputError, printable
+
+# the published crop of NeuroQuant, which is about the largest brain with some air
+_BOX_MM = (144.0, 192.0, 144.0)
+_MULTIPLE = 16
+_SPACING_STEP = 0.5
+_MIN_SPACING = 1.0
+# thicker slices than this times the in-plane edge blur anatomy across slices
+_THICK = 2.5
+_MAX_NAMED = 5
+
+
+@dataclass
+class DatasetHeaders:
+    """What was seen.
+
+    Args:
+        looked_at: Sessions whose headers were read.
+        shapes: Sizes of scans, as ``X x Y x Z``, and how often they occur.
+        orientations: Axis codes, such as RAS.
+        finest: Finest voxel edge of each session in mm.
+        thick: Scans with slices much thicker than their in-plane voxels.
+        apart: Sessions whose contrasts lie on different grids.
+        refused: Scans whose header is refused, with reason and remedy.
+        volume: Which volume of a series was looked at.
+        use_qform: Whether the quaternion was taken where it and the matrix disagree.
+    """
+
+    volume: int | None = None
+    use_qform: bool = False
+    looked_at: int = 0
+    shapes: Counter[str] = field(default_factory=Counter)
+    orientations: Counter[str] = field(default_factory=Counter)
+    finest: list[float] = field(default_factory=list)
+    thick: list[str] = field(default_factory=list)
+    apart: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    @property
+    def spacing_mm(self) -> float:
+        """The spacing a preparation would take."""
+        finest = float(np.median(self.finest)) if self.finest else _MIN_SPACING
+        return max(_MIN_SPACING, math.ceil(round(finest / _SPACING_STEP, 3)) * _SPACING_STEP)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The grid a preparation would take."""
+        x, y, z = (math.ceil(edge / self.spacing_mm / _MULTIPLE) * _MULTIPLE for edge in _BOX_MM)
+        return x, y, z
+
+    def command(self, manifest: Manifest, path: str = "PATH") -> str:
+        """Return the ``prepare`` that fits what was seen."""
+        words = ["neurotome prepare", path, "STORE --modalities", *map(shlex.quote, manifest.modalities)]
+        words += [f"--spacing {self.spacing_mm:g} --shape", *map(str, self.shape)]
+        words += [] if self.volume is None else [f"--volume {self.volume}"]
+        return " ".join([*words, "--use-qform"] if self.use_qform else words)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was seen as JSON values."""
+        return {
+            "sessions_looked_at": self.looked_at,
+            "shapes": dict(self.shapes.most_common(8)),
+            "orientations": dict(self.orientations.most_common()),
+            "finest_edge_mm": round(float(np.median(self.finest)), 4) if self.finest else None,
+            "thick_slices": len(self.thick),
+            "contrasts_on_different_grids": len(self.apart),
+            "refused": len(self.refused),
+        }
+
+    def notes(self, manifest: Manifest) -> list[str]:
+        """Return what stands between this dataset and a preparation."""
+        of = f"of {self.looked_at} sessions looked at"
+        notes = [f"refused: {reason}" for reason in self.refused[:_MAX_NAMED]]
+        if len(self.refused) > _MAX_NAMED:
+            notes.append(f"and {len(self.refused) - _MAX_NAMED} more headers are refused; `neurotome check` names all")
+        if self.apart:
+            notes.append(
+                f"{len(self.apart)} {of} have contrasts on different grids ({_some(self.apart)}): if they are not "
+                "registered to each other, register them before a paired training"
+            )
+        if self.thick:
+            notes.append(
+                f"{len(self.thick)} scans have thick slices ({_some(self.thick)}): resampled, they stay blurred"
+            )
+        count = len(manifest.sessions)
+        if without := sum(s.mask is None for s in manifest.sessions):
+            notes.append(
+                f"{without} of {count} sessions have no brain mask: their scans must be skull-stripped; "
+                "whole heads are refused (masks are found as *_desc-brain_mask under derivatives)"
+            )
+        return notes
+
+
+def look(
+    manifest: Manifest, num_sessions: int, *, volume: int | None = None, use_qform: bool = False
+) -> DatasetHeaders:
+    """Read the headers of a spread sample of sessions; how is said as for :func:`read_header`."""
+    count = len(manifest.sessions)
+    places = sorted({int(i) for i in np.linspace(0, count - 1, min(num_sessions, count))}) if num_sessions else []
+    seen = DatasetHeaders(volume, use_qform)
+    for place in places:
+        _add(seen, manifest, manifest.sessions[place])
+    return seen
+
+
+def _add(seen: DatasetHeaders, manifest: Manifest, session: SessionScans) -> None:
+    seen.looked_at += 1
+    headers: list[Header] = []
+    for path in session.scans.values():
+        try:
+            header = read_header(path, volume=seen.volume, use_qform=seen.use_qform)
+        except InputError as error:
+            remedy = f"; {error.remedy}" if error.remedy else ""
+            seen.refused.append(f"{printable(manifest.relative(path))}: {error.reason}{remedy}")
+            continue
+        headers.append(header)
+        spacing = sorted(header.geometry.spacing_mm)
+        seen.shapes[" x ".join(map(str, header.geometry.shape))] += 1
+        seen.orientations[axis_codes(header)] += 1
+        if spacing[2] > _THICK * spacing[0]:
+            seen.thick.append(Path(path).name)
+    if headers:
+        seen.finest.append(min(min(header.geometry.spacing_mm) for header in headers))
+    if any(not header.geometry.same_grid(headers[0].geometry) for header in headers[1:]):
+        seen.apart.append(f"sub-{session.subject}{f' ses-{session.session}' if session.session else ''}")
+
+
+def axis_codes(header: Header) -> str:
+    """Return where the voxel axes point: RAS, LPS, ..."""
+    directions = header.geometry.affine[:3, :3] / np.asarray(header.geometry.spacing_mm)
+    codes, free = ["", "", ""], [0, 1, 2]
+    # the clearest axis chooses first, so that an oblique grid names every direction once
+    for axis in sorted(range(3), key=lambda j: -float(np.abs(directions[:, j]).max())):
+        world = max(free, key=lambda i: abs(float(directions[i, axis])))
+        free.remove(world)
+        codes[axis] = ("LR", "PA", "IS")[world][int(directions[world, axis] > 0)]
+    return "".join(codes)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")

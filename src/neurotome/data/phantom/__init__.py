@@ -1,0 +1,1 @@
+"""Synthetic brains whose anatomy, lesions and style are known."""

@@ -1,0 +1,1 @@
+"""What is done to scans before a network sees them, recorded and invertible."""

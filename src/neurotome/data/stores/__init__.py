@@ -1,0 +1,1 @@
+"""What training reads: prepared sessions, latents, batches."""

@@ -1,0 +1,133 @@
+"""Batches for Lightning: the whole training is one epoch of ``max_steps`` batches, resumable at any of them.
+
+Lightning alone replays an epoch's first samples after a stop in its middle. Here the position is one number: the
+sampler yields the steps from ``position`` on, and a batch is a pure function of its step.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from neurotome.data.stores.batches import TrainingBatches, TrainingPlan, batch_of
+from neurotome.data.stores.store import Store
+from neurotome.types import Batch
+
+
+class StepSampler(Sampler[int]):
+    """The steps that are left, in order.
+
+    Args:
+        position: Finished steps.
+        max_steps: Steps of the whole training.
+
+    Raises:
+        ValueError: ``position`` is not between 0 and ``max_steps``.
+    """
+
+    def __init__(self, position: int, max_steps: int) -> None:
+        if not 0 <= position <= max_steps:
+            raise ValueError(f"position is {position}; admissible is 0 to {max_steps}")
+        self.position, self.max_steps = position, max_steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.position, self.max_steps))
+
+    def __len__(self) -> int:
+        return self.max_steps - self.position
+
+
+class WholeSessions(Dataset[Batch]):
+    """Whole volumes of a split, one session at a time.
+
+    Args:
+        store: Prepared sessions.
+        split: Name of the split.
+        max_sessions: At most so many, the first by subject; None for all.
+        modalities: The model's contrasts in its order; those of the store by default.
+    """
+
+    def __init__(
+        self, store: Store, split: str, max_sessions: int | None = None, modalities: Sequence[str] | None = None
+    ) -> None:
+        self.store, self.modalities = store, modalities
+        self.entries = store.split(split)[:max_sessions]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Batch:
+        return batch_of(self.store, [self.entries[index]], modalities=self.modalities)
+
+
+class VolumeModule(lightning.LightningDataModule):
+    """Training batches from the train split and whole volumes of the validation split.
+
+    Args:
+        store: Prepared sessions.
+        plan: What a training step sees.
+        max_steps: Steps of the whole training.
+        seed: Of order and augmentation.
+        num_workers: Loader processes; 0 loads in the training's own.
+        max_val_sessions: Sessions of one validation; None for the whole split.
+        modalities: The model's contrasts in its order; those of the store by default.
+
+    Attributes:
+        position: Finished steps; set before ``trainer.fit`` (or by :meth:`load_state_dict`) to go on there.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        plan: TrainingPlan,
+        max_steps: int,
+        seed: int = 0,
+        num_workers: int = 0,
+        max_val_sessions: int | None = None,
+        modalities: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.store, self.plan, self.max_steps, self.seed = store, plan, max_steps, seed
+        self.num_workers, self.max_val_sessions, self.modalities = num_workers, max_val_sessions, modalities
+        self.position = 0
+        self._ahead = 0  # finished steps that the trainer does not know of
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides which voxels a step sees, but for the number of steps."""
+        parts = [self.store.fingerprint, repr(self.plan), self.seed, list(self.modalities or self.store.modalities)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the batches from ``position`` on."""
+        rank, world_size = 0, 1
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            self._ahead = self.position - self.trainer.global_step
+        batches = TrainingBatches(
+            self.store, self.plan, self.max_steps, self.seed, rank, world_size, modalities=self.modalities
+        )
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=StepSampler(self.position, self.max_steps),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the sessions of the validation split, one at a time."""
+        return DataLoader(WholeSessions(self.store, "val", self.max_val_sessions, self.modalities), batch_size=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of finished steps."""
+        if self.trainer is None:
+            return {"position": self.position}
+        return {"position": max(self.position, self._ahead + int(self.trainer.global_step))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the finished steps of ``state_dict``."""
+        self.position = int(state_dict["position"])

@@ -1,0 +1,244 @@
+"""Experiments: one YAML file, shipped or yours, and ``--key value`` overrides.
+
+    method:    {class_path: NeuroQuantTraining, init_args: {tokenizer: {class_path: NeuroQuant, init_args: {...}}}}
+    data:      fields of data.dataset.TrainingPlan
+    trainer:   fields of training.run.TrainerConfig
+    optimizer: fields of training.optim.OptimizerConfig
+    seed:      0
+    tiny:      overrides under which the config steps in seconds, for tests
+
+A dotted key may leave ``init_args`` out: ``--method.tokenizer.num_codes 64``.
+"""
+
+import copy
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neurotome.errors import UsageError, printable
+
+SECTIONS = ("method", "data", "trainer", "optimizer", "seed", "tiny")
+FOLDERS = ("tokenizer", "disentangle", "generative", "task")
+MAX_BYTES = 256 * 2**10  # a config is a page; more is not one
+MAX_DEPTH = 24
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars (1e-3 is a number, ``no`` is text), no aliases, no key given twice."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise self._refusal("aliases (*name) are not admitted", self.get_event())  # type: ignore[no-untyped-call]
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self._refusal(f"more than {MAX_DEPTH} levels", self.get_event())  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                raise self._refusal(f"key {key.value!r} is not text", key)
+            if key.value in seen:
+                raise self._refusal(f"key {key.value!r} is given twice", key)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    @staticmethod
+    def _refusal(problem: str, at: Any) -> yaml.YAMLError:
+        return yaml.constructor.ConstructorError(None, None, problem, at.start_mark)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"^(?:null|~|)$", ["n", "~", ""]),
+    ("bool", r"^(?:true|false)$", ["t", "f"]),
+    ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+    ("float", r"^(?:[-+]?\.inf|\.nan)$", list("-+.")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+@dataclass(frozen=True)
+class Config:
+    """An experiment's merged keys; nothing is built yet.
+
+    Args:
+        name: Shipped name or file.
+        tree: Sections as in the module's head, overrides applied, without ``tiny``.
+        tiny: The overrides for tests.
+        text: The file as written.
+    """
+
+    name: str
+    tree: dict[str, Any]
+    tiny: dict[str, Any]
+    text: str
+
+    @property
+    def head(self) -> str:
+        """The comment at the file's head."""
+        lines = []
+        for line in self.text.splitlines():
+            if not line.startswith("#"):
+                break
+            lines.append(line.lstrip("#").strip())
+        return "\n".join(lines)
+
+    def shrunk(self) -> "Config":
+        """Return the config with its ``tiny`` block merged in."""
+        return Config(self.name, merged(self.tree, self.tiny), {}, self.text)
+
+
+def shipped() -> dict[str, Any]:
+    """Return name -> file of every shipped config."""
+    root = resources.files("neurotome") / "configs"
+    found: dict[str, Any] = {}
+    for folder in FOLDERS:
+        if (root / folder).is_dir():
+            files = sorted((root / folder).iterdir(), key=lambda f: f.name)
+            found.update({f.name.removesuffix(".yaml"): f for f in files if f.name.endswith(".yaml")})
+    return found
+
+
+def load_config(name: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
+    """Read a shipped config or a file, and apply overrides.
+
+    Args:
+        name: A shipped name, or a path that ends in ``.yaml`` or ``.yml``.
+        overrides: Dotted keys and YAML values.
+
+    Raises:
+        UsageError: No such config; not YAML; a section, key or value that is not admissible.
+    """
+    text = _read(name)
+    tree = parse_yaml(text, name)
+    if not isinstance(tree, dict):
+        raise UsageError(f"{printable(name)}: a config is a block with the keys {', '.join(SECTIONS)}")
+    for key, value in overrides:
+        _override(tree, key, parse_yaml(value, f"--{key}"))
+    _check_sections(tree, name)
+    tiny = tree.pop("tiny", None) or {}
+    tree.setdefault("seed", 0)
+    return Config(name, tree, tiny, text)
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Parse YAML into plain data.
+
+    Raises:
+        UsageError: It is not YAML, holds a tag, an alias, a key twice, or is nested too deep.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        what = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise UsageError(f"{printable(name)}{where}: {printable(' '.join(str(what).split()))}") from error
+
+
+def merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``tree`` with ``over`` laid on it: blocks merge, everything else is replaced."""
+    result = copy.deepcopy(dict(tree))
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+def class_blocks(tree: Any) -> Iterator[dict[str, Any]]:
+    """Yield every ``{class_path, init_args}`` block of a tree."""
+    if isinstance(tree, dict):
+        if "class_path" in tree:
+            yield tree
+        for value in tree.values():
+            yield from class_blocks(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from class_blocks(value)
+
+
+def plain_keys() -> list[str]:
+    """Return the dotted keys of the settings that every config has."""
+    from neurotome.experiments.experiment import SETTINGS, settings_class
+    from neurotome.experiments.schema import parameters
+
+    return ["seed", *(f"{section}.{name}" for section in SETTINGS for name in parameters(settings_class(section)))]
+
+
+def _read(name: str) -> str:
+    files = shipped()
+    if name in files:
+        return files[name].read_text(encoding="utf-8")
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        from neurotome.experiments.schema import nearest
+
+        raise UsageError(
+            f"there is no shipped config '{printable(name)}'{nearest(name, list(files))}; "
+            f"`neurotome configs` lists them, a file of yours ends in .yaml"
+        )
+    if not path.is_file():
+        raise UsageError(f"{printable(path)}: there is no such file; check the path")
+    with path.open("rb") as file:
+        raw = file.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise UsageError(f"{printable(path)}: larger than {MAX_BYTES // 1024} KiB, which is no config")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{printable(path)}: not UTF-8 text; save it as UTF-8") from error
+
+
+def _check_sections(tree: dict[str, Any], name: str) -> None:
+    from neurotome.experiments.schema import nearest
+
+    for key in tree:
+        if key not in SECTIONS:
+            raise UsageError(
+                f"{printable(name)}: unknown key '{printable(key)}'{nearest(key, SECTIONS)}; "
+                f"admissible are {', '.join(SECTIONS)}"
+            )
+    if "method" not in tree:
+        raise UsageError(f"{printable(name)}: the key method is missing; `neurotome configs` lists examples")
+    seed = tree.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UsageError(f"{printable(name)}: seed is {seed!r}; admissible is a whole number in [0, 2^32)")
+
+
+def _override(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set one dotted key; between a class block and its argument ``init_args`` may be left out."""
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        node = _arguments(node, part)
+        if not isinstance(node, dict):
+            raise UsageError(f"--{printable(key)}: '{printable(part)}' lies in something that is not a block")
+        node = node.setdefault(part, {})
+        if node is None:
+            raise UsageError(f"--{printable(key)}: '{printable(part)}' is null; give the whole block instead")
+    node = _arguments(node, last)
+    if not isinstance(node, dict):
+        raise UsageError(
+            f"--{printable(key)}: there is no block '{printable('.'.join(parents))}' to hold '{printable(last)}'"
+        )
+    node[last] = value
+
+
+def _arguments(node: Any, part: str) -> Any:
+    if isinstance(node, dict) and "class_path" in node and part not in ("class_path", "init_args"):
+        if not isinstance(node.get("init_args"), dict):
+            node["init_args"] = {}
+        return node["init_args"]
+    return node

@@ -1,0 +1,1 @@
+"""Files whole or not at all, locks, bounded readers, process pools: the plumbing, once."""

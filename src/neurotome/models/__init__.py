@@ -1,0 +1,1 @@
+"""Any trained network on disk."""

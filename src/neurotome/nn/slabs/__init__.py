@@ -1,0 +1,1 @@
+"""Large volumes through a network piece by piece."""

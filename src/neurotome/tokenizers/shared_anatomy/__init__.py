@@ -1,0 +1,1 @@
+"""Tokenizers with one anatomy for all contrasts: NeuroQuant, Anatome, and what they share."""

@@ -1,0 +1,251 @@
+"""The two verbs of the data path, called in this process."""
+
+import argparse
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from neurotome.cli import inspect, prepare
+from neurotome.data.datasets import dataset_headers
+from neurotome.data.preparation.preparation import Preparation
+from neurotome.data.stores.store import Store
+from neurotome.errors import InputError, UsageError
+from tests.data.scans import affine_of, brain_array, header_bytes, write_bids, write_nifti
+
+
+def call(*words):
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers(dest="verb")
+    inspect.add_parser(subparsers)
+    prepare.add_parser(subparsers)
+    args = parser.parse_args([str(w) for w in words])
+    return {"inspect": inspect, "prepare": prepare}[args.verb].run(args)
+
+
+def test_inspect_says_what_was_found_and_what_would_be_done(dataset, prepared, capsys):
+    assert call("inspect", dataset) == 0
+    text = capsys.readouterr().out
+    assert "T1w 12, T2w 12" in text
+    assert "train 8, val 2, test 2" in text
+    assert call("inspect", dataset, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["found"][0]["scans"]["T1w"] == "sub-00/anat/sub-00_T1w.nii.gz"
+    assert result["sites"] == ["a", "b"]
+    assert call("inspect", prepared.path, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["fingerprint"] == prepared.fingerprint
+    assert call("inspect", dataset / "sub-00/anat/sub-00_T1w.nii.gz", "--json") == 0
+    image = json.loads(capsys.readouterr().out)
+    assert (image["modality"], image["shape"], image["spacing_mm"]) == (["T1w"], [20, 24, 18], [3.0, 3.0, 3.0])
+
+
+def test_inspect_escapes_hostile_ids(tmp_path, capsys):
+    write_nifti(tmp_path / "x\x1b[31m_T1w.nii.gz", brain_array())
+    call("inspect", tmp_path)
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_inspect_sees_in_headers_what_stands_in_the_way(tmp_path, capsys):
+    root = write_bids(tmp_path, ["1", "2"], shape=(20, 24, 18))
+    write_nifti(root / "sub-2/anat/sub-2_T2w.nii.gz", brain_array((40, 40, 5)), affine_of((1.5, 1.5, 6.0)))
+    (root / "sub-1/anat/sub-1_T1w.nii.gz").write_bytes(b"no image")
+    assert call("inspect", root, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["headers"] == {
+        "sessions_looked_at": 2,
+        "shapes": {"20 x 24 x 18": 2, "40 x 40 x 5": 1},
+        "orientations": {"RAS": 3},
+        "finest_edge_mm": 2.25,
+        "thick_slices": 1,
+        "contrasts_on_different_grids": 1,
+        "refused": 1,
+    }
+    assert result["would_run"].startswith("neurotome prepare")
+    assert "STORE --modalities T1w T2w --spacing 2.5 --shape 64 80 64" in result["would_run"]
+    text = "\n".join(result["notes"])
+    for word in ("sub-1_T1w.nii.gz", "different grids (sub-2)", "thick slices", "no brain mask"):
+        assert word in text
+    assert call("inspect", root, "--headers", 0, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["headers"]["sessions_looked_at"] == 0
+
+
+def test_inspect_tells_splits_that_the_dataset_fixes(tmp_path, capsys):
+    for name in ("a", "b", "c", "d"):
+        write_nifti(tmp_path / f"{name}_T1w.nii", brain_array())
+    rows = "".join(
+        f"{n}\tT1w\t{n}_T1w.nii\t{s}\n" for n, s in zip("abcd", ("test", "test", "train", "val"), strict=True)
+    )
+    (tmp_path / "t.tsv").write_text("participant_id\tmodality\tpath\tsplit\n" + rows)
+    assert call("inspect", tmp_path / "t.tsv", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["would_split"] == {"train": 1, "val": 1, "test": 2}
+
+
+def test_of_a_long_table_few_headers_are_read(tmp_path, capsys, monkeypatch):
+    header = header_bytes(brain_array((4, 4, 4)))
+    rows = []
+    for n in range(2_500):
+        folder = tmp_path / f"sub-{n // 4:04d}"
+        if n % 4 == 0:
+            folder.mkdir()
+        name = f"sub-{n // 4:04d}/{('T1w', 'T2w', 'FLAIR', 'PDw')[n % 4]}.nii"
+        (tmp_path / name).write_bytes(header)
+        rows.append(f"{n // 4:04d}\t1\t{('T1w', 'T2w', 'FLAIR', 'PDw')[n % 4]}\t{name}\ta")
+    (tmp_path / "m.tsv").write_text("participant_id\tsession_id\tmodality\tpath\tsite\n" + "\n".join(rows))
+    read = []
+    header_of = dataset_headers.read_header
+    monkeypatch.setattr(dataset_headers, "read_header", lambda path, **how: read.append(path) or header_of(path, **how))
+    assert call("inspect", tmp_path / "m.tsv", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["sessions"], result["headers"]["sessions_looked_at"], len(read)) == (625, 64, 256)
+    assert result["headers"]["refused"] == 0
+    # spread over the table, first and last included
+    assert {read[0].parent.name, read[-1].parent.name} == {"sub-0000", "sub-0624"}
+
+
+def test_prepare_writes_a_store_and_says_so(dataset, tmp_path, capsys):
+    words = (
+        "prepare",
+        dataset,
+        tmp_path / "store",
+        "--spacing",
+        3,
+        "--shape",
+        20,
+        24,
+        16,
+        "--modalities",
+        "t1",
+        "--json",
+    )
+    assert call(*words) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["built"], result["failed"], result["modalities"]) == (12, [], ["T1w"])
+    assert result["subjects"] == {"train": 8, "val": 2, "test": 2}
+    assert call(*words) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 12
+
+
+def test_a_flag_overrides_a_preset(dataset, tmp_path, capsys):
+    words = ("--spacing", 3, "--shape", 24, 26, 20, "--clip", 4, "--json")
+    call("prepare", dataset, tmp_path / "a", "--preset", "adni-2mm", *words)
+    result = json.loads(capsys.readouterr().out)
+    assert result["preparation"] == {
+        "spacing_mm": 3.0, "shape": [24, 26, 20], "percentiles": [0.5, 99.5], "mask_threshold": 50.0, "version": 1,
+        "crop": "centre", "intensity": "zscore", "clip": 4.0,
+    }  # fmt: skip
+    call("prepare", dataset, tmp_path / "b", "--preset", "neuroquant", "--shape", 60, 72, 56, "--quiet", "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert (result["preparation"]["spacing_mm"], result["preparation"]["shape"]) == (1.0, [60, 72, 56])
+    assert "crop" not in result["preparation"]
+
+
+def test_flags_reach_the_preparation_and_the_store_remembers_them(dataset, tmp_path, capsys):
+    words = ("--spacing", 3, 3, 6, "--shape", 20, 24, 10, "--intensity", "minmax", "--background", -0.5, "--json")
+    call("prepare", dataset, tmp_path / "store", *words)
+    store = Store.open(tmp_path / "store")
+    assert store.preparation == Preparation((3.0, 3.0, 6.0), (20, 24, 10), intensity="minmax", background=-0.5)
+    assert store.load(store.sessions[0]).image.min() == -1.0
+    assert "minmax" in json.dumps(json.loads(capsys.readouterr().out)["preparation"])
+
+
+def test_a_table_leads_to_another_folder_only_where_it_is_admitted(tmp_path, capsys):
+    for n in range(3):
+        write_nifti(tmp_path / f"scans/{n}.nii.gz", brain_array(seed=n))
+    (tmp_path / "lists").mkdir()
+    lines = ["participant_id\tmodality\tpath", *(f"{n}\tT1w\t../scans/{n}.nii.gz" for n in range(3))]
+    table = tmp_path / "lists/t.tsv"
+    table.write_text("\n".join(lines) + "\n")
+    grid = ("--spacing", 3, "--shape", 20, 24, 16, "--quiet")
+    with pytest.raises(InputError, match="line 2, column path"):
+        call("prepare", table, tmp_path / "store", *grid)
+    assert call("prepare", table, tmp_path / "store", *grid, "--root", tmp_path / "scans") == 0
+    store = Store.open(tmp_path / "store")
+    entry = store.sessions[0]
+    assert entry.sources == {"T1w": "../scans/0.nii.gz"}
+    (tmp_path / "store" / entry.file).write_bytes(b"")
+    assert store.load(entry).present.all()  # rebuilt from there
+
+
+def test_how_ambiguous_files_are_read_is_said_by_flags(tmp_path, capsys):
+    root = write_bids(tmp_path / "data", ["0", "1", "2"], modalities=("T1w",))
+    write_nifti(root / "sub-1/anat/sub-1_T1w.nii.gz", np.stack([brain_array(), brain_array()], axis=-1))
+    image = nibabel.load(root / "sub-2/anat/sub-2_T1w.nii.gz")
+    image.set_qform(affine_of(origin=(9.0, 0.0, 0.0)), code=1, update_affine=False)  # three voxels from the matrix
+    nibabel.save(image, root / "sub-2/anat/sub-2_T1w.nii.gz")
+    flags = ("--volume", 1, "--use-qform")
+    assert call("inspect", root, "--json") == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert ["--volume K" in n or "--use-qform" in n for n in notes if n.startswith("refused")] == [True, True]
+    assert call("inspect", root, "--json", *flags) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["headers"]["refused"] == 0
+    assert result["would_run"].endswith("--volume 1 --use-qform")
+    with pytest.raises(InputError, match="a series of 2 volumes"):
+        call("inspect", root / "sub-1/anat/sub-1_T1w.nii.gz")
+    assert call("inspect", root / "sub-1/anat/sub-1_T1w.nii.gz", "--volume", 1) == 0
+    grid = ("--spacing", 3, "--shape", 20, 24, 16, "--quiet")
+    with pytest.raises(InputError, match="2 of 3 sessions"):
+        call("prepare", root, tmp_path / "a", *grid)
+    assert call("prepare", root, tmp_path / "b", *grid, *flags) == 0
+    preparation = Store.open(tmp_path / "b").preparation
+    assert (preparation.volume, preparation.use_qform) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--clip", 3), "only zscore is clipped"),
+        (("--preset", "adni-2mm", "--percentiles", 1, 99), "percentiles are"),
+        (("--spacing", 1, 2), "spacing_mm has 2 numbers"),
+        (("--splits", "x", "--split-sizes", 1, 0, 0), "--splits and --split-sizes"),
+    ],
+)
+def test_flags_that_contradict_each_other(dataset, tmp_path, monkeypatch, words, says):
+    (tmp_path / "x").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=says):
+        call("prepare", dataset, tmp_path / "store", *words)
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_needs_a_package_is_refused_before_anything_is_made(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("neurotome.data.preparation.extras.SIMPLEITK", "a_package_that_is_not_there")
+    for words in (("--register",), ("--bias-field", "n4")):
+        with pytest.raises(UsageError, match=r"`pip install"):
+            call("prepare", dataset, tmp_path / "store", *words)
+    assert not (tmp_path / "store").exists()
+
+
+def test_progress_says_how_long_it_will_take(capsys, monkeypatch):
+    now = iter([0.0, 2.0, 4.0, 30.0, 3700.0, 3702.0])
+    monkeypatch.setattr(prepare.time, "monotonic", lambda: next(now))
+    progress = prepare._Progress(argparse.Namespace(quiet=False))
+    for done in range(1, 5):
+        progress(done, 400, f"sub-{done}")
+    progress(400, 400, "sub-x\n")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "prepared 1 of 400 (sub-1), 13:18 left"
+    assert lines[1].startswith("prepared 3 of 400 (sub-3), 1:06:10 left")  # the second came too soon after the first
+    assert len(lines) == 4
+    assert lines[-1] == "prepared 400 of 400 (sub-x\\n)"
+
+
+def test_prepare_stores_the_good_and_fails_for_the_bad(tmp_path, capsys):
+    root = write_bids(tmp_path / "data", ["1", "2", "3"])
+    (root / "sub-2/anat/sub-2_T2w.nii.gz").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"1 of 3 sessions.*sub-2_T2w\.nii\.gz") as error:
+        call("prepare", root, tmp_path / "store", "--spacing", 3, "--shape", 20, 24, 16, "--quiet")
+    assert error.value.exit_code == 3
+    assert "2 sessions" in capsys.readouterr().out
+    assert (tmp_path / "store" / "index.json").exists()
+
+
+def test_wrong_use(dataset, tmp_path):
+    with pytest.raises(UsageError, match="no such file or folder"):
+        call("inspect", tmp_path / "none")
+    with pytest.raises(UsageError, match="spacing_mm"):
+        call("prepare", dataset, tmp_path / "store", "--spacing", -1)
+    with pytest.raises(UsageError, match="splits table"):
+        call("prepare", dataset, tmp_path / "store", "--splits", tmp_path / "none.tsv")
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,84 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from neurotome.data.stores.store import Store
+from neurotome.errors import UsageError
+from neurotome.models.folder import read_model_folder
+from neurotome.scans.export import export_model, training_statistics
+from tests.toy import ToyTokenizer
+
+pytestmark = pytest.mark.usefixtures("toys")
+
+
+def test_statistics_equal_a_brute_force_count(toy_store: Path) -> None:
+    store, network = Store.open(toy_store), ToyTokenizer()
+    found = training_statistics(network.eval(), store).to_json()
+    latents, ranges = [], []
+    for entry in store.split("train"):
+        session = store.load(entry)
+        for i, name in enumerate(store.modalities):
+            image = torch.from_numpy(np.array(session.image[i : i + 1]))
+            encoded = network.encode(image, torch.tensor([network.modality_id(name)]))
+            latents.append(encoded.latent[0].flatten(1).detach().numpy())
+            ranges.append((name, session.records[name].low))
+    cells = np.concatenate(latents, axis=1).astype(np.float64)
+    assert np.allclose(found["mean"], cells.mean(axis=1))
+    assert np.allclose(found["std"], cells.std(axis=1))
+    assert found["cells"] == cells.shape[1]
+    assert found["intensity"]["T2w"]["low"] == pytest.approx(np.mean([low for name, low in ranges if name == "T2w"]))
+    assert found["intensity"]["T2w"]["low"] == pytest.approx(3 * found["intensity"]["T1w"]["low"], rel=1e-3)
+
+
+def test_styles_are_moments_per_contrast_and_site(toy_store: Path) -> None:
+    store, network = Store.open(toy_store), ToyTokenizer().eval()
+    means, covariances = training_statistics(network, store).style_moments()
+    vectors: dict = {}
+    for entry in store.split("train"):
+        session = store.load(entry)
+        vectors.setdefault(entry.site, []).append([float(np.mean(session.image[1])), 1.0])
+    pooled = np.array([v for group in vectors.values() for v in group])
+    assert np.allclose(means["T2w", "all"], pooled.mean(axis=0), atol=1e-5)
+    assert np.allclose(covariances["T2w", "all"], np.cov(pooled.T), atol=1e-6)
+    for site, group in vectors.items():
+        assert np.allclose(means["T2w", site], np.mean(group, axis=0), atol=1e-5)
+    assert {s for m, s in means if m == "T1w"} == {"all", *vectors}
+
+
+def test_only_training_subjects_are_looked_at(toy_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(toy_store)
+    seen = []
+    load = store.load
+    monkeypatch.setattr(store, "load", lambda entry: seen.append(entry.subject) or load(entry))
+    training_statistics(ToyTokenizer().eval(), store)
+    assert sorted(seen) == sorted(store.subjects("train"))
+
+
+def test_the_folder_states_preparation_subjects_and_limits(tmp_path: Path, toy_store: Path) -> None:
+    store, network = Store.open(toy_store), ToyTokenizer().train()
+    export_model(network, store, tmp_path / "model", facts={"Config": "toy", "Steps": 4})
+    assert network.training
+    content = read_model_folder(tmp_path / "model")
+    assert content.preparation == json.loads(json.dumps(store.preparation.to_json()))
+    assert len(content.training_subjects[1]) == len(store.subjects("train"))
+    assert "- Steps: 4" in content.card
+    volumes = json.loads((tmp_path / "model" / "latent_stats.json").read_text())["volumes"]
+    assert f"per channel, over {volumes} training volumes; these are few" in content.card
+    assert "not for clinical use" in content.card
+    assert not any(s in content.card for s in (str(tmp_path), "sub-"))
+    assert set(load_file(tmp_path / "model" / "styles.safetensors")) == {
+        f"{m}/{s}/{what}" for m in ("T1w", "T2w") for s in ("all", "site0", "site1") for what in ("mean", "covariance")
+    }
+
+
+def test_a_store_without_training_subjects_is_refused(
+    tmp_path: Path, toy_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(toy_store)
+    monkeypatch.setattr(store, "split", lambda name: [])
+    with pytest.raises(UsageError, match="no training session"):
+        export_model(ToyTokenizer(), store, tmp_path / "model", facts={})
