@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# torch spins idle threads unless told before it is imported
+# idle threads of torch spin unless this is set before it is imported
 export OMP_WAIT_POLICY := passive
 # `make demo` wants no test tools; `make test` adds them to the same environment
 RUN_STAMP := $(VENV)/.run-$(shell cat pyproject.toml requirements/lock.txt 2>/dev/null | sha256sum | cut -c1-12)

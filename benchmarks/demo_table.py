@@ -4,7 +4,7 @@
 
 A folder is named CONFIG-SEED. A cell is the mean over seeds, and over the test subjects within a seed, with the
 smallest and largest seed; nothing is left out and nothing is chosen. With both configs there, the goals that compare
-them are judged on the means.
+them are compared on the means.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def cell(values: Sequence[float | None], digits: int) -> str:
     return text if len(numbers) == 1 else f"{text} ({min(numbers):.{digits}f} to {max(numbers):.{digits}f})"
 
 
-def judged(values: Sequence[float | None], goal: str) -> str:
+def with_goal(values: Sequence[float | None], goal: str) -> str:
     """Return the goal and whether the mean reaches it."""
     numbers = [v for v in values if v is not None]
     if not goal or not numbers:
@@ -134,7 +134,7 @@ def table(found: Mapping[str, Sequence[Tree]]) -> str:
         cells = []
         for config in configs:
             values = [value(m) for m in found[config]]
-            cells += [cell(values, digits), judged(values, published if config == PUBLISHED else aligned)]
+            cells += [cell(values, digits), with_goal(values, published if config == PUBLISHED else aligned)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     seeds = "; ".join(f"`{c}`: seeds {', '.join(str(m['_seed']) for m in found[c])}" for c in configs)
     note = f"{seeds}. Default cohort, test split (8 subjects), mean over seeds (range of seeds)."

@@ -26,10 +26,12 @@ from neurotome.apply.names import Job
 from neurotome.apply.reconstruct import Encoding
 from neurotome.apply.work import Loaded, Result, process
 from neurotome.data.preparation.preparation import Preparation
+from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.scans.latent_scan import LatentScan
 from neurotome.scans.tokenizer import ScanTokenizer
 from neurotome.tokenizers import NeuroQuant
 from neurotome.tokenizers.base import Tokenizer
+from neurotome.tokenizers.shared_anatomy.parts import Appearance, Trunk
 
 Shape = tuple[int, int, int]
 
@@ -37,12 +39,17 @@ Shape = tuple[int, int, int]
 def network(tiny: bool, device: str) -> Tokenizer:
     """Return the network of the shipped demo, with random weights."""
     torch.manual_seed(0)
+    trunk = Trunk(
+        channels=[8 if tiny else 32], num_res_blocks=1, decoder_res_blocks=2, attention_levels=[False],
+        mid_blocks=False, stem_factor=2, downsample=[False], norm_groups=0, factored=False,
+    )  # fmt: skip
+    appearance = Appearance(
+        channels=16, stages=[64], foreground_above=-0.95, embedding_channels=16, film_hidden=64, film_layers=1,
+        film_sites="block",
+    )  # fmt: skip
     model = NeuroQuant(
-        spatial_dims=3, channels=[8 if tiny else 32], num_res_blocks=1, decoder_res_blocks=2, attention_levels=[False],
-        mid_blocks=False, stem_factor=2, downsample=[False], norm_groups=0, factored=False, anatomy_channels=8,
-        num_codes=64, modality_channels=16, embedding_channels=16, appearance_channels=[64], foreground_above=-0.95,
-        film_sites="block", film_hidden=64, film_layers=1, output="clamp", tell_encoder=True, private_codes=32,
-        adversary=False,
+        trunk=trunk, appearance=appearance, quantizer=EMAQuantizer(64, 8), private=EMAQuantizer(32, 4),
+        contrast_in_encoder=True, output="clamp", adversary=False,
     )  # fmt: skip
     return model.to(device).eval()
 

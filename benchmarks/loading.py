@@ -26,10 +26,13 @@ from torch import Tensor
 
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Prepared
-from neurotome.data.stores.batches import TrainingBatches, TrainingPlan, batch_of
-from neurotome.data.stores.store import SessionEntry, Store, entry_file, write_entry
+from neurotome.data.stores.batches import StepPlan, VolumeBatches, batch_of
+from neurotome.data.stores.entries import SessionEntry, entry_file, write_entry
+from neurotome.data.stores.store import Store
+from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.tokenizers import NeuroQuant
 from neurotome.tokenizers.shared_anatomy.neuroquant_training import NeuroQuantTraining
+from neurotome.tokenizers.shared_anatomy.parts import Appearance, Trunk
 from neurotome.types import Batch
 
 Shape = tuple[int, int, int]
@@ -124,17 +127,21 @@ def stall(folder: Path, tiny: bool) -> base.Case:
     """Compare steps that draw their batches with the same steps on batches that are there already."""
     shape: Shape = (16, 16, 16) if tiny else (48, 64, 56)
     store = make_store(folder / "train", shape, 4 if tiny else 32)
-    plan = TrainingPlan(batch_sessions=2, crop=8) if tiny else TrainingPlan(batch_sessions=6, crop=16, brain_prob=0.0)
-    drawn = TrainingBatches(store, plan, 1000, seed=0)
+    plan = StepPlan(batch_sessions=2, crop=8) if tiny else StepPlan(batch_sessions=6, crop=16, brain_prob=0.0)
+    drawn = VolumeBatches(store, plan, 1000, seed=0)
     number = 2 if tiny else STEPS
     ready = [drawn[step] for step in range(number)]
     torch.manual_seed(0)
-    network = NeuroQuant(
-        spatial_dims=3, channels=[8 if tiny else 32], num_res_blocks=1, decoder_res_blocks=2, attention_levels=[False],
-        mid_blocks=False, stem_factor=2, downsample=[False], norm_groups=0, factored=False, anatomy_channels=8,
-        num_codes=256, modality_channels=16, embedding_channels=16, appearance_channels=[64], foreground_above=-0.95,
-        film_sites="block", film_hidden=64, film_layers=1, output="clamp", adversary=False,
+    trunk = Trunk(
+        channels=[8 if tiny else 32], num_res_blocks=1, decoder_res_blocks=2, attention_levels=[False],
+        mid_blocks=False, stem_factor=2, downsample=[False], norm_groups=0, factored=False,
     )  # fmt: skip
+    appearance = Appearance(
+        channels=16, stages=[64], foreground_above=-0.95, embedding_channels=16, film_hidden=64, film_layers=1,
+        film_sites="block",
+    )  # fmt: skip
+    quantizer = EMAQuantizer(256, 8)
+    network = NeuroQuant(trunk=trunk, appearance=appearance, quantizer=quantizer, output="clamp", adversary=False)
     name = f"{number} training steps, {plan.batch_sessions} sessions, crop {plan.crop}"
     return base.Case(
         name,

@@ -28,7 +28,7 @@ def latent(grid: tuple[int, int, int], dim: int, device: str) -> torch.Tensor:
 def ours(z: torch.Tensor, book: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Return one training pass of ours."""
     quantizer = EMAQuantizer(*book.shape, revive_below=0, reservoir=len(book)).to(z.device)
-    quantizer._start(book.clone(), torch.ones(len(book), device=z.device))
+    quantizer.start(book.clone(), torch.ones(len(book), device=z.device))
 
     def step() -> torch.Tensor:
         with torch.no_grad():

@@ -19,10 +19,13 @@ from typing import Any
 import torch
 
 from neurotome.data.preparation.preparation import Preparation
-from neurotome.models.folder import read_model_folder, write_model_folder
+from neurotome.models.folder import read_folder, write_model_folder
+from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.tokenizers import NeuroQuant
+from neurotome.tokenizers.base import Tokenizer
+from neurotome.tokenizers.shared_anatomy.parts import Trunk
 
-TINY = {"channels": [8, 8], "attention_levels": [False, False], "norm_groups": 4, "num_codes": 8}
+TINY = Trunk(channels=[8, 8], attention_levels=[False, False], norm_groups=4)
 
 
 def help_seconds(rounds: int) -> list[float]:
@@ -46,13 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     print(f"neurotome --help: median {statistics.median(found):.3f} s of {rounds} (goal < 0.5 s)")
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        network = NeuroQuant(**(TINY if tiny else {}))
-        preparation = Preparation(1.0, (144, 192, 144)).to_json()
+        network = NeuroQuant(trunk=TINY, quantizer=EMAQuantizer(8, 64)) if tiny else NeuroQuant()
+        preparation = Preparation(1.0, (144, 192, 144))
         write_model_folder(model, network, preparation=preparation, stats={}, styles={}, subjects=(), card="")
         weights = model / "model.safetensors"
 
         def load() -> torch.Tensor:
-            read_model_folder(model)
+            read_folder(model, Tokenizer)
             return torch.zeros(1)
 
         def read() -> torch.Tensor:

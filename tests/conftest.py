@@ -45,14 +45,12 @@ def toy_store(tmp_path_factory: pytest.TempPathFactory, toy_raw: Path) -> Path:
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory: pytest.TempPathFactory, toy_store: Path) -> Path:
     """An exported toy; copy it before you change it."""
-    from neurotome.data.stores.store import Store
-    from neurotome.scans.export import export_model
     from tests import toy
 
     folder = tmp_path_factory.mktemp("toy") / "model"
     with pytest.MonkeyPatch.context() as patch:
         toy.publish(patch)
-        export_model(toy.ToyTokenizer(), Store.open(toy_store), folder, facts={"Config": "toy"})
+        toy.exported(toy.ToyTokenizer(), toy_store, folder)
     return folder
 
 

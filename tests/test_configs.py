@@ -18,7 +18,9 @@ from neurotome.experiments.bench_plan import read_plan
 from neurotome.experiments.config import Config, class_blocks, load_config, shipped
 from neurotome.experiments.experiment import Experiment, check_experiment
 from neurotome.experiments.schema import parameters
-from neurotome.models.folder import public_classes, read_model_folder
+from neurotome.models.folder import read_folder
+from neurotome.models.registry import public_classes
+from neurotome.tokenizers.base import Tokenizer
 from neurotome.training.base import Method
 from neurotome.types import Batch
 
@@ -96,7 +98,7 @@ def test_configs_are_shipped() -> None:
 
 
 def test_the_batch_is_of_brains(volumes: Batch) -> None:
-    """Fluid is dark in one contrast and bright in the other; air around; every tissue; nothing where a view misses."""
+    """Fluid dark in one contrast, bright in the other; background around; all tissues; nothing where a view misses."""
     image, mask, label = volumes.image[:, :, 0], volumes.mask, volumes.label
     assert mask is not None
     assert label is not None
@@ -128,7 +130,7 @@ def test_the_head_says_what_a_reader_asks(name: str) -> None:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_head_counts_the_parameters(name: str) -> None:
-    """Of the whole tokenizer, NeuroQuant's adversary included; books are buffers, a discriminator is the method's."""
+    """Of the whole tokenizer with NeuroQuant's adversary; codebooks are buffers, a discriminator is the method's."""
     with torch.device("meta"):
         method = check_experiment(load_config(name), MODALITIES).build_method()
     assert isinstance(method.tokenizer, torch.nn.Module)
@@ -188,7 +190,7 @@ def test_what_starts_late_starts_within_the_tiny_steps(name: str) -> None:
     "name", [name for name in NAMES if "adversarial" in load_config(name).tree["method"]["init_args"]]
 )
 def test_the_adversary_plays_within_the_tiny_steps(name: str, volumes: Batch) -> None:
-    """The generator hears the discriminator, the discriminator learns, and a weight that adapts has adapted."""
+    """The discriminator is part of the loss, it learns, and a weight that adapts has adapted."""
     experiment = tiny(name)
     method = experiment.build_method()
     flat = method.tokenizer.arguments["spatial_dims"] == 2
@@ -204,21 +206,21 @@ def test_the_adversary_plays_within_the_tiny_steps(name: str, volumes: Batch) ->
 
 @pytest.mark.parametrize("name", [name for name in TOKENIZERS if name not in WEIGHTLESS])
 def test_the_tiny_size_trains_and_becomes_a_model_folder(name: str, store: Store, tmp_path: Path) -> None:
-    from neurotome.data.stores.loaders import VolumeModule
-    from neurotome.scans.export import export_model
+    from neurotome.data.stores.loaders import TrainingModule
+    from neurotome.scans.export import export
     from neurotome.training.fit import fit
 
     experiment = tiny(name)
     trainer = experiment.trainer.build(device="cpu", quiet=True)
     method = experiment.build_method()
-    module = VolumeModule(store, experiment.data.build(), trainer.max_steps, 0, modalities=MODALITIES)
+    reader = experiment.data.build().open(store.path)
+    module = TrainingModule(reader, trainer.max_steps, modalities=MODALITIES)
     result = fit(method, module, tmp_path / "run", trainer, experiment.resolved())
     assert result.step == trainer.max_steps <= 20
     with result.averaged():
-        export_model(method.tokenizer, store, tmp_path / "model", facts={})
-    network = read_model_folder(
-        tmp_path / "model"
-    ).network  # a scan is refused by a book that so few steps do not start
+        export(method.product(), reader, tmp_path / "model", facts={})
+    # before any check whether it may be used: so few steps start no codebook
+    network = read_folder(tmp_path / "model", Tokenizer).network
     session = store.load(store.split("test")[0])
     image = torch.from_numpy(session.image.copy())
     with torch.inference_mode(), result.averaged():

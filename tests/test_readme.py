@@ -14,27 +14,19 @@ def fenced(start: str) -> str:
 
 
 def test_the_tree_is_the_package():
-    folder, named = "", {}
-    for line in fenced("src/neurotome/").splitlines()[2:]:
-        if match := re.match(r"  (\w+)/\s+(.*)", line):
-            folder, rest = match[1], match[2]
-        elif line.startswith("      "):
-            rest = line
-        else:
-            break
-        named.setdefault(folder, set()).update(re.findall(r"\w+", rest))
-    for folder in set(named) - {"cli", "configs"}:
-        files = {p.stem for p in (PACKAGE / folder).glob("*.py")} - {"__init__"}
-        assert named[folder] == files, folder
-    folders = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
-    assert folders == set(named) - {"configs"}
+    named, folder = set(), ""
+    for indent, name in re.findall(r"^( {2}| {4})(\w+)/ ", fenced("src/neurotome/"), re.MULTILINE):
+        folder = name if len(indent) == 2 else folder
+        named.add(folder if len(indent) == 2 else f"{folder}/{name}")
+    packages = {p.parent.relative_to(PACKAGE).as_posix() for p in PACKAGE.glob("*/**/__init__.py")}
+    assert named - {"configs"} == packages
 
 
 def test_the_commands_are_the_verbs():
     from neurotome.cli.main import _parser
 
-    told = set(re.findall(r"^\| `neurotome (\w+)", README, re.MULTILINE))
-    assert told == set(_parser()[1])
+    listed = set(re.findall(r"^\| `neurotome (\w+)", README, re.MULTILINE))
+    assert listed == set(_parser()[1])
 
 
 def test_make_knows_the_targets():

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurotome.data.imaging.volume import Geometry, Volume
+from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.imaging.volume import Volume
+from neurotome.data.stores.store import Store
+from neurotome.data.stores.volumes import Masks, Volumes
+from neurotome.models.folder import ModelFolder, read_folder
+from neurotome.nn.exported import Exportable
 from neurotome.nn.nd import Conv, depth_to_space, space_to_depth
+from neurotome.scans.export import export
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.training.base import Method
 from neurotome.types import Batch
@@ -104,6 +111,9 @@ class ToyTraining(Method):
         super().__init__(optimizer)
         self.tokenizer, self.weight = tokenizer, weight
 
+    def product(self) -> Tokenizer:
+        return self.tokenizer
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         image, modality = batch.flat()
         error = (self.tokenizer.decode(self.tokenizer.encode(image, modality), modality) - image).square().mean()
@@ -111,6 +121,18 @@ class ToyTraining(Method):
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         return {"mse": self.loss(batch)["loss"]}
+
+
+def read(folder: Path) -> ModelFolder[Any]:
+    """A model folder of any kind."""
+    return read_folder(folder, Exportable)
+
+
+def exported(network: Exportable, store: Path | Store, folder: Path, *, masks: str = "") -> str:
+    """Write a model folder as a training on a store would, or on its masks."""
+    path = store.path if isinstance(store, Store) else store
+    data = Masks(source=masks, channels=network.in_channels) if masks else Volumes()
+    return export(network, data.open(path), folder, facts={"Config": "toy"})
 
 
 def names(folder: Path) -> list[str]:
@@ -150,7 +172,7 @@ def brain(
 
 
 def head(seed: int = 0) -> Volume:
-    """Noise in the air all over the box."""
+    """Noise all over the box."""
     volume = brain(seed)
     noise = np.abs(np.random.default_rng(seed).normal(0, 2, volume.array.shape)) + 1
     return Volume((volume.array + noise).astype(np.float32), volume.geometry)

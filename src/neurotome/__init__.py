@@ -6,6 +6,9 @@ The names below are found on first use, so that importing the package costs noth
     tokenizer = Tokenizer.from_pretrained("runs/demo/model")
     code = tokenizer.encode(read_volume("sub-01_T1w.nii.gz"), modality="T1w")
     tokenizer.decode(code, modality="T2w").save("sub-01_desc-synth_T2w.nii.gz")
+
+    neurotome.train("neuroquant-demo", "store", "runs/a", seed=1)
+    neurotome.evaluate("runs/a/model", "store", "runs/a")
 """
 
 import importlib
@@ -13,18 +16,22 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from neurotome.data.imaging.nifti import read_volume
+    from neurotome.data.imaging.reader import read_volume
     from neurotome.data.imaging.volume import Volume
+    from neurotome.experiments.evaluate import evaluate
+    from neurotome.experiments.train import train
     from neurotome.scans.tokenizer import ScanTokenizer as Tokenizer
 
     __version__: str
 
-__all__ = ["Tokenizer", "Volume", "__version__", "read_volume"]
+__all__ = ["Tokenizer", "Volume", "__version__", "evaluate", "read_volume", "train"]
 
 _HOMES = {
     "Tokenizer": ("neurotome.scans.tokenizer", "ScanTokenizer"),
     "Volume": ("neurotome.data.imaging.volume", "Volume"),
-    "read_volume": ("neurotome.data.imaging.nifti", "read_volume"),
+    "evaluate": ("neurotome.experiments.evaluate", "evaluate"),
+    "train": ("neurotome.experiments.train", "train"),
+    "read_volume": ("neurotome.data.imaging.reader", "read_volume"),
 }
 
 

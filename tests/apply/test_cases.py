@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from neurotome.apply import names as files
 from neurotome.apply.cases import Plan, check_folder, plan_file, plan_folder, plan_latents
 from neurotome.errors import OutputError, UsageError
 from tests.toy import bids, brain
@@ -76,9 +75,9 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     for target, text in (
-        ("raw", "lies over"),
-        ("raw/out", "lies over"),
-        (".", "lies over"),
+        ("raw", "is inside or equal to"),
+        ("raw/out", "is inside or equal to"),
+        (".", "is inside or equal to"),
         ("full/x", "is a file"),
     ):
         with pytest.raises(UsageError, match=text):
@@ -89,7 +88,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
 
 def test_a_read_only_output_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     brain().save(tmp_path / "a_T1w.nii.gz")
-    monkeypatch.setattr(files.os, "access", lambda path, mode: False)  # a superuser may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a superuser may write anywhere
     with pytest.raises(OutputError, match=r"cannot be written to\. Remedy"):
         plan_file(tmp_path / "a_T1w.nii.gz", tmp_path / "deep" / "o.nii.gz", endings=ENDINGS)
 
@@ -153,7 +152,7 @@ def test_a_link_does_not_lead_out_of_the_output(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = bids(tmp_path / "raw", subjects=2)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OutputError, match=r"the results need about .* 0 MB are free"):
         plan(raw, tmp_path / "out")
     with pytest.raises(OutputError, match="free some space"):
@@ -164,12 +163,12 @@ def test_a_full_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest
 def test_a_plain_folder_keeps_its_names(tmp_path: Path) -> None:
     (tmp_path / "raw" / "deep").mkdir(parents=True)
     brain().save(tmp_path / "raw" / "deep" / "p1_t1.nii.gz")
-    brain().save(tmp_path / "raw" / "deep" / "untold.nii.gz")
+    brain().save(tmp_path / "raw" / "deep" / "default_modality.nii.gz")
     found = plan(tmp_path / "raw", tmp_path / "out")
     assert places(found, tmp_path / "out") == ["deep/p1_t1_desc-recon.nii.gz"]
     assert found.jobs[0].origin == "p1_t1.nii.gz"
     assert any("guessed from the names (1 T1w)" in note for note in found.notes)
-    assert any("left out deep/untold.nii.gz" in note for note in found.notes)
+    assert any("left out deep/default_modality.nii.gz" in note for note in found.notes)
     found = plan(tmp_path / "raw", tmp_path / "out", modality="T1w")
     assert len(found.jobs) == 2
 

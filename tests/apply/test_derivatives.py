@@ -22,6 +22,7 @@ def issues(folder: Path) -> list[dict]:
     return [issue for issue in found if issue["severity"] == "error"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not VALIDATOR.exists(), reason="bids-validator-deno is not installed")
 def test_the_official_validator_accepts_what_the_verbs_write(tmp_path: Path, toy_model: Path) -> None:
     raw = bids(tmp_path / "raw", subjects=2)

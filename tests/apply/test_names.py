@@ -23,7 +23,7 @@ from tests.toy import brain, names
         ("IXI012-HH-T1.nii.gz", None, None, "T1w"),
     ],
 )
-def test_the_contrast_is_told_by_flag_name_or_sidecar(
+def test_the_contrast_comes_from_flag_name_or_sidecar(
     tmp_path: Path, name: str, sidecar: dict | None, given: str | None, expected: str
 ) -> None:
     if sidecar is not None:

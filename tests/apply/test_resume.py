@@ -99,9 +99,9 @@ def test_a_changed_source_is_done_again(
     brain(7).save(tmp_path / "raw" / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
     capsys.readouterr()
     assert go("reconstruct", toy_model, tmp_path / "raw", out, "--json") == 0
-    result, told = json.loads((captured := capsys.readouterr()).out), captured.err
+    result, written = json.loads((captured := capsys.readouterr()).out), captured.err
     assert [Path(p).name for p in result["written"]] == ["sub-01_desc-recon_T1w.nii.gz"]
-    assert "again: its source has changed" in told
+    assert "again: its source has changed" in written
     assert len(result["kept"]) == 3
 
 
@@ -170,6 +170,7 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
         assert json.loads((tmp_path / RECORD).read_text())["ModelSHA256"] == "0"
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_half_done_and_ends_with_the_same_bytes(tmp_path: Path, toy_model: Path) -> None:
     raw = bids(tmp_path / "raw", subjects=6)
     assert go("translate", toy_model, raw, tmp_path / "whole", "--to", "T2w", "--quiet") == 0

@@ -12,18 +12,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotome.apply.shards import Augmentation, ShardPlan, ShardWriter, augmentation, read_scan
+from neurotome.apply.resume import LOCK, RECORD
+from neurotome.apply.shards import Draw, ShardPlan, ShardWriter, drawn_for, read_scan
 from neurotome.cli.main import Parser
 from neurotome.cli.shards import add_flags, run_shards, wants_shards
+from neurotome.data.imaging.reader import read_volume
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
 from neurotome.data.stores.build import prepare
 from neurotome.data.stores.latents import INDEX_NAME, Latents
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError
-from neurotome.scans.export import export_model
+from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.scans.tokenizer import ScanTokenizer
 from neurotome.tokenizers import DCAE, Identity, NeuroQuant
+from neurotome.tokenizers.shared_anatomy.parts import Appearance, Trunk
 from tests import toy
 
 DC_AE = {
@@ -35,11 +38,10 @@ DC_AE = {
     "head_channels": 8,
     "scales": (),
 }
-NEUROQUANT = {
-    "channels": (8,), "attention_levels": (False,), "downsample": (False,), "mid_blocks": False, "num_res_blocks": 1,
-    "anatomy_channels": 4, "modality_channels": 4, "embedding_channels": 4, "num_codes": 16, "film_hidden": 16,
-    "norm_groups": 0, "factored": False, "stem_factor": 2, "adversary": False,
-}  # fmt: skip
+TRUNK = Trunk(
+    channels=(8,), num_res_blocks=1, attention_levels=(False,), mid_blocks=False, downsample=(False,), stem_factor=2,
+    norm_groups=0, factored=False,
+)  # fmt: skip
 PLAN = ShardPlan(draws=2, seed=3, shard_bytes=200_000)
 
 
@@ -52,7 +54,7 @@ def store(toy_store: Path) -> Store:
 def model(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("shards") / "model"
-    export_model(DCAE(**DC_AE), store, folder, facts={})
+    toy.exported(DCAE(**DC_AE), store, folder)
     return folder
 
 
@@ -90,14 +92,13 @@ def test_an_entry_is_the_code_of_its_session(store, tokenizer, shards):
 
 def test_codes_style_and_the_way_back_are_those_of_a_single_scan(store, tmp_path, toy_raw):
     torch.manual_seed(0)
-    network = NeuroQuant(**NEUROQUANT)
-    network.quantizer.state[2] = 1  # as after training: its codebook counts as started
-    export_model(network, store, tmp_path / "model", facts={})
+    appearance = Appearance(channels=4, embedding_channels=4, film_hidden=16)
+    network = NeuroQuant(trunk=TRUNK, appearance=appearance, quantizer=EMAQuantizer(16, 4), adversary=False)
+    network.quantizer.reservoir.mark_started()  # as after training: its codebook counts as started
+    toy.exported(network, store, tmp_path / "model")
     tokenizer = ScanTokenizer.from_pretrained(tmp_path / "model")
     ShardWriter(tokenizer, store, ShardPlan()).write(tmp_path / "out")
     latents = Latents.open(tmp_path / "out", tokenizer.digest)
-    from neurotome.data.imaging.nifti import read_volume
-
     entry = latents.entries[2]
     scan = read_volume(toy_raw / f"sub-{entry.subject}" / "anat" / f"sub-{entry.subject}_T1w.nii.gz")
     # of one session both views are cropped alike, a scan alone by itself: here the two views have the same brain
@@ -120,7 +121,7 @@ def test_only_training_sessions_have_several_draws(store, shards):
 
 def test_every_draw_leads_back_to_the_source(store, tmp_path):
     """With the identity the decoded scan of any draw is the one of the plain scan, where it was not cut off."""
-    export_model(Identity(), store, tmp_path / "model", facts={})
+    toy.exported(Identity(), store, tmp_path / "model")
     tokenizer = ScanTokenizer.from_pretrained(tmp_path / "model")
     ShardWriter(tokenizer, store, ShardPlan(draws=6, shift_voxels=3)).write(tmp_path / "out")
     latents = Latents.open(tmp_path / "out", tokenizer.digest)
@@ -142,7 +143,7 @@ def test_every_draw_leads_back_to_the_source(store, tmp_path):
 def test_a_move_is_its_formula_and_its_matrix(flip, shift, seed):
     rng = np.random.default_rng(seed)
     volume = rng.random((5, 6, 7)).astype(np.float32)
-    drawn = Augmentation(flip, shift)
+    drawn = Draw(flip, shift)
     moved = drawn.moved(volume, -1.0)
     geometry = toy.oblique((5, 6, 7))
     record = drawn.record(Record(geometry, np.eye(4), (5, 6, 7), 0.0, 1.0, 0.0))
@@ -159,14 +160,14 @@ def test_a_draw_depends_on_seed_session_and_number_alone():
     mask = np.zeros((20, 20, 20), dtype=bool)
     mask[4:16, 4:16, 4:16] = True
     plan = ShardPlan(seed=7, shift_voxels=3)
-    first = augmentation(plan, "sub-01", 4, mask)
-    assert augmentation(plan, "sub-01", 4, mask) == first
-    others = [augmentation(plan, "sub-01", k, mask) for k in range(1, 30)]
+    first = drawn_for(plan, "sub-01", 4, mask)
+    assert drawn_for(plan, "sub-01", 4, mask) == first
+    others = [drawn_for(plan, "sub-01", k, mask) for k in range(1, 30)]
     assert len(set(others)) > 20
-    assert [augmentation(plan, "sub-02", k, mask) for k in range(1, 30)] != others
-    assert [augmentation(ShardPlan(seed=8, shift_voxels=3), "sub-01", k, mask) for k in range(1, 30)] != others
+    assert [drawn_for(plan, "sub-02", k, mask) for k in range(1, 30)] != others
+    assert [drawn_for(ShardPlan(seed=8, shift_voxels=3), "sub-01", k, mask) for k in range(1, 30)] != others
     assert 0.2 < np.mean([drawn.flip for drawn in others]) < 0.8
-    assert augmentation(plan, "sub-01", 0, mask) == Augmentation()
+    assert drawn_for(plan, "sub-01", 0, mask) == Draw()
 
 
 @pytest.mark.parametrize("flip_prob", [0.0, 1.0])
@@ -174,7 +175,7 @@ def test_no_shift_moves_the_brain_off_the_grid(flip_prob):
     mask = np.zeros((12, 12, 12), dtype=bool)
     mask[1:, :11, 3:9] = True
     plan = ShardPlan(shift_voxels=5, flip_prob=flip_prob)
-    drawn = [augmentation(plan, "sub-01", k, mask) for k in range(1, 60)]
+    drawn = [drawn_for(plan, "sub-01", k, mask) for k in range(1, 60)]
     assert all(one.moved(mask, False).sum() == mask.sum() for one in drawn)
     assert {one.shift[0] for one in drawn} == ({0, 1} if flip_prob else {-1, 0})
     assert {one.shift[2] for one in drawn} == set(range(-3, 4))
@@ -187,13 +188,18 @@ class Stop(Exception):  # noqa: N818 - not a fault
 def test_an_interrupted_run_resumes_to_the_same_bytes(store, tokenizer, shards, tmp_path):
     seen = []
 
-    def stop(share: float) -> None:
-        seen.append(share)
+    def stop(*line: object) -> None:
+        seen.append(line)
         if len(seen) == 3:
             raise Stop
 
     with pytest.raises(Stop):
         ShardWriter(tokenizer, store, PLAN).write(tmp_path / "out", progress=stop)
+    index = json.loads((shards / INDEX_NAME).read_text())["shards"]
+    assert seen == [
+        (sum(line["entries"] for line in index[: place + 1]), 10, f"shard-{place:05d}.safetensors")
+        for place in range(3)
+    ]
     (tmp_path / "out" / ".neurotome-00.tmp").write_bytes(b"left by a killed process")
     with pytest.raises(InputError, match=r"unfinished: .* of 10 entries"):
         Latents.open(tmp_path / "out")
@@ -247,14 +253,14 @@ def test_an_interrupted_overwrite_keeps_nothing_of_what_was_there(store, tokeniz
     shutil.copytree(shards, out)
     seen = []
 
-    def stop(share: float) -> None:
-        seen.append(share)
+    def stop(*line: object) -> None:
+        seen.append(line)
         if len(seen) == 2:
             raise Stop
 
     with monkeypatch.context() as patch:
         if cut == "in the first shard":
-            patch.setattr(ShardWriter, "_shard", lambda *_: stop(0.0) or stop(0.0))
+            patch.setattr(ShardWriter, "_shard", lambda *_: stop() or stop())
         with pytest.raises(Stop):
             ShardWriter(tokenizer, store, plan).write(out, overwrite=True, progress=stop)
     summary = ShardWriter(tokenizer, store, plan).write(out)
@@ -277,7 +283,7 @@ def test_an_index_of_another_request_is_never_resumed(store, tokenizer, shards, 
 
 def test_another_model_is_refused_for_training_and_for_decoding(store, shards, tmp_path):
     torch.manual_seed(1)
-    export_model(DCAE(**DC_AE), store, tmp_path / "model", facts={})
+    toy.exported(DCAE(**DC_AE), store, tmp_path / "model")
     other = ScanTokenizer.from_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match="made by model"):
         Latents.open(shards, other.digest)
@@ -290,7 +296,7 @@ def test_a_store_of_another_preparation_or_contrast_is_refused(tokenizer, toy_ra
     prepare(toy_raw, tmp_path / "other", preparation=Preparation(4.0, (20, 24, 20)), modalities=["T1w"], seed=0)
     with pytest.raises(InputError, match="prepared differently"):
         ShardWriter(tokenizer, Store.open(tmp_path / "other"), PLAN)
-    export_model(DCAE(**DC_AE, modalities=("T1w", "T2w")), store, tmp_path / "model", facts={})
+    toy.exported(DCAE(**DC_AE, modalities=("T1w", "T2w")), store, tmp_path / "model")
     foreign = ScanTokenizer.from_pretrained(tmp_path / "model")
     foreign.network.modalities = ("FLAIR",)
     with pytest.raises(InputError, match="the model knows FLAIR"):
@@ -315,7 +321,7 @@ def test_latents_that_are_not_numbers_are_refused_and_leave_nothing(store, model
         broken.network.to_latent.bias.fill_(torch.nan)
     with pytest.raises(InputError, match="latent that the model makes of it is not finite"):
         ShardWriter(broken, store, PLAN).write(tmp_path / "out")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == [".neurotome.json"]  # who began it, and no latent
+    assert toy.names(tmp_path / "out") == sorted((RECORD, LOCK))  # who began it, and no latent
 
 
 @pytest.mark.parametrize("values", [{"draws": 0}, {"shard_bytes": 0}, {"flip_prob": 1.5}, {"shift_voxels": -1}])
@@ -348,7 +354,7 @@ def test_the_command_writes_and_resumes(toy_store, model, tmp_path, capsys):
     assert "10 entries of 6 sessions; nothing is written" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert run_shards(call(*words)) == 0
-    assert "10 entries in 1 shards" in capsys.readouterr().out
+    assert "10 entries in 1 shard (" in capsys.readouterr().out
     assert run_shards(call(*words, "--json")) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == 1
     with pytest.raises(UsageError, match="holds results of another"):

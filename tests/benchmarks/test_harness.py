@@ -45,7 +45,7 @@ def test_different_outputs_are_refused(base):
 
 def test_peak_memory_counts_what_was_freed_again(base):
     if base.peak_mb(lambda: None) is None:
-        pytest.skip("the system does not tell the peak of a process")
+        pytest.skip("the system does not report the peak of a process")
 
     def use(mb):
         return lambda: torch.ones(mb << 18).sum() and None

@@ -1,13 +1,31 @@
-"""Every benchmark runs at tiny size; none of them is timed here."""
+"""Every benchmark runs at tiny size; none of them is timed here. Memory is measured in processes if slow."""
 
+import contextlib
+import io
 import json
+import subprocess
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 
+JOBS = ("quantizer", "ssim", "attention", "prepare", "loading", "slabs")
 
-@pytest.mark.parametrize("job", ["quantizer", "ssim", "attention", "prepare", "loading", "slabs"])
-def test_a_job_runs_and_writes_its_result(job, tmp_path, capsys):
+
+def in_this_process(command, **_):
+    words = command[3:]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        import_module(command[2]).main(words[: words.index("--threads")])
+    return subprocess.CompletedProcess(command, 0, said.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("job", "processes"),
+    [*((job, False) for job in JOBS), pytest.param("slabs", True, marks=pytest.mark.slow)],
+)
+def test_a_job_runs_and_writes_its_result(job, processes, tmp_path, monkeypatch):
+    if not processes:
+        monkeypatch.setattr("benchmarks.slabs.subprocess", SimpleNamespace(run=in_this_process))
     assert import_module(f"benchmarks.{job}").main(["--tiny", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / f"{job}.json").read_text())
     assert found["results"]

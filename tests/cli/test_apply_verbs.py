@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from neurotome.cli.main import main
-from neurotome.data.imaging.nifti import read_volume
+from neurotome.data.imaging.reader import read_volume
 from neurotome.data.imaging.volume import Volume
-from neurotome.data.stores.store import Store
-from neurotome.scans.export import export_model
-from tests.toy import ToyTokenizer, bids, brain, head, names, oblique
+from tests.toy import ToyTokenizer, bids, brain, exported, head, names, oblique
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -127,7 +125,7 @@ def test_the_volume_of_a_series_and_the_qform_are_chosen(tmp_path: Path, toy_mod
 def test_masks_of_a_dataset_are_used_for_whole_heads(
     tmp_path: Path, toy_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export_model(ToyTokenizer(), Store.open(toy_store), tmp_path / "model", facts={})
+    exported(ToyTokenizer(), toy_store, tmp_path / "model")
     anat, derived = tmp_path / "raw" / "sub-1" / "anat", tmp_path / "raw" / "derivatives" / "bet" / "sub-1" / "anat"
     other = tmp_path / "raw" / "sub-2" / "anat"
     for folder in (anat, derived, other):
@@ -215,7 +213,7 @@ def test_equal_calls_give_equal_bytes(tmp_path: Path, toy_model: Path, scan: Pat
         ("reconstruct MODEL cut_T1w.nii.gz out.nii", 3, "cut_T1w.nii.gz"),
         ("reconstruct MODEL empty_T1w.nii out.nii", 3, "empty_T1w.nii"),
         ("reconstruct MODEL head_T1w.nii out.nii", 3, "with --mask FILE; --allow-head"),
-        ("reconstruct MODEL raw raw/out", 2, "lies over"),
+        ("reconstruct MODEL raw raw/out", 2, "is inside or equal to"),
         ("reconstruct MODEL raw full", 2, "not empty"),
         ("reconstruct MODEL raw o --mask SCAN", 2, "for one scan"),
         ("reconstruct MODEL raw o --modality FLAIR", 2, "no scan of FLAIR"),
@@ -259,7 +257,7 @@ def test_a_head_is_taken_with_a_mask_or_with_permission(tmp_path: Path, toy_stor
     volume = head()
     volume.save(tmp_path / "head_T1w.nii")
     Volume((brain().array > 0).astype(np.uint8), volume.geometry).save(tmp_path / "mask.nii")
-    export_model(ToyTokenizer(), Store.open(toy_store), tmp_path / "model", facts={})
+    exported(ToyTokenizer(), toy_store, tmp_path / "model")
     assert (
         go(
             "reconstruct",
@@ -290,7 +288,7 @@ def test_a_folder_of_scans_and_one_that_is_broken(
     assert "sub-00/anat/sub-00_desc-synthFromT1w_T2w.nii.gz" in names
     assert "dataset_description.json" in names
     assert not any("sub-01" in name for name in names)
-    aside = {"dataset_description.json", "README", ".bidsignore", ".neurotome.json"}
+    aside = {"dataset_description.json", "README", ".bidsignore", ".neurotome.json", ".neurotome.lock"}
     assert aside < names
     assert len(names) == 5 * 2 + len(aside)
     shutil.copy(toy_raw / "sub-01" / "anat" / "sub-01_T1w.nii.gz", broken)
@@ -313,7 +311,7 @@ def test_a_folder_of_latents_goes_out_and_back(tmp_path: Path, toy_model: Path, 
 def test_a_latent_of_another_model_is_refused_by_name(
     tmp_path: Path, toy_model: Path, toy_store: Path, scan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export_model(ToyTokenizer(width=2), Store.open(toy_store), tmp_path / "other", facts={})
+    exported(ToyTokenizer(width=2), toy_store, tmp_path / "other")
     assert go("encode", toy_model, scan, tmp_path / "c.safetensors", "--quiet") == 0
     capsys.readouterr()
     assert go("decode", tmp_path / "other", tmp_path / "c.safetensors", tmp_path / "x.nii") == 3
@@ -343,14 +341,14 @@ def test_a_disk_that_refuses_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
     error: int,
 ) -> None:
-    from neurotome.files import stream
+    from neurotome.files import atomic
 
     before = state(scan)
 
     def refuse(handle: int) -> None:
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(stream.os, "fsync", refuse)
+    monkeypatch.setattr(atomic.os, "fsync", refuse)
     assert go("reconstruct", toy_model, scan, tmp_path / "o" / "x.nii.gz") == 1
     text = capsys.readouterr().err
     assert "x.nii.gz" in text or "neurotome-" in text

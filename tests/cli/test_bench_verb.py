@@ -1,7 +1,10 @@
-"""``neurotome bench``, with real processes: one tiny cell from start to table, continued, and one that fails."""
+"""``neurotome bench``: one tiny run from start to table, continued, and one that fails; real processes if slow."""
 
+import contextlib
+import io
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,9 +24,9 @@ runs:
     overrides:
       method.init_args.tokenizer.init_args.channels: [4]
       method.init_args.tokenizer.init_args.num_res_blocks: 1
-      method.init_args.tokenizer.init_args.num_codes: 64
-      method.init_args.tokenizer.init_args.reservoir: 64
-      method.init_args.tokenizer.init_args.start_after: 1
+      method.init_args.tokenizer.init_args.quantizer.init_args.num_codes: 64
+      method.init_args.tokenizer.init_args.quantizer.init_args.reservoir: 64
+      method.init_args.tokenizer.init_args.quantizer.init_args.start_after: 1
       data.batch_sessions: 2
       data.crop: 8
       trainer.precision: 32-true
@@ -33,6 +36,9 @@ runs:
 """
 
 
+RUN = subprocess.run
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> str:
     file = tmp_path / "bench.yaml"
@@ -40,9 +46,24 @@ def bench(tmp_path: Path) -> str:
     return str(file)
 
 
+def in_this_process(command, *, stderr=None, **rest):
+    if command[0] != sys.executable:
+        return RUN(command, stderr=stderr, **rest)
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
+        return subprocess.CompletedProcess(command, main(command[3:]))
+
+
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_bench_from_start_to_table(
-    tmp_path: Path, bench: str, toy_store: Path, capsys: pytest.CaptureFixture[str]
+    processes: bool,
+    tmp_path: Path,
+    bench: str,
+    toy_store: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not processes:
+        monkeypatch.setattr(bench_cells.subprocess, "run", in_this_process)
     out = tmp_path / "out"
     words = ["bench", str(toy_store), "--out", str(out), "--bench", bench, "--threads", "1", "--device", "cpu"]
     assert main([*words, "--json"]) == 1
@@ -137,12 +158,12 @@ def test_what_a_training_says_is_kept_once_its_folder_is_a_run(tmp_path: Path, m
 
 
 def test_seconds_become_steps_once(tmp_path: Path, toy_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import argparse
+    from dataclasses import replace
 
+    from neurotome.experiments import bench_pace
     from neurotome.experiments.bench_cells import Cells, checked_experiments
     from neurotome.experiments.bench_pace import steps_within
-    from neurotome.experiments.bench_plan import BenchPlan, BenchRun
-    from neurotome.training import pace
+    from neurotome.experiments.bench_plan import BenchPlan, BenchRun, BenchSettings
 
     measured = []
 
@@ -150,14 +171,17 @@ def test_seconds_become_steps_once(tmp_path: Path, toy_store: Path, monkeypatch:
         measured.append((sorted(runners), lengths))
         return {name: [0.05, 0.15] for name in runners}, {}
 
-    monkeypatch.setattr(pace, "paces", paces)
+    monkeypatch.setattr(bench_pace, "paces", paces)
     store = Store.open(toy_store)
-    args = argparse.Namespace(quiet=True, device="cpu", threads=1, precision=None)
+    settings = BenchSettings(str(toy_store), device="cpu", threads=1)
+
+    def cells(runs: tuple[BenchRun, ...]) -> Cells:
+        return Cells(settings, store, tmp_path, checked_experiments(settings, runs, store), {}, lambda line: None)
 
     def steps(**overrides: str) -> tuple[dict[str, int], dict[str, str]]:
         runs = (BenchRun("a", "neuroquant-demo", {"data.crop": "4096"}), BenchRun("b", "neuroquant-demo", overrides))
         plan = BenchPlan(runs, (0,), seconds=60.0)
-        return steps_within(plan, runs, Cells(args, store, tmp_path, checked_experiments(args, runs, store), {}))
+        return steps_within(plan, runs, cells(runs))
 
     found, problems = steps(**{"data.crop": "8"})
     assert found == {"b": 600}
@@ -166,10 +190,9 @@ def test_seconds_become_steps_once(tmp_path: Path, toy_store: Path, monkeypatch:
     assert len(measured) == 1
     steps(**{"data.crop": "8", "optimizer.lr": "0.5"})  # another recipe, another pace
     assert len(measured) == 2
-    args.threads = 2
+    settings = replace(settings, threads=2)
     steps(**{"data.crop": "8", "optimizer.lr": "0.5"})
     assert len(measured) == 3
     runs = (BenchRun("a", "neuroquant-demo"),)
     fixed = BenchPlan(runs, (0,), steps=5)
-    cells = Cells(args, store, tmp_path, checked_experiments(args, runs, store), {})
-    assert steps_within(fixed, runs, cells) == ({"a": 5}, {})
+    assert steps_within(fixed, runs, cells(runs)) == ({"a": 5}, {})

@@ -38,7 +38,10 @@ def test_the_demo_does_all_and_a_second_call_nothing(
 ) -> None:
     words, out = begun
     assert main(words) == 0
-    text = capsys.readouterr().out
+    text, progress = capsys.readouterr()
+    for line in ("prepare …", "prepared 6 of 6 (sub-", "trained 2 of 2 (loss ", "report: "):
+        assert line in progress
+    assert "prepared" not in text  # the inner verbs' results are not the demo's
     assert text.rstrip().endswith(str(out / "report.html"))
     assert "dB in the brain" in text
     assert {"cohort", "store", "model", "metrics.json", "report.html", "timing.json", "config.yaml"} <= set(names(out))
@@ -72,6 +75,7 @@ def test_a_demo_that_failed_goes_on_where_it_stopped(
     assert main(words) == 1
     assert "the disk is full" in capsys.readouterr().err
     assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
     assert ran == ["prepare", "train", "train", "evaluate", "translate", "report"]
 
 

@@ -1,10 +1,11 @@
-"""``neurotome evaluate --regions``: tables of another program beside what is measured here."""
+"""``neurotome evaluate``: the printed headline, and ``--regions``, tables of another program."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from neurotome.cli.evaluate import headline
 from neurotome.cli.main import main
 from neurotome.data.stores.store import Store
 
@@ -43,3 +44,25 @@ def test_region_volumes_are_compared_over_the_split(
     assert "no scan of a subject of the train split" in capsys.readouterr().err
     assert main([*words, scans, str(tmp_path / "none.csv"), "--overwrite"]) == 2
     assert json.loads((out / "metrics.json").read_text()) == metrics
+
+
+def test_the_headline_is_aligned_and_counts_subjects() -> None:
+    gap, probes = {"code_gap": {"mean": 1.4}}, {"probes": {"token_vector": 0.68, "chance": 0.5}}
+    metrics = {
+        "protocol": {"split": "val"},
+        "reconstruction": {"T1w": {"psnr_db": {"mean": 25.87, "n": 8}, "baselines": {"trilinear": {"psnr_db": 18.9}}}},
+        "translation": {"T2w->T1w": {"psnr_db": {"mean": 9.16, "n": 1}}},
+        "codebook": {"utilisation": 1.0},
+        "audit": gap | probes,
+    }
+    text = headline(metrics)
+    assert text.splitlines() == [
+        "reconstruct T1w        25.9 dB in the brain, 8 validation subjects   (trilinear 18.9)",
+        "translate   T2w->T1w    9.2 dB in the brain, 1 validation subject",
+        "codebook used 100%",
+        "code gap 1.40 (0: the contrasts' codes are identical, 1: unrelated)",
+        "the contrast is predicted from one code with accuracy 68% (chance 50%)",
+    ]
+    assert headline(metrics | {"codebook": {}}).splitlines()[2:] == [
+        "the contrast is predicted from one latent vector with accuracy 68% (chance 50%)"
+    ]

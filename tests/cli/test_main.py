@@ -54,6 +54,8 @@ def run_raising(monkeypatch: pytest.MonkeyPatch, error: BaseException, *flags: s
         (PermissionError(errno.EACCES, "denied", "out.nii"), 1, "out.nii: permission denied. Remedy"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 1, "the disk is full"),
         (FileNotFoundError(errno.ENOENT, "No such file", "gone"), 2, "gone: there is no such file"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "b" * 256), 2, "the name is too long for the file system"),
+        (RuntimeError("I/O error: File name too long (os error 36)"), 2, "the output: the name is too long"),
         (MemoryError(), 1, "memory ran out"),
         (RuntimeError("CUDA out of memory. Tried"), 1, "memory ran out"),
         (ZeroDivisionError("a\nb"), 1, "internal error, ZeroDivisionError: a b."),
@@ -156,7 +158,7 @@ import os, sys
 os.environ.pop("OMP_WAIT_POLICY", None)
 from neurotome.cli.main import main
 main(["--help"])
-heavy = {"torch", "numpy", "lightning", "nibabel", "scipy", "monai", "jsonargparse"} & set(sys.modules)
+heavy = {"torch", "numpy", "lightning", "nibabel", "scipy", "monai", "pydantic"} & set(sys.modules)
 sys.exit(str(heavy) if heavy or os.environ.get("OMP_WAIT_POLICY") != "passive" else 0)
 """
 
@@ -182,6 +184,20 @@ def test_a_reader_that_has_gone_does_not_stop_the_work(tmp_path: Path) -> None:
         assert process.wait(60) == 0, errors
     assert (tmp_path / "end").exists()
     assert errors == b""
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_stop_the_work(tmp_path: Path, closed: str) -> None:
+    def run(words: str) -> "subprocess.CompletedProcess[bytes]":
+        command = ["sh", "-c", f'"$0" -m neurotome {words} {closed}', sys.executable, str(tmp_path / "out")]
+        return subprocess.run(command, capture_output=True, timeout=120)
+
+    done = run('phantom "$1" --subjects 1 --spacing 4')
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "dataset_description.json").exists()
+    refused = run("nosuch")
+    assert refused.returncode == 2
+    assert refused.stdout == b""
 
 
 def test_a_terminated_verb_ends_with_75_and_restores_the_handler(

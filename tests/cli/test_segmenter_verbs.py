@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neurotome.cli.evaluate import read_truth
 from neurotome.cli.main import main
-from neurotome.data.imaging.nifti import read_volume
+from neurotome.data.imaging.reader import read_volume
 from neurotome.data.imaging.volume import Volume
 from neurotome.errors import InputError
+from neurotome.experiments.evaluate import read_truth
 
 pytestmark = pytest.mark.usefixtures("toys")
 TINY = ["--device", "cpu", "--threads", "1", "--quiet", "--trainer.max_steps", "3", "--trainer.precision", "32-true"]
@@ -52,8 +52,9 @@ def test_a_training_leaves_a_model_folder_and_dice(segmenter: Path) -> None:
     rows = [json.loads(line) for line in (segmenter.parent / "metrics.jsonl").read_text().splitlines()]
     assert 0 <= rows[-1]["val/dice/mean"] <= 1
     config = json.loads((segmenter / "config.json").read_text())
-    assert config["arguments"]["label_ids"] == [[1], [2]]
-    assert config["modalities"] == ["T1w", "T2w"]
+    assert config["network"]["arguments"]["label_ids"] == [[1], [2]]
+    assert config["capabilities"]["contrasts"] == ["T1w", "T2w"]
+    assert config["capabilities"]["family"] == "segmenter"
 
 
 def test_an_evaluation_adds_dice(
@@ -72,7 +73,7 @@ def test_an_evaluation_adds_dice(
     assert "MS-SSIM" in page
 
 
-def test_what_cannot_judge_is_refused(
+def test_what_does_not_fit_is_refused(
     segmenter: Path,
     labelled: Path,
     toy_model: Path,
@@ -99,10 +100,12 @@ def test_what_cannot_judge_is_refused(
     code, text = said("bench", other, "--out", tmp_path / "bench", "--segmenter", segmenter)
     assert (code, "the segmenter expects scans" in text) == (3, True)
     assert not (tmp_path / "bench").exists()
-    code, text = said("train", "segmenter-demo", toy_store, "--out", tmp_path / "run", *GROUPS)
+    code, text = said("train", "segmenter-demo", toy_store, "--out", tmp_path / "run", *SIZE, *GROUPS)
     assert (code, "sessions of the store have none" in text, "dseg" in text) == (2, True, True)
-    code, text = said("train", "segmenter-demo", labelled, "--out", tmp_path / "run", "--init-from", toy_model, *GROUPS)
-    assert (code, "SegmentationTraining trains none" in text) == (2, True)
+    code, text = said(
+        "train", "segmenter-demo", labelled, "--out", tmp_path / "run", "--init-from", toy_model, *SIZE, *GROUPS
+    )
+    assert (code, "is a ToyTokenizer, the config trains a SegResNet" in text) == (2, True)
     assert not (tmp_path / "out").exists()
 
 
@@ -114,9 +117,9 @@ runs:
     config: vq-vae-demo
     overrides:
       method.init_args.tokenizer.init_args.channels: [4]
-      method.init_args.tokenizer.init_args.num_codes: 8
-      method.init_args.tokenizer.init_args.reservoir: 64
-      method.init_args.tokenizer.init_args.start_after: 1
+      method.init_args.tokenizer.init_args.quantizer.init_args.num_codes: 8
+      method.init_args.tokenizer.init_args.quantizer.init_args.reservoir: 64
+      method.init_args.tokenizer.init_args.quantizer.init_args.start_after: 1
       data.batch_sessions: 2
       data.crop: 8
       trainer.precision: 32-true

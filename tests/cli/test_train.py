@@ -11,7 +11,7 @@ from neurotome.cli.main import main
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.build import prepare
 from neurotome.data.stores.store import Store
-from neurotome.models.folder import read_model_folder
+from tests import toy
 from tests.toy import CONFIG, ToyTokenizer, names
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -45,7 +45,7 @@ def test_a_run_from_start_to_model_folder(
         "data.json",
     } <= set(names(run))
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 4
-    model = read_model_folder(run / "model")
+    model = toy.read(run / "model")
     assert len(model.training_subjects[1]) == len(Store.open(toy_store).subjects("train"))
     assert "- Steps: 4" in model.card
     counts = json.loads((run / "data.json").read_text())["splits"]
@@ -68,7 +68,7 @@ def test_the_averaged_weights_are_exported_and_a_lost_model_folder_comes_back(
     assert train(config, toy_store, run, "--quiet") == 0
     assert {f.name: f.read_bytes() for f in (run / "model").iterdir()} == averaged
     assert train(config, toy_store, tmp_path / "last", "--quiet", "--trainer.ema_decay", "null") == 0
-    mean, last = (read_model_folder(r / "model").network.weight for r in (run, tmp_path / "last"))
+    mean, last = (toy.read(r / "model").network.weight for r in (run, tmp_path / "last"))
     assert not torch.equal(mean, last)
 
 
@@ -114,7 +114,7 @@ def test_training_starts_from_a_model(tmp_path: Path, config: str, toy_store: Pa
         "1",
     ]
     assert train(config, toy_store, tmp_path / "b", *start) == 0
-    a, b = (read_model_folder(tmp_path / n / "model").network.weight for n in "ab")
+    a, b = (toy.read(tmp_path / n / "model").network.weight for n in "ab")
     assert torch.allclose(a, b, atol=1e-6)
     assert not torch.equal(a, ToyTokenizer().weight)
 
@@ -157,7 +157,12 @@ VAE = """
 method:
   class_path: TokenizerTraining
   init_args:
-    tokenizer: {class_path: VQVAE, init_args: {channels: [4], num_res_blocks: 1, num_codes: 8, reservoir: 64}}
+    tokenizer:
+      class_path: VQVAE
+      init_args:
+        channels: [4]
+        num_res_blocks: 1
+        quantizer: {class_path: EMAQuantizer, init_args: {num_codes: 8, dim: 4, reservoir: 64}}
 data: {batch_sessions: 2, crop: 8, whole_fraction: 0.0}
 trainer: {max_steps: 2, val_every_steps: 2}
 """
@@ -177,7 +182,9 @@ def vae(tmp_path: Path) -> str:
         (["--method.tokenizer.in_channels", "3"], "in_channels is 3, but the images of a store have 1 channel"),
         (["--data.crop", "7"], 'the next admissible is --data.crop "[8, 8, 8]"'),
         (["--data.crop", "[8, 9, 1]"], 'the next admissible is --data.crop "[8, 10, 1]"'),
-        (["--method.segmentation.source", "label"], "sessions of the store have none"),
+        (["--data.class_path", "Masks"], "TokenizerTraining is trained on voxels, the data block gives masks"),
+        (["--data.class_path", "Masks", "--method.segmentation", "{}"], "sessions of the store have none"),
+        (["--method.segmentation", "{}"], "is trained on masks, the data block gives voxels"),
         (["--method.augmentation.mixup_prob", "0.2", "--data.batch_sessions", "1"], "give --data.batch_sessions 2"),
     ],
 )
@@ -196,10 +203,21 @@ def test_images_that_the_tokenizer_cannot_take_are_named_before_anything_is_writ
     assert not (tmp_path / "run").exists()
 
 
+def test_a_store_is_not_taken_for_latents(tmp_path: Path, vae: str, toy_store: Path, capsys) -> None:
+    assert train(vae, toy_store, tmp_path / "run", "--data", "{class_path: LatentVolumes}") == 2
+    capsys.readouterr()
+    path = tmp_path / "latents.yaml"
+    plain = "data: {batch_sessions: 2, crop: 8, whole_fraction: 0.0}"
+    path.write_text(Path(vae).read_text().replace(plain, "data: {class_path: LatentVolumes}"))
+    assert train(str(path), toy_store, tmp_path / "run") == 2
+    assert "encode MODEL STORE OUT --shards" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_term_without_a_weight_is_named_before_anything_is_written(
     tmp_path: Path, vae: str, toy_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    signs = ["--method.tokenizer.quantizer", "lfq"]
+    signs = ["--method.tokenizer.quantizer", "{class_path: LookupFreeQuantizer, init_args: {num_codes: 8, dim: 4}}"]
     assert train(vae, toy_store, tmp_path / "run", *signs, "--quiet") == 0  # its entropy has a default weight
     bare = ["--method.term_weights", "{commitment: 0.25}"]
     for flags in ([], ["--dry-run"]):
@@ -215,18 +233,18 @@ def test_a_term_without_a_weight_is_named_before_anything_is_written(
 def test_a_codebook_that_has_not_started_is_said_everywhere_and_used_nowhere(
     tmp_path: Path, vae: str, toy_store: Path, toy_raw: Path, capsys: pytest.CaptureFixture[str], caplog
 ) -> None:
-    run, late = tmp_path / "run", ["--method.tokenizer.start_after", "50"]
+    run, late = tmp_path / "run", ["--method.tokenizer.quantizer.start_after", "50"]
     waits = "a codebook starts after 50 of them (start_after) and once it has collected 64 latent cells"
     for _ in range(2):  # also where the finished run is asked for again
         caplog.clear()
         assert train(vae, toy_store, run, *late, "--json") == 0
-        assert json.loads(capsys.readouterr().out)["codebook_started"] is False
+        assert json.loads(capsys.readouterr().out)["unready"] != ""
         assert waits in caplog.text
         status = json.loads((run / "status.json").read_text())
         assert (status["state"], status["step"]) == ("finished", 2)
         assert waits in status["message"]
-    assert json.loads((run / "model" / "config.json").read_text())["codebook"] == "not started"
-    assert "CODEBOOK NOT STARTED" in (run / "model" / "README.md").read_text()
+    assert waits in json.loads((run / "model" / "config.json").read_text())["unready"]
+    assert "NOT READY" in (run / "model" / "README.md").read_text()
     scan, model = toy_raw / "sub-00" / "anat" / "sub-00_T1w.nii.gz", str(run / "model")
     out = str(tmp_path / "out")
     for words in (
@@ -239,8 +257,8 @@ def test_a_codebook_that_has_not_started_is_said_everywhere_and_used_nowhere(
         assert waits in capsys.readouterr().err
     assert names(tmp_path) == ["run", "vae.yaml"]
     assert train(vae, toy_store, tmp_path / "more", "--init-from", model, "--json") == 0  # it is a start like another
-    assert json.loads(capsys.readouterr().out)["codebook_started"] is True
-    assert "codebook" not in json.loads((tmp_path / "more" / "model" / "config.json").read_text())
+    assert json.loads(capsys.readouterr().out)["unready"] == ""
+    assert "unready" not in json.loads((tmp_path / "more" / "model" / "config.json").read_text())
     words = ["reconstruct", str(tmp_path / "more" / "model"), str(scan), f"{out}.nii.gz"]
     assert main([*words, "--device", "cpu", "--quiet"]) == 0
 
@@ -256,7 +274,7 @@ def test_a_method_without_parameters_is_exported_without_a_step(
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["step"]) == ("finished", 0)
     assert not (run / "checkpoints").exists()
-    model = read_model_folder(run / "model")
+    model = toy.read(run / "model")
     assert len(model.stats["mean"]) == model.network.latent_channels
     assert model.stats["volumes"] == 2 * len(Store.open(toy_store).split("train"))
     assert "- Steps: 0" in model.card
@@ -305,7 +323,7 @@ def test_folders_that_are_no_run_are_left_alone(
 def test_a_full_disk_while_exporting_leaves_no_model_and_the_next_call_finishes(
     tmp_path: Path, config: str, toy_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from neurotome.models import folder as model_folder
+    from neurotome.files import atomic
 
     real = os.fsync
 
@@ -314,13 +332,13 @@ def test_a_full_disk_while_exporting_leaves_no_model_and_the_next_call_finishes(
             raise OSError(28, "No space left on device", "model")
         real(handle)
 
-    monkeypatch.setattr(model_folder.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     assert train(config, toy_store, tmp_path / "run", "--quiet") == 1
-    assert "the disk is full" in capsys.readouterr().err
-    monkeypatch.setattr(model_folder.os, "fsync", real)
+    assert "No space left" in capsys.readouterr().err
+    monkeypatch.setattr(atomic.os, "fsync", real)
     assert not (tmp_path / "run" / "model").exists()
     assert train(config, toy_store, tmp_path / "run", "--quiet") == 0
-    assert read_model_folder(tmp_path / "run" / "model").network.latent_channels == 3
+    assert toy.read(tmp_path / "run" / "model").network.latent_channels == 3
 
 
 def test_a_store_without_bounds_is_refused(tmp_path: Path, config: str, toy_raw: Path, capsys) -> None:

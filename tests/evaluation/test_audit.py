@@ -73,7 +73,7 @@ def test_vectors_are_sampled_at_the_same_cells():
     place = torch.arange(8**3, dtype=torch.float32).view(1, 1, 8, 8, 8).repeat(2, 1, 1, 1, 1)
     encoded = Encoded(place, {"anatomy": place[:, 0].long()}, None, {}, (16, 16, 16))
     noisy = Encoded(place, {"anatomy": (place[:, 0] + (place[:, 0] < 256)).long()}, None, {}, (16, 16, 16))
-    first, second = scan_codes(encoded, ("T1w", "T2w"), mask, "s", "", "", 3, noisy)
+    first, second = scan_codes(encoded, encoded.latent, ("T1w", "T2w"), mask, "s", "", "", 3, noisy)
     inside = brain_cells(mask, (8, 8, 8))[0].flatten().nonzero().view(-1)
     torch.testing.assert_close(first.vectors, second.vectors)
     assert set(first.vectors.flatten().long().tolist()) <= set(inside.tolist())
@@ -81,7 +81,7 @@ def test_vectors_are_sampled_at_the_same_cells():
     assert first.mean.item() == pytest.approx(inside.double().mean().item(), rel=1e-5)
     assert first.steady == pytest.approx((inside >= 256).double().mean().item())
     with pytest.raises(ValueError, match="no latent cell of s"):
-        scan_codes(encoded, ("T1w", "T2w"), torch.zeros_like(mask), "s", "", "", 3)
+        scan_codes(encoded, encoded.latent, ("T1w", "T2w"), torch.zeros_like(mask), "s", "", "", 3)
 
 
 def test_maps_of_other_grids_than_the_latent():
@@ -92,7 +92,7 @@ def test_maps_of_other_grids_than_the_latent():
     coarse = torch.arange(64).view(1, 4, 4, 4).repeat(2, 1, 1, 1)
 
     def kept(latent, **codes):
-        return scan_codes(Encoded(latent, codes, None, {}, (16,) * 3), "ab", mask, "s", "", "", 0)
+        return scan_codes(Encoded(latent, codes, None, {}, (16,) * 3), latent, "ab", mask, "s", "", "", 0)
 
     first, _ = kept(latent, level1=coarse, level0=coarse)
     assert first.vectors.shape == (4**3, 3)
@@ -151,8 +151,8 @@ def test_image_metrics_of_small_boxes_and_equal_images():
 
 def test_codebook_in_front_is_the_anatomy():
     box, brain = torch.tensor([90, 5, 5, 0]), torch.tensor([0, 5, 5, 0])
-    books = {"anatomy": {"box": box, "brain": brain}, "other": {"box": brain, "brain": brain}}
-    tree = codebook_tree(books, {"anatomy": 4, "other": 4})
+    codebooks = {"anatomy": {"box": box, "brain": brain}, "other": {"box": brain, "brain": brain}}
+    tree = codebook_tree(codebooks, {"anatomy": 4, "other": 4})
     assert (tree["utilisation"], tree["num_codes"]) == (0.75, 4)
     assert (tree["perplexity"], tree["entropy_bits"]) == (pytest.approx(2), pytest.approx(1))
     assert tree["books"]["anatomy"]["brain"]["utilisation"] == 0.5

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_bits_of_own_and_translated(metrics):
 
 
 def test_codebook_over_the_split(metrics):
-    book = metrics["codebook"]
+    codebook = metrics["codebook"]
     seen = set()
     for subject in range(6, 10):
         views, _ = session_images(100 * subject)
@@ -114,11 +115,11 @@ def test_codebook_over_the_split(metrics):
             x = np.where(view <= -0.9, view, -view if name else view)
             blocks = x.reshape(8, 2, 10, 2, 8, 2).mean((1, 3, 5))
             seen |= set(np.clip(np.floor((blocks + 1) / 2 * 16), 0, 15).astype(int).ravel().tolist())
-    assert book["utilisation"] == len(seen) / 16
-    assert book["num_codes"] == 16
-    assert book["perplexity"] == book["books"]["anatomy"]["brain"]["perplexity"] > 5
-    assert book["books"]["anatomy"]["box"]["perplexity"] < book["perplexity"]  # background takes few codes
-    assert book["books"]["private"]["num_codes"] == 2
+    assert codebook["utilisation"] == len(seen) / 16
+    assert codebook["num_codes"] == 16
+    assert codebook["perplexity"] == codebook["books"]["anatomy"]["brain"]["perplexity"] > 5
+    assert codebook["books"]["anatomy"]["box"]["perplexity"] < codebook["perplexity"]  # background takes few codes
+    assert codebook["books"]["private"]["num_codes"] == 2
 
 
 def test_panels_show_what_was_scored(folder):
@@ -145,7 +146,7 @@ def test_report_finds_every_measure(metrics):
     assert found.style is not None
 
 
-def test_aligned_and_opposed_codes_are_told_apart(store, metrics):
+def test_aligned_and_opposed_codes_are_distinguished(store, metrics):
     opposed = evaluate(ToyScans(BlockTokenizer(aligned=False)), store)["audit"]
     aligned = metrics["audit"]
     assert aligned["code_gap"]["mean"] < 0.01
@@ -155,6 +156,13 @@ def test_aligned_and_opposed_codes_are_told_apart(store, metrics):
     assert aligned["agreement"]["self_agreement"] == pytest.approx(0.9, abs=0.05)
     assert aligned["probes"]["token_vector"] == pytest.approx(0.5, abs=0.05)
     assert aligned["probes"]["token_onehot"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_audit_is_of_what_all_contrasts_share(metrics, store):
+    """The model of ``metrics`` has a private code beside the same shared one."""
+    shared = evaluate(ToyScans(BlockTokenizer()), store)["audit"]
+    assert metrics["audit"]["code_gap"] == shared["code_gap"]
+    assert metrics["audit"]["probes"]["token_vector"] == shared["probes"]["token_vector"]
 
 
 def test_is_a_function_of_its_seed(store):
@@ -200,18 +208,13 @@ def test_missing_views_and_several_visits(tmp_path):
 
 
 def test_other_tokenizers(store):
-    """No codes, no style, no known size of the book: what cannot be told is null or absent, the rest stands."""
+    """No codes, no style, no known size of the codebook: what is not known is null or absent, the rest stands."""
 
     class Continuous(BlockTokenizer):
         def encode(self, image, modality):
-            from dataclasses import replace
-
-            encoded = super().encode(image, modality)
-            return replace(encoded, codes={}, style=None, aux={})
+            return replace(super().encode(image, modality), codes={}, style=None)
 
         def decode(self, encoded, modality):
-            from dataclasses import replace
-
             return super().decode(replace(encoded, style=torch.zeros(len(modality), 1)), modality)
 
     metrics = evaluate(ToyScans(Continuous(), styled=False), store)
@@ -226,11 +229,10 @@ def test_other_tokenizers(store):
     assert set(metrics["bits"]) == {"own_per_voxel"}
     assert metrics["reconstruction"]["T1w"]["psnr_db"]["n"] == 4
     network = BlockTokenizer(private=True)
-    network.codebook_sizes = None
-    network.num_codes_of_books, network.num_codes = network.num_codes, 16
-    told = evaluate(ToyScans(network), store)
-    assert told["codebook"]["utilisation"] is None
-    assert told["codebook"]["perplexity"] > 5
+    network.codebook_sizes = {}
+    unsized = evaluate(ToyScans(network), store)
+    assert unsized["codebook"]["utilisation"] is unsized["codebook"]["num_codes"] is None
+    assert unsized["codebook"]["perplexity"] > 5
 
 
 def test_one_contrast_alone(store):
@@ -243,8 +245,8 @@ def test_one_contrast_alone(store):
 def test_progress_and_known_factors(store):
     seen = []
     truth = {f"{i:02d}": {"age": 40.0 + i} for i in range(10)}
-    metrics = evaluate(ToyScans(BlockTokenizer()), store, truth=truth, progress=seen.append)
-    assert seen == pytest.approx([(i + 1) / 10 for i in range(10)])
+    metrics = evaluate(ToyScans(BlockTokenizer()), store, truth=truth, progress=lambda *line: seen.append(line))
+    assert seen == [(i + 1, 10, f"sub-{i:02d}") for i in range(10)]
     assert set(metrics["factors"]) == {"site", "age"}
     assert set(metrics["factors"]["age"]["T1w"]) == {"n", "anatomy_r2", "style_r2"}
     assert metrics["factors"]["site"]["T2w"]["chance"] == 0.5
@@ -265,11 +267,9 @@ def test_refusals(store, tmp_path):
         evaluate(ToyScans(BlockTokenizer(), styled=False), store)
     odd = toy_store(tmp_path / "odd", (1, 0, 1), shape=(15, 16, 16))
     with pytest.raises(InputError, match="multiple of"):
-        evaluate(ToyScans(BlockTokenizer()), odd)
-    scans = ToyScans(BlockTokenizer())
-    scans.preparation = odd.preparation
+        evaluate(ToyScans(BlockTokenizer(), shape=(15, 16, 16)), odd)
     with pytest.raises(InputError, match="prepared differently"):
-        evaluate(scans, store)
+        evaluate(ToyScans(BlockTokenizer()), odd)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         evaluate(ToyScans(BlockTokenizer()), store, out=tmp_path / "file")

@@ -1,4 +1,4 @@
-"""What a code tells of a subject: classes by accuracy, numbers by R², and what cannot be probed is left out."""
+"""What a code says of a subject: classes by accuracy, numbers by R², and what cannot be probed is left out."""
 
 import pytest
 import torch
@@ -45,8 +45,8 @@ def test_classes_and_numbers_are_told_apart() -> None:
 
 
 def test_the_site_of_the_scans_goes_before_that_of_the_table() -> None:
-    told = factors(scans(0, 40), scans(40, 60), ("T1w",), TRUTH)
-    assert told["site"]["T1w"]["chance"] == 0.5
+    found = factors(scans(0, 40), scans(40, 60), ("T1w",), TRUTH)
+    assert found["site"]["T1w"]["chance"] == 0.5
     table = factors(scans(0, 40, site=False), scans(40, 60, site=False), ("T1w",), TRUTH)
     assert table["site"]["T1w"]["chance"] == 0.25  # classes, though written as numbers
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from neurotome.data.stores.batches import StepPlan, VolumeBatches
 from neurotome.errors import InputError
 from neurotome.evaluation.evaluate import evaluate
 from tests.evaluation.toy_evaluation import BlockTokenizer, ToyScans, session_images, toy_store
@@ -80,7 +81,7 @@ def test_overlaps_equal_those_by_hand(metrics) -> None:
     assert own["structure_dice"]["ci95"] is not None
 
 
-def test_translations_and_the_trilinear_baseline_are_judged_too(metrics) -> None:
+def test_translations_and_the_trilinear_baseline_are_segmented_too(metrics) -> None:
     assert set(metrics["structures"]) == {"T1w", "T2w", "T1w->T2w", "T2w->T1w"}
     assert set(metrics["structures"]["T1w->T2w"]) == {"dice", "truth_dice", "volume_error"}
     baselines = metrics["reconstruction"]["T1w"]["baselines"]
@@ -95,10 +96,8 @@ def test_translations_and_the_trilinear_baseline_are_judged_too(metrics) -> None
 
 
 def test_label_maps_are_cut_and_flipped_as_the_images_are(store) -> None:
-    from neurotome.data.stores.batches import TrainingBatches, TrainingPlan
-
-    plan = TrainingPlan(batch_sessions=3, crop=(6, 8, 4), slice_prob=0.3, whole_fraction=0.2, slice_sessions=2)
-    batches = TrainingBatches(store, plan, 12, seed=0)
+    plan = StepPlan(batch_sessions=3, crop=(6, 8, 4), slice_prob=0.3, whole_fraction=0.2, slice_sessions=2)
+    batches = VolumeBatches(store, plan, 12, seed=0)
     for step in range(12):
         batch = batches[step]
         expected = torch.where(batch.image[:, 0, 0] > 0, 1, 2) * batch.mask[:, 0]
@@ -119,7 +118,7 @@ def test_a_contrast_the_segmenter_does_not_know_is_left_out(store) -> None:
     assert "structure_dice" not in metrics["reconstruction"]["T2w"]
 
 
-def test_a_segmenter_that_cannot_judge_is_refused(store, tmp_path) -> None:
+def test_a_segmenter_that_does_not_fit_is_refused(store, tmp_path) -> None:
     scans = ToyScans(BlockTokenizer())
     with pytest.raises(InputError, match=r"1 of 4 subjects .* the segmenter's training: 07"):
         evaluate(scans, store, segmenter=Threshold(trained=("07",)))

@@ -1,10 +1,11 @@
-"""A network with a bounded output cannot paint images without bounds, and no metric of ours is defined on them."""
+"""A network with a bounded output cannot decode to images without bounds, and no metric of ours is defined on them."""
 
 import numpy as np
 import pytest
 import torch
 
-from neurotome.data.imaging.volume import Geometry, Volume
+from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError
@@ -45,7 +46,9 @@ def scans(network, preparation):
 def test_a_bounded_network_refuses_images_without_bounds():
     network = BlockTokenizer()
     network.check_window(CLIPPED.window)
-    with pytest.raises(ValueError, match=r"BlockTokenizer paints values in \[-1.0, 1.0\].*--intensity zscore --clip 5"):
+    with pytest.raises(
+        ValueError, match=r"BlockTokenizer decodes to values in \[-1.0, 1.0\].*--intensity zscore --clip 5"
+    ):
         network.check_window(FREE.window)
     with pytest.raises(ValueError, match="cannot learn images in"):
         network.check_window((-2.0, 1.0))
@@ -57,8 +60,10 @@ def test_a_bounded_network_refuses_images_without_bounds():
 def test_the_metrics_refuse_images_without_bounds(tmp_path):
     store = toy_store(tmp_path / "store")
     free = Store(store.path, FREE, store.modalities, store.sessions)
+    model = ToyScans(BlockTokenizer())
+    model.preparation = FREE
     with pytest.raises(InputError, match=r"defined on \[-1, 1\].*--clip"):
-        evaluate(ToyScans(BlockTokenizer()), free)
+        evaluate(model, free)
 
 
 @pytest.mark.parametrize("preparation", [FREE, CLIPPED])

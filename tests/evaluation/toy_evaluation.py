@@ -1,6 +1,7 @@
 """A cohort and a tokenizer small enough that every number of an evaluation can be said beforehand."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from torch import nn
 
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Prepared
-from neurotome.data.stores.store import SessionEntry, Store, entry_file, write_entry
+from neurotome.data.stores.entries import SessionEntry, entry_file, write_entry
+from neurotome.data.stores.store import Store
+from neurotome.scans.codec import Codec
 from neurotome.tokenizers.base import Encoded, Tokenizer
 
 SHAPE = (16, 20, 16)
@@ -87,14 +90,13 @@ class BlockTokenizer(Tokenizer):
         x = self._turned(image, modality)
         means = torch.nn.functional.avg_pool3d(x, 2)[:, 0]
         codes = ((means + 1) / 2 * self.num_codes).long().clamp(0, self.num_codes - 1)
-        anatomy_q = (self._level(codes))[:, None]
-        named, latent = {"anatomy": codes}, anatomy_q
+        named, latent = {"anatomy": codes}, self._level(codes)[:, None]
         if self.private:
             slope = torch.nn.functional.avg_pool3d(x[:, 0, 1::2] - x[:, 0, ::2], (1, 2, 2))
             named["private"] = (slope > 0).long()
             latent = torch.cat([latent, (named["private"][:, None] * 2 - 1) * 0.1], 1)
         style = image.mean((2, 3, 4)) + self.weight
-        return Encoded(latent, named, style, {}, tuple(image.shape[2:]), {"anatomy_q": anatomy_q})
+        return Encoded(latent, named, style, {}, tuple(image.shape[2:]))
 
     def decode(self, encoded: Encoded, modality):
         """Return each block filled with its level, with the private slope on it, moved by nothing of the style."""
@@ -107,12 +109,14 @@ class BlockTokenizer(Tokenizer):
 
     def shared(self, encoded: Encoded) -> Encoded:
         """Drop the private code."""
-        from dataclasses import replace
-
         if not self.private:
             return encoded
         latent = encoded.latent * torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1)
         return replace(encoded, latent=latent, codes={"anatomy": encoded.codes["anatomy"]})
+
+    def anatomy(self, encoded: Encoded):
+        """Return the part of the latent that the private code is not in."""
+        return encoded.latent[:, :1]
 
     def bits(self, shape) -> float:
         """See the base class; the style is one float."""
@@ -135,10 +139,15 @@ class BlockTokenizer(Tokenizer):
 
 
 class ToyScans:
-    """A network with styles and the subjects it was trained on."""
+    """A network with styles, the subjects it was trained on, and the shape it expects."""
 
-    def __init__(self, network: Tokenizer, trained: tuple[str, ...] = (), styled: bool = True) -> None:
-        self.network = network
+    digest = "toy"
+
+    def __init__(
+        self, network: Tokenizer, trained: tuple[str, ...] = (), styled: bool = True, shape: tuple[int, ...] = SHAPE
+    ) -> None:
+        self.network, self.codec = network, Codec(network, shape)
+        self.preparation = Preparation(spacing_mm=3.0, shape=shape)
         self.styles = {(m, "all"): torch.zeros(1) for m in network.modalities} if styled else {}
         self.trained = set(trained)
 

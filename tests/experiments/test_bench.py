@@ -7,7 +7,7 @@ import pytest
 
 from neurotome.errors import InputError, UsageError
 from neurotome.evaluation.results import evaluation_request
-from neurotome.experiments.bench import Cell, alarms, at, read_cell, table, unprobed
+from neurotome.experiments.bench import BenchCell, alarms, at, read_cell, table, unprobed
 from neurotome.experiments.bench_plan import BenchPlan, BenchRun, read_plan
 from neurotome.report.bench import columns, markdown, page, step_lines, step_text
 
@@ -27,10 +27,10 @@ def bench(rows: list[dict], **changes: object) -> dict:
     return {**told, "threads": 1, "rows": rows, "unprobed": [], "failed": [], **changes}
 
 
-def cell(seed: int, values: dict[str, float], bits: float = 1.0) -> Cell:
+def cell(seed: int, values: dict[str, float], bits: float = 1.0) -> BenchCell:
     entry = {"mean": sum(values.values()) / len(values), "ci95": None, "n": len(values), "values": values}
     metrics = {"reconstruction": {"T1w": {"psnr_db": entry}}, "bits": {"own_per_voxel": bits}}
-    return Cell(seed, metrics, {"step": 10, "seconds": 2.0, "cpu_seconds": 1.5, "peak_rss_mb": 100.0 + seed}, 1234)
+    return BenchCell(seed, metrics, {"step": 10, "seconds": 2.0, "cpu_seconds": 1.5, "peak_rss_mb": 100.0 + seed}, 1234)
 
 
 def test_a_plan_is_read():
@@ -188,7 +188,7 @@ def test_a_damaged_or_foreign_cell_is_named(tmp_path):
     with pytest.raises(InputError, match=r"status\.json.*what is trained stays"):
         read_cell(tmp_path, recipe, 0)
     (tmp_path / "status.json").write_text("{}")
-    assert read_cell(tmp_path, recipe, 0) == Cell(0, {}, {}, 7)  # trained, not evaluated
+    assert read_cell(tmp_path, recipe, 0) == BenchCell(0, {}, {}, 7)  # trained, not evaluated
     for damaged in ("[1]", "{", ""):
         (tmp_path / "metrics.json").write_text(damaged)
         with pytest.raises(InputError, match=r"metrics\.json.*evaluated again, not trained"):
@@ -219,7 +219,7 @@ def test_a_cell_of_another_recipe_is_refused(tmp_path, change, said):
 def test_a_cell_answers_what_it_was_evaluated_with():
     truth = {"01": {"age": 40.0}}
     asked = evaluation_request("test", "abc", truth)
-    told = Cell(0, {"protocol": {**asked, "seed": 0}}, {}, 1)
+    told = BenchCell(0, {"protocol": {**asked, "seed": 0}}, {}, 1)
     assert told.answers(asked)
     others = [
         evaluation_request("test", None, truth),
@@ -231,8 +231,8 @@ def test_a_cell_answers_what_it_was_evaluated_with():
     ]
     assert not any(told.answers(other) for other in others)
     # an evaluation of the first version says nothing of segmenter and table
-    assert not Cell(0, {"protocol": {"format_version": 1, "split": "test"}}, {}, 1).answers(others[0])
-    assert not Cell(0, {}, {}, 1).answers(asked)
+    assert not BenchCell(0, {"protocol": {"format_version": 1, "split": "test"}}, {}, 1).answers(others[0])
+    assert not BenchCell(0, {}, {}, 1).answers(asked)
     assert evaluation_request("test", None, {})["truth_sha256"] is None
 
 
@@ -246,7 +246,7 @@ def test_a_star_is_the_mean_over_what_stands_there():
 
 
 def test_structures_and_probes_are_columns_with_their_limits():
-    def with_more(one: Cell) -> Cell:
+    def with_more(one: BenchCell) -> BenchCell:
         entry = {"mean": 0.8, "ci95": [0.7, 0.9], "n": 2, "values": {"s": 0.7, "t": 0.9}}
         one.metrics["reconstruction"]["T1w"] |= {
             "structure_dice": entry,
@@ -260,7 +260,7 @@ def test_structures_and_probes_are_columns_with_their_limits():
             "factors": {"sex": {"T1w": {"anatomy": 0.5, "chance": 0.5}, "T2w": {"anatomy": 1.0, "chance": 0.5}},
                         "age": {"T1w": {"anatomy_r2": -0.25}}},
         }  # fmt: skip
-        return Cell(one.seed, {**one.metrics, **more}, one.status, one.parameters)
+        return BenchCell(one.seed, {**one.metrics, **more}, one.status, one.parameters)
 
     plan = BenchPlan((BenchRun("a", "x"),), (0,), steps=1)
     (row,) = rows = table(plan, {"a": [with_more(cell(0, {"s": 20.0, "t": 24.0}))]})
@@ -279,7 +279,7 @@ def test_structures_and_probes_are_columns_with_their_limits():
     } <= headings
     text = markdown(bench(rows))
     assert "on 4 scans of all contrasts" in text
-    assert "the scan itself reaches what the heading says" in text
+    assert "states the same for the scan itself" in text
     assert unprobed(rows, {"sex", "site", "age", "height"}) == ["site"]
     assert unprobed(rows, {"sex"}) == []
     assert "Not probed" not in text

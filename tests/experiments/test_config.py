@@ -7,8 +7,8 @@ import yaml
 
 from neurotome.cli.main import main
 from neurotome.errors import UsageError
-from neurotome.experiments.config import MAX_BYTES, load_config, merged, parse_yaml, plain_keys, shipped
-from neurotome.experiments.experiment import check_experiment
+from neurotome.experiments.config import MAX_BYTES, load_config, merged, parse_yaml, shipped
+from neurotome.experiments.experiment import check_experiment, plain_keys
 from tests.toy import CONFIG
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -39,8 +39,9 @@ def test_a_config_becomes_objects(file: Path) -> None:
 def test_weights_are_a_function_of_the_seed(file: Path) -> None:
     import torch
 
-    keys = [("method.tokenizer", "{class_path: NeuroQuant, init_args: {channels: [8], attention_levels: [false], "
-             "mid_blocks: false, num_heads: 1, norm_groups: 4, num_codes: 8}}")]  # fmt: skip
+    keys = [("method.tokenizer", "{class_path: NeuroQuant, init_args: {trunk: {channels: [8], "
+             "attention_levels: [false], mid_blocks: false, num_heads: 1, norm_groups: 4}, "
+             "quantizer: {class_path: EMAQuantizer, init_args: {num_codes: 8, dim: 64}}}}")]  # fmt: skip
     first, again, other = (check(file, *keys, ("seed", s)).build_method().state_dict() for s in ("1", "1", "2"))
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert not all(torch.equal(first[k], other[k]) for k in first)
@@ -90,15 +91,15 @@ def build(path: Path, *overrides: tuple[str, str]) -> None:
         ("trainer.max_step", "9", ["unknown key 'max_step'", "did you mean max_steps?"]),
         ("optimizer.learning_rate", "1", ["optimizer", "admissible are name, lr"]),
         ("metod.weight", "1", ["unknown key 'metod'", "did you mean method?"]),
-        ("method.wieght", "1", ["method: unknown key 'wieght'; did you mean weight?"]),
-        ("method.tokenizer.widht", "1", ["method.tokenizer: unknown key 'widht'; did you mean width?"]),
+        ("method.wieght", "1", ["method: unknown key 'wieght' of ToyTraining; did you mean weight?"]),
+        ("method.tokenizer.widht", "1", ["method.tokenizer: unknown key 'widht' of ToyTokenizer; did you mean width?"]),
         ("method.tokenizer.optimizer", "1", ["unknown key 'optimizer'"]),
         ("method.optimizer", "1", ["unknown key 'optimizer'"]),
         ("trainer.seed", "1", ["unknown key 'seed'"]),
-        ("trainer.max_steps", "four", ["trainer.max_steps: 'four' is text; admissible is a whole number"]),
-        ("trainer.max_steps", "'4'", ["'4' is text"]),
+        ("trainer.max_steps", "four", ["trainer.max_steps: 'four' does not fit; admissible is a whole number"]),
+        ("trainer.max_steps", "'4'", ["'4' does not fit"]),
         ("trainer.max_steps", "2.5", ["2.5 does not fit; admissible is a whole number"]),
-        ("trainer.max_steps", "true", ["True is a truth value"]),
+        ("trainer.max_steps", "true", ["True does not fit"]),
         ("trainer.max_steps", "null", ["admissible is a whole number"]),
         ("trainer.max_steps", "[4]", ["admissible is a whole number"]),
         ("trainer.max_steps", "0", ["trainer.max_steps is 0", "> 0"]),
@@ -106,10 +107,10 @@ def build(path: Path, *overrides: tuple[str, str]) -> None:
         ("trainer.deterministic", "1", ["admissible is true or false"]),
         ("optimizer.lr", "-1e-3", ["optimizer.lr is -0.001; give a number > 0"]),
         ("optimizer.betas", "[0.9]", ["a list of 2"]),
-        ("optimizer.betas", "[0.9, high]", ["is text"]),
+        ("optimizer.betas", "[0.9, high]", ["does not fit"]),
         ("data.batch_sessions", "0", ["batch_sessions is 0"]),
         ("data.crop", "[4, 4]", ["data.crop"]),
-        ("data.crop", "big", ["is text"]),
+        ("data.crop", "big", ["does not fit"]),
         ("method.tokenizer.width", "0", ["method.tokenizer: width is 0"]),
         ("method.tokenizer.modalities", "T1w", ["modalities"]),
         ("method.tokenizer", "NeuroQuant", ["method.tokenizer: give {class_path: NAME", "'NeuroQuant'"]),
@@ -127,7 +128,12 @@ def build(path: Path, *overrides: tuple[str, str]) -> None:
         ("seed", "1.5", ["seed is 1.5"]),
         ("seed", "true", ["seed is True"]),
         ("seed.x", "1", ["no block"]),
-        ("data", "3", ["data: give a block of keys"]),
+        ("optimizer.lr", ".inf", ["inf does not fit; admissible is a number"]),
+        ("method.weight", ".nan", ["nan does not fit"]),
+        ("optimizer", "[]", ["optimizer: give a block"]),
+        ("method.init_args", "0", ["method: give a block"]),
+        ("data.batch_sessions", "1" + "0" * 30, ["admissible is 1 to 4096"]),
+        ("data", "3", ["data: give {class_path: NAME, init_args: …}, not 3"]),
         ("trainer.max_steps", "{a: 1", ["--trainer.max_steps"]),
     ],
 )
@@ -170,7 +176,8 @@ def test_yaml_is_plain_data(text: str, what: str) -> None:
     [
         ("1e-3", 1e-3), ("-1", -1), ("+.5", 0.5), ("1_000", "1_000"), ("no", "no"), ("on", "on"), ("12:30", "12:30"),
         ("2020-01-01", "2020-01-01"), ("0x10", "0x10"), ("true", True), ("null", None), ("~", None), ("", None),
-        ("'1'", "1"), ("[1, 2.0, a]", [1, 2.0, "a"]), ("007", 7), ("fp32", "fp32"), ("32-true", "32-true"),
+        ("'1'", "1"), ("[1, 2.0, a]", [1, 2.0, "a"]), ("007", 7), ("010", 10), ("089", 89), ("fp32", "fp32"),
+        ("32-true", "32-true"),
     ],
 )  # fmt: skip
 def test_scalars_read_as_yaml_1_2(text: str, value: object) -> None:
@@ -228,11 +235,16 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
         (b"method: {class_path: ToyTraining, _target_: os.system}", "unknown key '_target_'"),
         (b"method: {class_path: ToyTraining}", "needs tokenizer"),
         (b"method: {class_path: ToyTraining, init_args: [1]}", "block of keys"),
+        (b"method: {class_path: ToyTraining}\ntiny: 5", "tiny is a block"),
+        (b"method: {class_path: ToyTraining}\ntiny: {foo: 1}", "tiny is a block"),
+        (b"method: {class_path: ToyTraining}\ntiny: {tiny: {}}", "tiny is a block"),
     ):
         path = tmp_path / "c.yaml"
         path.write_bytes(content)
         with pytest.raises(UsageError, match=text):
             check(path)
+    with pytest.raises(UsageError, match="no such file"):
+        load_config("x" * 300 + ".yaml")
     (tmp_path / "d.yaml").mkdir()
     with pytest.raises(UsageError, match="no such file"):
         load_config(str(tmp_path / "d.yaml"))
@@ -299,3 +311,58 @@ def test_configs_lists_and_prints(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_suggestions_know_the_settings() -> None:
     assert {"trainer.max_steps", "optimizer.lr", "data.crop", "seed"} <= set(plain_keys())
+
+
+def test_the_tiny_block_is_not_for_users() -> None:
+    with pytest.raises(UsageError, match="the block tiny is for tests alone"):
+        load_config("vq-vae-demo", [("tiny.trainer.max_steps", "3")])
+
+
+def test_a_number_in_a_dotted_key_takes_an_entry_of_a_list() -> None:
+    key = "method.tokenizer.quantizers.1.num_codes"
+    tree = load_config("vq-vae2-demo", [(key, "16")]).tree
+    quantizers = tree["method"]["init_args"]["tokenizer"]["init_args"]["quantizers"]
+    assert [q["init_args"]["num_codes"] for q in quantizers] == [128, 16]
+    for wrong in ("2", "-1", "first"):
+        with pytest.raises(UsageError, match="is no place in a list of 2"):
+            load_config("vq-vae2-demo", [(key.replace(".1.", f".{wrong}."), "16")])
+
+
+KLVAE = (
+    "method: {class_path: TokenizerTraining, init_args: {tokenizer: {class_path: KLVAE}}}\ntrainer: {max_steps: 2}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("block", "name", "arguments"),
+    [
+        ("", "Volumes", {}),
+        ("data: {crop: 8}", "Volumes", {"crop": 8}),
+        ("data: null", "Volumes", {}),
+        ("data: {init_args: {crop: 8}}", "Volumes", {"crop": 8}),
+        ("data: {class_path: Pairs}", "Pairs", {}),
+        ("data: {class_path: Masks, init_args: {source: image}}", "Masks", {"source": "image"}),
+    ],
+)
+def test_a_data_block_names_a_class(tmp_path: Path, block: str, name: str, arguments: dict) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{KLVAE}{block}\n")
+    data = check_experiment(load_config(str(path))).data
+    assert (data.target.__name__, data.arguments) == (name, arguments)
+    if name != "Masks":
+        changed = check_experiment(load_config(str(path), [("data.class_path", "Pairs"), ("data.crop", "12")])).data
+        assert (changed.target.__name__, changed.arguments["crop"]) == ("Pairs", 12)
+
+
+NO_DATA = (
+    "3", "[1]", "text", "{class_path: Store}", "{class_path: neurotome.data.Pairs}", "{class_path: TokenizerTraining}",
+    "{class_path: Pairs, init_args: {crops: 8}}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("block", NO_DATA)
+def test_what_is_no_data_block_is_refused(tmp_path: Path, block: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{KLVAE}data: {block}\n")
+    with pytest.raises(UsageError, match="data"):
+        check_experiment(load_config(str(path)))

@@ -58,6 +58,7 @@ def wait_until(condition, process):
         time.sleep(0.0005)
 
 
+@pytest.mark.slow
 def test_a_prepare_killed_at_many_moments_ends_with_the_same_bytes(dataset, prepared, tmp_path):
     """Each moment comes from what lies on the disk, so that the next one goes on where the last was killed."""
     store = tmp_path / "store"
@@ -90,6 +91,7 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are listed by Linux only")
+@pytest.mark.slow
 def test_workers_of_a_killed_prepare_end_and_another_goes_on(dataset, prepared, tmp_path):
     store = tmp_path / "store"
     process = started(tmp_path, dataset, store, workers=2)

@@ -1,4 +1,4 @@
-"""Two players in one step: the same gradients as by turns; the adaptive weight; the spike guard."""
+"""Both networks in one step: the same gradients as in two; the adaptive weight; the spike guard."""
 
 import pytest
 import torch
@@ -26,31 +26,31 @@ IMAGE = torch.rand(2, 1, 12, 12, 12, generator=torch.Generator().manual_seed(3))
 def test_the_losses_by_hand():
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.25])
     hinge, squares = Adversarial(), Adversarial(kind="least_squares")
-    assert hinge.judge(real, fake).item() == pytest.approx((0.25 + 0.625) / 2)
-    assert hinge.fool(fake).item() == pytest.approx(1.375)
-    assert squares.judge(real, fake).item() == pytest.approx((0.625 + 4.53125) / 2)
-    assert squares.fool(fake).item() == pytest.approx((16 + 0.5625) / 2)
+    assert hinge.discriminator_loss(real, fake).item() == pytest.approx((0.25 + 0.625) / 2)
+    assert hinge.generator_loss(fake).item() == pytest.approx(1.375)
+    assert squares.discriminator_loss(real, fake).item() == pytest.approx((0.625 + 4.53125) / 2)
+    assert squares.generator_loss(fake).item() == pytest.approx((16 + 0.5625) / 2)
 
 
 @pytest.mark.parametrize("kind", ["hinge", "least_squares"])
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_one_backward_gives_each_player_the_gradient_of_its_own_loss(kind, adaptive):
+def test_one_backward_gives_each_network_the_gradient_of_its_own_loss(kind, adaptive):
     settings = Adversarial(weight=0.3, kind=kind, adaptive=adaptive)
     g, d = generator(), discriminator()
     y = g(IMAGE)
-    near, fooled = (y - IMAGE).abs().mean(), settings.fool(frozen_logits(d, y))
+    near, fooled = (y - IMAGE).abs().mean(), settings.generator_loss(frozen_logits(d, y))
     weight = settings.scale(near, fooled, y)
-    (near + weight * fooled + settings.judge(d(IMAGE), d(y.detach()))).backward()
+    (near + weight * fooled + settings.discriminator_loss(d(IMAGE), d(y.detach()))).backward()
     joint = [p.grad.clone() for p in (*g.parameters(), *d.parameters())]
     # by turns, as in a textbook: the generator's step with the discriminator's gradients thrown away, then the other's
     for p in (*g.parameters(), *d.parameters()):
         p.grad = None
     y = g(IMAGE)
-    ((y - IMAGE).abs().mean() + float(weight) * settings.fool(d(y))).backward()
+    ((y - IMAGE).abs().mean() + float(weight) * settings.generator_loss(d(y))).backward()
     apart = [p.grad.clone() for p in g.parameters()]
     for p in d.parameters():
         p.grad = None
-    settings.judge(d(IMAGE), d(g(IMAGE).detach())).backward()
+    settings.discriminator_loss(d(IMAGE), d(g(IMAGE).detach())).backward()
     apart += [p.grad.clone() for p in d.parameters()]
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(joint, apart, strict=True))
     assert all(a.abs().max() > 0 for a in apart if a.ndim > 1)  # the hinge's two halves cancel in the last bias
@@ -92,11 +92,11 @@ def test_the_last_weight_is_found_in_any_network():
     assert last_weight(output) is output
 
 
-def test_players_start_when_they_should():
+def test_both_networks_start_when_they_should():
     settings = Adversarial(start=10, lead=4)
     assert [settings.learns(s) for s in (5, 6, 10)] == [False, True, True]
-    assert [settings.heard(s) for s in (6, 9, 10)] == [False, False, True]
-    assert not Adversarial(weight=0).heard(100)
+    assert [settings.active(s) for s in (6, 9, 10)] == [False, False, True]
+    assert not Adversarial(weight=0).active(100)
 
 
 @pytest.mark.parametrize("wrong", [{"weight": -1}, {"lr": 0}, {"start": -1}, {"kind": "wasserstein"}, {"max_ratio": 0}])

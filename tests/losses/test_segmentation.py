@@ -1,4 +1,4 @@
-"""Masks: every term by brute force, where masks come from, and what is refused."""
+"""Masks: every term by brute force, and what is refused."""
 
 import math
 
@@ -7,7 +7,6 @@ import torch
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from neurotome.losses.segmentation import SegmentationLoss, dice
-from neurotome.types import Batch
 
 
 def ball(shape=(8, 9, 7), n: int = 2) -> torch.Tensor:
@@ -17,14 +16,6 @@ def ball(shape=(8, 9, 7), n: int = 2) -> torch.Tensor:
     )
     inside = torch.stack([grid.square().sum(0) < r for r in (0.4, 0.7)][:n])[:, None]
     return torch.where(inside, 1.0, -1.0)
-
-
-def batch(image: torch.Tensor, label: torch.Tensor | None = None) -> Batch:
-    n = len(image)
-    return Batch(
-        image=image[:, None], modality=torch.zeros(n, 1, dtype=torch.long), present=torch.ones(n, 1, dtype=torch.bool),
-        subject=tuple("ab"[:n]), session=("",) * n, site=torch.zeros(n, dtype=torch.long), label=label,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [(8, 9, 7), (8, 9, 1)])
@@ -57,20 +48,6 @@ def test_perfect_and_empty_masks():
     undecided = SegmentationLoss()(torch.zeros_like(x), x)
     assert undecided["bce"].item() == pytest.approx(math.log(2), rel=1e-5)
     assert undecided["boundary"].item() == pytest.approx(math.log(2), rel=1e-5)
-
-
-def test_masks_come_from_images_or_from_label_maps():
-    image, label = ball(), torch.randint(0, 3, (2, 8, 9, 7), generator=torch.Generator().manual_seed(2))
-    found, modality = SegmentationLoss().masks(batch(0.3 * image), 1)
-    assert torch.equal(found, image)
-    assert modality.tolist() == [0, 0]
-    whole, _ = SegmentationLoss(source="label").masks(batch(image, label), 1)
-    assert torch.equal(whole[:, 0] > 0, label > 0)
-    each, _ = SegmentationLoss(source="label").masks(batch(image, label), 2)
-    assert torch.equal(each[:, 0] > 0, label == 1)
-    assert torch.equal(each[:, 1] > 0, label == 2)
-    with pytest.raises(ValueError, match="holds no label maps"):
-        SegmentationLoss(source="label").masks(batch(image), 1)
 
 
 @pytest.mark.parametrize(

@@ -94,11 +94,11 @@ def test_factor_probe():
     assert factor_probe(x, normal(200, seed=2), x_test, normal(50, seed=3)) < 0.2
 
 
-def test_chance_is_what_one_answer_for_all_gets():
-    """Three sites in training, two in the test split: features that say nothing reach the chance beside them."""
-    silent = torch.zeros(30, 4)
+def test_chance_is_that_of_a_constant_answer():
+    """Three sites in training, two in the test split: constant features reach the stated chance."""
+    constant = torch.zeros(30, 4)
     train, test = torch.arange(30) % 3, torch.arange(30) % 2
-    probe = linear_probe(silent, train, silent, test)
+    probe = linear_probe(constant, train, constant, test)
     assert probe.balanced_accuracy == probe.chance == 0.5
     codes = torch.arange(30) // 10  # each code is one class's in training, none of which says anything of the test
     assert code_probe(codes, train, codes, test, 3).chance == 0.5

@@ -173,7 +173,7 @@ REAL = os.environ.get("NEUROTOME_TEST_DATA")
 
 @pytest.mark.skipif(REAL is None, reason="NEUROTOME_TEST_DATA is not set")
 def test_real_lesions_and_regions():
-    from neurotome.data.imaging.nifti import read_volume
+    from neurotome.data.imaging.reader import read_volume
     from neurotome.data.preparation.labels import whole_labels
 
     mask = read_volume(Path(REAL) / "paired/openms/sub-07/sub-07_space-MNI_label-lesion_mask.nii.gz")

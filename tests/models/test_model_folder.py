@@ -1,3 +1,5 @@
+"""Model folders: what is written is what is read, and what lies or is damaged is refused by name."""
+
 import hashlib
 import json
 import os
@@ -10,26 +12,37 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from neurotome.data.preparation.preparation import Preparation
 from neurotome.errors import InputError, UsageError
-from neurotome.models import folder as model_folder
+from neurotome.files import atomic
 from neurotome.models.folder import (
     FILES,
-    public_classes,
-    read_bounded,
-    read_model_folder,
+    ModelFolder,
+    check_usable,
+    read_folder,
     subject_hash,
     write_model_folder,
 )
-from neurotome.tokenizers import NeuroQuant
+from neurotome.models.registry import public_classes
+from neurotome.models.self_test import SelfTest, compared, made
+from neurotome.nn.quantize import EMAQuantizer, FiniteScalarQuantizer
+from neurotome.tasks.base import Segmenter
+from neurotome.tokenizers import VQVAE, NeuroQuant
 from neurotome.tokenizers.base import Tokenizer
+from neurotome.tokenizers.shared_anatomy.parts import Appearance, Trunk
+from neurotome.types import Images
+from tests import toy
 from tests.toy import ToyTokenizer, names
 
 pytestmark = pytest.mark.usefixtures("toys")
 
+PREPARATION = Preparation(3.0, (16, 16, 16))
+MASKS = Images("masks", {"source": "label", "groups": ["every label above 0"]})
+
 
 def write(folder: Path, network: Tokenizer | None = None, **changes: object) -> str:
     arguments = {
-        "preparation": {"spacing_mm": 3.0},
+        "preparation": PREPARATION,
         "stats": {"mean": [0.0]},
         "styles": {"T1w/all/mean": torch.tensor([0.5, 0.0])},
         "subjects": ["01", "02"],
@@ -37,6 +50,24 @@ def write(folder: Path, network: Tokenizer | None = None, **changes: object) -> 
         **changes,
     }
     return write_model_folder(folder, network or ToyTokenizer(width=2, gains=(0.5, 1.5)), **arguments)  # type: ignore[arg-type]
+
+
+def neuroquant() -> NeuroQuant:
+    trunk = Trunk(channels=(8, 8), num_res_blocks=1, attention_levels=(False, True), num_heads=1, norm_groups=4)
+    appearance = Appearance(channels=5, stages=(8,), foreground_above=-0.9, film_hidden=7)
+    return NeuroQuant(
+        trunk=trunk, appearance=appearance, quantizer=EMAQuantizer(8, 3), private=EMAQuantizer(4, 2, start_after=7)
+    )
+
+
+def vqvae(quantizer: object) -> VQVAE:
+    return VQVAE(channels=(8,), num_res_blocks=1, quantizer=quantizer)
+
+
+SMALL_VQVAE = {
+    "modalities": ["T1w", "T2w"],
+    "quantizer": {"class": "EMAQuantizer", "arguments": {"num_codes": 8, "dim": 3}},
+}
 
 
 def config_of(folder: Path) -> dict:
@@ -58,11 +89,11 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     with torch.no_grad():
         network.weight.copy_(torch.tensor([0.25, -3.0]))
     digest = write(tmp_path / "m", network)
-    back = read_model_folder(tmp_path / "m")
+    back = toy.read(tmp_path / "m")
     assert back.digest == digest
     assert torch.equal(back.network.weight, network.weight)
     assert back.network.arguments == {**network.arguments, "gains": (0.5, 1.5), "modalities": ("T1w", "T2w")}
-    assert (back.preparation, back.stats, back.card) == ({"spacing_mm": 3.0}, {"mean": [0.0]}, "a card")
+    assert (back.preparation, back.stats, back.card) == (PREPARATION, {"mean": [0.0]}, "a card")
     assert torch.equal(back.styles["T1w/all/mean"], torch.tensor([0.5, 0.0]))
     assert not back.network.training
     assert not any(p.requires_grad for p in back.network.parameters())
@@ -72,14 +103,15 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 def test_equal_models_give_equal_bytes_and_the_digest_is_that_of_weights_and_preparation(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a"), write(tmp_path / "b")
     assert first == second
+    assert set(names(tmp_path / "a")) == {*FILES, "config.json"}
     for name in (*FILES, "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert write(tmp_path / "c", card="another") == first
-    assert write(tmp_path / "d", preparation={"spacing_mm": 2.0}) != first
+    assert write(tmp_path / "d", preparation=Preparation(2.0, (16, 16, 16))) != first
     assert write(tmp_path / "e", ToyTokenizer(width=2, gains=(0.6, 1.5))) != first
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_any_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
     write(tmp_path / "m")
     file = tmp_path / "m" / name
@@ -90,18 +122,17 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
         changed[place] ^= 1 << int(rng.integers(8))
         file.write_bytes(changed)
         with pytest.raises(InputError, match=r"not what config\.json promises") as error:
-            read_model_folder(tmp_path / "m")
+            toy.read(tmp_path / "m")
         assert error.value.file == file
         assert error.value.remedy
 
 
 def test_reading_draws_no_random_number(tmp_path: Path) -> None:
-    small = {"channels": (8, 8), "attention_levels": (False, False), "num_codes": 8, "num_heads": 1, "norm_groups": 4}
-    write(tmp_path / "m", NeuroQuant(**small))
+    write(tmp_path / "m", neuroquant())
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    network = read_model_folder(tmp_path / "m").network
+    network = toy.read(tmp_path / "m").network
     assert torch.equal(torch.rand(3), expected)
     assert not any(key.startswith("adversary") for key in load_file(tmp_path / "m" / "model.safetensors"))
     assert isinstance(network, NeuroQuant)
@@ -110,29 +141,43 @@ def test_reading_draws_no_random_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"format_version": 2}, "newer"),
+        ({"format_version": 3}, "newer"),
         ({"format_version": None}, "no format_version"),
         ({"format_version": "1"}, "no format_version"),
-        ({"class": "os.system"}, "not a public tokenizer"),
-        ({"class": "Tokenizer"}, "not a public tokenizer"),
-        ({"class": "Encoded"}, "not a public tokenizer"),
-        ({"class": "neurotome.tokenizers.NeuroQuant"}, "not a public tokenizer"),
-        ({"class": ["ToyTokenizer"]}, "class"),
-        ({"class": "NeuroQuant"}, "do not fit"),
-        ({"arguments": {"width": 3}}, "weights do not fit"),
-        ({"arguments": {"width": 10**13}}, "do not fit"),
-        ({"arguments": {"width": 0}}, "give a whole number > 0"),
-        ({"arguments": {"breadth": 2}}, "breadth"),
-        ({"modalities": ["T1w"]}, "modalities"),
+        ({"network": {"class": "os.system"}}, "not a public tokenizer"),
+        ({"network": {"class": "Tokenizer"}}, "not a public tokenizer"),
+        ({"network": {"class": "Encoded"}}, "not a public tokenizer"),
+        ({"network": {"class": "EMAQuantizer"}}, "not a public tokenizer"),
+        ({"network": {"class": "neurotome.tokenizers.NeuroQuant"}}, "not a public tokenizer"),
+        ({"network": {"class": ["ToyTokenizer"]}}, "class"),
+        ({"network": {}}, "class"),
+        ({"network": "ToyTokenizer"}, "network"),
+        ({"network": {"class": "ToyTokenizer"}}, "do not fit"),
+        ({"network": {"class": "VQVAE", "arguments": {}}}, "do not fit"),
+        ({"network": {"class": "ToyTokenizer", "arguments": {"width": 3}}}, "weights do not fit"),
+        ({"network": {"class": "ToyTokenizer", "arguments": {"width": 10**13}}}, "do not fit"),
+        ({"network": {"class": "ToyTokenizer", "arguments": {"width": 0}}}, "give a whole number > 0"),
+        ({"network": {"class": "ToyTokenizer", "arguments": {"breadth": 2}}}, "breadth"),
+        ({"network": {"class": "VQVAE", "arguments": {"quantizer": 1}}}, "do not fit"),
+        ({"network": {"class": "VQVAE", "arguments": {**SMALL_VQVAE, "channels": []}}}, "do not fit VQVAE"),
+        ({"network": {"class": "VQVAE", "arguments": {**SMALL_VQVAE, "num_res_blocks": 10**7}}}, "layers"),
+        ({"capabilities": 5}, "the key capabilities"),
+        ({"images": "scans"}, "the key images"),
+        ({"images": {"space": "meshes"}}, "the key images"),
+        ({"images": {"space": "latents"}}, "the key tokenizer"),
+        ({"frozen": ["perceptual"]}, "the key frozen"),
         ({"training_subjects": {"salt": "x"}}, "training_subjects"),
+        ({"training_subjects": {"salt": "x", "sha256": [["01"]]}}, "training_subjects"),
         ({"sha256": {}}, "sha256"),
+        ({"sha256": dict.fromkeys([*FILES, "plugin.py"], "0" * 64)}, "sha256"),
+        ({"sha256": dict.fromkeys([*FILES, "../model.safetensors"], "0" * 64)}, "sha256"),
     ],
 )
 def test_a_config_that_lies_is_refused(tmp_path: Path, changes: dict, text: str) -> None:
     write(tmp_path / "m")
     rewrite(tmp_path / "m", **changes)
     with pytest.raises(InputError, match=text) as error:
-        read_model_folder(tmp_path / "m")
+        read_folder(tmp_path / "m", Tokenizer)
     assert error.value.file == tmp_path / "m" / "config.json"
 
 
@@ -141,7 +186,7 @@ def test_a_config_that_is_no_json_object_is_refused(tmp_path: Path, content: byt
     write(tmp_path / "m")
     (tmp_path / "m" / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.json"):
-        read_model_folder(tmp_path / "m")
+        toy.read(tmp_path / "m")
 
 
 class Evil:
@@ -152,12 +197,12 @@ class Evil:
 def test_a_pickle_under_another_name_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
     write(tmp_path / "m")
-    for name in ("model.safetensors", "styles.safetensors"):
+    for name in ("model.safetensors", "styles.safetensors", "self_test.safetensors"):
         copy = tmp_path / name
         shutil.copytree(tmp_path / "m", copy)
         replace_file(copy, name, pickle.dumps(Evil()))
         with pytest.raises(InputError, match="not a safetensors file"):
-            read_model_folder(copy)
+            toy.read(copy)
     assert not (tmp_path / "canary").exists()
 
 
@@ -173,7 +218,40 @@ def test_a_weight_that_is_not_finite_is_refused_by_writer_and_reader(tmp_path: P
     save_file(network.state_dict(), tmp_path / "forged")
     replace_file(tmp_path / "m", "model.safetensors", (tmp_path / "forged").read_bytes())
     with pytest.raises(InputError, match="NaN or infinity"):
-        read_model_folder(tmp_path / "m")
+        toy.read(tmp_path / "m")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int32, torch.bool])
+def test_weights_of_another_type_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    write(tmp_path / "m")
+    forged = {name: value.to(dtype) for name, value in ToyTokenizer(width=2).state_dict().items()}
+    save_file(forged, tmp_path / "forged")
+    replace_file(tmp_path / "m", "model.safetensors", (tmp_path / "forged").read_bytes())
+    with pytest.raises(InputError, match="weights do not fit"):
+        toy.read(tmp_path / "m")
+
+
+def test_a_preparation_of_absurd_size_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "m")
+    value = json.loads((tmp_path / "m" / "preprocess.json").read_text())
+    replace_file(tmp_path / "m", "preprocess.json", json.dumps({**value, "shape": [float("inf")] * 3}).encode())
+    with pytest.raises(InputError, match=r"preprocess\.json"):
+        toy.read(tmp_path / "m")
+
+
+def test_a_self_test_is_needed_and_holds_values(tmp_path: Path) -> None:
+    write(tmp_path / "m")
+    config = config_of(tmp_path / "m")
+    del config["sha256"]["self_test.safetensors"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="sha256"):
+        toy.read(tmp_path / "m")
+    network = ToyTokenizer(width=2)
+    stored = {name: value[:0] for name, value in made(network).items()}
+    with pytest.raises(InputError, match="without values"):
+        compared(network, stored, Path("f"))
+    with pytest.raises(InputError, match="does not fit the network"):
+        compared(network, {}, Path("f"))
 
 
 def test_odd_tensor_names_and_missing_files_are_refused(tmp_path: Path) -> None:
@@ -181,25 +259,13 @@ def test_odd_tensor_names_and_missing_files_are_refused(tmp_path: Path) -> None:
     save_file({"a b\x1b[2J": torch.zeros(1)}, tmp_path / "forged")
     replace_file(tmp_path / "m", "styles.safetensors", (tmp_path / "forged").read_bytes())
     with pytest.raises(InputError, match="tensor name") as error:
-        read_model_folder(tmp_path / "m")
+        toy.read(tmp_path / "m")
     assert "\x1b" not in str(error.value)
     (tmp_path / "m" / "README.md").unlink()
     with pytest.raises(InputError, match="cannot be read"):
-        read_model_folder(tmp_path / "m")
+        toy.read(tmp_path / "m")
     with pytest.raises(UsageError, match="no such model folder"):
-        read_model_folder(tmp_path / "nothing")
-
-
-def test_pipes_folders_and_giants_are_refused_at_once(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="not a regular file"):
-        read_bounded(tmp_path / "pipe", 10)
-    with pytest.raises(InputError):
-        read_bounded(tmp_path, 10)
-    (tmp_path / "large").write_bytes(bytes(11))
-    with pytest.raises(InputError, match="11 bytes"):
-        read_bounded(tmp_path / "large", 10)
-    assert read_bounded(tmp_path / "large", 11) == bytes(11)
+        toy.read(tmp_path / "nothing")
 
 
 def test_a_folder_that_is_there_is_replaced_only_on_request(tmp_path: Path) -> None:
@@ -207,7 +273,7 @@ def test_a_folder_that_is_there_is_replaced_only_on_request(tmp_path: Path) -> N
     with pytest.raises(UsageError, match="--overwrite"):
         write(tmp_path / "m", card="second")
     write(tmp_path / "m", card="second", overwrite=True)
-    assert read_model_folder(tmp_path / "m").card == "second"
+    assert toy.read(tmp_path / "m").card == "second"
     assert names(tmp_path) == ["m"]
 
 
@@ -220,7 +286,7 @@ def test_a_full_disk_leaves_the_old_folder_and_nothing_else(tmp_path: Path, monk
         if len(calls) == 3:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model_folder.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write(tmp_path / "m", card="second", overwrite=True)
     monkeypatch.undo()
@@ -232,17 +298,17 @@ def test_subjects_are_listed_as_hashes_with_a_salt_of_the_model(tmp_path: Path) 
     write(tmp_path / "a", subjects=["DOE-JOHN"])
     write(tmp_path / "b", ToyTokenizer(width=2, gains=(3.0,)), subjects=["DOE-JOHN"])
     assert all(b"DOE" not in f.read_bytes() for f in (tmp_path / "a").iterdir())
-    (salt, hashes), (other, others) = (read_model_folder(tmp_path / n).training_subjects for n in "ab")
+    (salt, hashes), (other, others) = (toy.read(tmp_path / n).training_subjects for n in "ab")
     assert hashes == {subject_hash(salt, "DOE-JOHN")} == {hashlib.sha256(f"{salt}:DOE-JOHN".encode()).hexdigest()}
     assert salt != other
     assert hashes != others
 
 
 def test_an_argument_that_json_cannot_hold_is_named(tmp_path: Path) -> None:
-    for kind in (torch.zeros(1), float("nan"), {"a": 1}):
+    for kind in (torch.zeros(1), float("nan"), {"a": object()}, [1, {1}]):
         network = ToyTokenizer(width=2)
         network.arguments["kind"] = kind
-        with pytest.raises(UsageError, match="argument kind"):
+        with pytest.raises(UsageError, match=r"ToyTokenizer\.kind"):
             write(tmp_path / "m", network)
 
 
@@ -260,3 +326,141 @@ def test_the_registry_holds_concrete_public_classes_of_the_kind() -> None:
     assert "Tokenizer" not in found
     assert "ToyTraining" not in found
     assert "ToyTraining" in public_classes(object)
+
+
+PARTS = {
+    "neuroquant": neuroquant,
+    "ema": lambda: vqvae(EMAQuantizer(16, 3, decay=0.9, reservoir=64)),
+    "fsq": lambda: vqvae(FiniteScalarQuantizer((4, 4, 3), 3)),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_nested_parts_and_groups_come_back(tmp_path: Path, part: str) -> None:
+    if part == "fsq":
+        pytest.importorskip("vector_quantize_pytorch")
+    torch.manual_seed(0)
+    network = PARTS[part]().eval()
+    write(tmp_path / "m", network)
+    back = read_folder(tmp_path / "m", Tokenizer).network
+    quantizer = config_of(tmp_path / "m")["network"]["arguments"]["quantizer"]
+    assert quantizer["class"] == type(network.quantizer).__name__ == type(back.quantizer).__name__
+    assert back.quantizer.arguments == network.quantizer.arguments
+    assert {k: v for k, v in back.arguments.items() if k not in ("quantizer", "private")} == {
+        k: v for k, v in network.arguments.items() if k not in ("quantizer", "private")
+    }
+    example = network.example()
+    assert torch.allclose(back.respond(example), network.respond(example), atol=1e-5)
+    write(tmp_path / "again", back)
+    before, after = config_of(tmp_path / "m"), config_of(tmp_path / "again")
+    assert after["network"] == before["network"]
+    assert after["sha256"]["model.safetensors"] == before["sha256"]["model.safetensors"]
+    assert part != "neuroquant" or back.private.arguments == network.private.arguments
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"class": "os.system"}, r"class 'os\.system' is not a public EMAQuantizer"),
+        ({"class": "FiniteScalarQuantizer"}, "class 'FiniteScalarQuantizer' is not a public EMAQuantizer"),
+        ({"class": None}, "class 'None' is not a public EMAQuantizer"),
+        ({"arguments": {"num_codes": 8, "dim": 3, "price": 1}}, "price"),
+        ({"arguments": {"num_codes": 1, "dim": 3}}, "give at least 2 codes"),
+        ({"arguments": {"num_codes": 9, "dim": 3}}, "weights do not fit"),
+        ({"arguments": None}, "is no part of a network"),
+    ],
+)
+def test_a_part_that_lies_is_refused(tmp_path: Path, changes: dict, text: str) -> None:
+    write(tmp_path / "m", neuroquant())
+    network = config_of(tmp_path / "m")["network"]
+    network["arguments"]["quantizer"] |= changes
+    rewrite(tmp_path / "m", network=network)
+    with pytest.raises(InputError, match=text):
+        toy.read(tmp_path / "m")
+
+
+def test_the_output_of_the_self_test_is_that_of_the_network_that_is_read(tmp_path: Path) -> None:
+    network = neuroquant().train()
+    write(tmp_path / "m", network)
+    assert network.training
+    back = toy.read(tmp_path / "m")
+    stored = dict(back.self_test)
+    expected = stored.pop("output")
+    assert stored.keys() == {"input.image", "input.modality"}
+    assert torch.equal(stored["input.modality"], torch.tensor([0, 1]))
+    example = {name.removeprefix("input."): value for name, value in stored.items()}
+    # not the same bits: kernels depend on where weights lie in memory
+    assert torch.allclose(back.network.respond(example), expected, atol=1e-5)
+    assert torch.allclose(made(back.network)["output"], expected, atol=1e-5)
+    found = compared(back.network, back.self_test, Path("f"))
+    assert found.passed
+    assert 0 <= found.largest < 1e-3
+    with torch.no_grad():
+        next(back.network.decoder.parameters()).mul_(2)
+    assert not compared(back.network, back.self_test, Path("f")).passed
+    assert compared(back.network, {**back.self_test, "output": expected[..., :1]}, Path("f")) == SelfTest(
+        0.0, float("inf")
+    )
+
+
+def test_what_it_can_do_and_what_its_training_read_come_back(tmp_path: Path) -> None:
+    network = ToyTokenizer(width=2)
+    digest = write(tmp_path / "m", network, frozen={"perceptual": "f" * 64})
+    back = toy.read(tmp_path / "m")
+    assert back.frozen == {"perceptual": "f" * 64}
+    assert back.capabilities == {
+        "family": "tokenizer",
+        "translates": True,
+        **network.capabilities((16, 16, 16)),
+    }
+    assert [back.capabilities[key] for key in ("contrasts", "grid", "latent", "bits_per_voxel")] == [
+        ["T1w", "T2w"], [16, 16, 16], [2, 8, 8, 8], network.bits((16, 16, 16)) / 16**3
+    ]  # fmt: skip
+    assert back.images == Images()
+    assert write(tmp_path / "without", network, styles={}) == digest  # no latent depends on what a loss read
+    without = toy.read(tmp_path / "without")
+    assert (without.frozen, without.capabilities["translates"]) == ({}, False)
+
+
+def test_what_a_latent_depends_on_includes_what_the_images_are(tmp_path: Path) -> None:
+    digests = {write(tmp_path / str(i), images=images) for i, images in enumerate((Images(), MASKS))}
+    assert len(digests) == 2
+    assert toy.read(tmp_path / "1").images == MASKS
+
+
+def test_another_kind_of_network_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "m")
+    with pytest.raises(InputError, match="'ToyTokenizer' is a tokenizer, no segmenter"):
+        read_folder(tmp_path / "m", Segmenter)
+
+
+LATENTS = Images("latents", tokenizer="0123456789abcdef")
+
+
+@pytest.mark.parametrize(
+    ("images", "space", "text"),
+    [
+        (Images(), "masks", "it reads scans, not masks"),
+        (Images(), "latents", "it reads scans, not latents"),
+        (MASKS, "voxels", r"was trained on masks: .*--shards"),
+        (LATENTS, "voxels", "it reads latents of model 0123456789ab, not scans"),
+    ],
+)
+def test_a_model_is_given_images_of_its_own_space_alone(images: Images, space: str, text: str) -> None:
+    content = ModelFolder(ToyTokenizer(), PREPARATION, ("", frozenset()), "", "", images)
+    check_usable(content, Path("m"), images.space)
+    with pytest.raises(InputError, match=text) as error:
+        check_usable(content, Path("m"), space)
+    assert error.value.file == Path("m")
+
+
+def test_a_model_whose_codebook_has_not_started_is_not_used(tmp_path: Path) -> None:
+    network = vqvae(EMAQuantizer(4, 3, start_after=9, reservoir=64))
+    write(tmp_path / "m", network)
+    assert config_of(tmp_path / "m")["unready"] == network.unready()
+    with pytest.raises(InputError, match=r"it is not ready: the codebook has not started.*train for more steps.* 9 of"):
+        check_usable(toy.read(tmp_path / "m"), tmp_path / "m")
+    network.quantizer.reservoir.mark_started()
+    assert network.unready() == ""
+    write(tmp_path / "started", network)
+    check_usable(toy.read(tmp_path / "started"), tmp_path / "started")

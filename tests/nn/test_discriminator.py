@@ -17,30 +17,30 @@ def test_the_published_sizes(dims, channels, size):
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (24, 16, 20), (1, 16, 16), (16, 1, 16), (16, 16, 1), (5, 6, 7)])
 def test_volumes_and_slices_share_the_weights(shape):
-    judge = PatchDiscriminator(3, 1, channels=4, norm_groups=2)
-    assert judge(torch.rand(2, 1, *shape)).shape[:2] == (2, 1)
+    discriminator = PatchDiscriminator(3, 1, channels=4, norm_groups=2)
+    assert discriminator(torch.rand(2, 1, *shape)).shape[:2] == (2, 1)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_gradient_reaches_every_parameter(dims):
-    judge = PatchDiscriminator(dims, 2, channels=4, norm_groups=2)
-    judge(torch.rand(2, 2, 32, 32, 32 if dims == 3 else 1)).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in judge.parameters())
+    discriminator = PatchDiscriminator(dims, 2, channels=4, norm_groups=2)
+    discriminator(torch.rand(2, 2, 32, 32, 32 if dims == 3 else 1)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in discriminator.parameters())
 
 
 def test_a_patch_is_seventy_voxels_wide():
-    judge = PatchDiscriminator(2, 1, channels=2, norm_groups=0)
+    discriminator = PatchDiscriminator(2, 1, channels=2, norm_groups=0)
     x = torch.rand(1, 1, 112, 112, 1, requires_grad=True)
-    y = judge(x)
+    y = discriminator(x)
     y[0, 0, y.shape[2] // 2, y.shape[3] // 2, 0].backward()
     seen = x.grad[0, 0, ..., 0].nonzero()
     assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [70, 70]
 
 
-def test_one_image_does_not_judge_another():
-    judge = PatchDiscriminator(3, 1, channels=4, norm_groups=2)
+def test_one_image_does_not_discriminator_another():
+    discriminator = PatchDiscriminator(3, 1, channels=4, norm_groups=2)
     x = torch.rand(2, 1, 16, 16, 16)
-    assert torch.allclose(judge(x)[:1], judge(x[:1]), atol=1e-6)
+    assert torch.allclose(discriminator(x)[:1], discriminator(x[:1]), atol=1e-6)
 
 
 def test_no_layer_is_refused():

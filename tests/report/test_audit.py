@@ -1,4 +1,4 @@
-"""The sentences about the split: neither too kind nor too harsh, and silent where nothing was measured."""
+"""Sentences about the separation of anatomy and contrast: their thresholds, and none where nothing was measured."""
 
 from dataclasses import fields, replace
 
@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurotome.report.audit import Audit, findings, level, read_audit, verdict
+from neurotome.report.audit import Audit, level, read_audit, statements, verdict
 
 # The published objective with swaps (one trial's figures) and the aligned one.
 SWAPPED = Audit(1.60, 0.002, 0.003, 0.72, 0.78, 0.80, 1.0, 1.0, 1.0)
 ALIGNED = Audit(0.08, 0.27, 0.07, 0.83, 0.52, 0.54, 0.75, 1.0, 1.0)
-SPLIT = Audit(0.05, 0.50, 0.07, 0.83, 0.51, 0.53, 0.53, 0.60, 1.0)
+SEPARATED = Audit(0.05, 0.50, 0.07, 0.83, 0.51, 0.53, 0.53, 0.60, 1.0)
 COLLAPSED = Audit(0.05, 0.898, 0.897, 0.98, 0.52, 0.52, 0.5, 0.5, 1.0)
 shares = st.none() | st.floats(0, 1)
 
@@ -20,48 +20,48 @@ def words(audit: Audit) -> str:
     return " ".join(verdict(audit))
 
 
-def test_swap_training_alone_is_no_split() -> None:
+def test_swap_training_alone_is_no_separation() -> None:
     assert level(SWAPPED) == "absent"
     text = words(SWAPPED)
-    assert "not real" in text
+    assert "not separated" in text
     assert "1.60" in text
     assert "0.2\u00a0%" in text
     assert "0.78" in text
-    assert "may still look right" in text
+    assert "may still be plausible" in text
 
 
-def test_partial_split_names_what_is_missed() -> None:
+def test_partial_separation_names_what_is_missed() -> None:
     assert level(ALIGNED) == "partial"
     text = words(ALIGNED)
-    assert "Partly" in text
+    assert "partly separated" in text
     assert "27\u00a0%" in text
     assert "7.0\u00a0%" in text
     assert "83\u00a0%" in text
-    assert "histogram of a whole scan names the contrast" in text
-    assert "not real" not in text
+    assert "histogram of a whole scan reveals the contrast" in text
+    assert "not separated" not in text
 
 
-def test_a_split_that_reaches_every_goal_is_granted_with_its_limits() -> None:
-    assert level(SPLIT) == "hidden"
-    assert "every measure taken here" in words(SPLIT)
-    assert "stronger probe" in words(SPLIT)
+def test_a_separation_that_reaches_every_goal_is_granted_with_its_limits() -> None:
+    assert level(SEPARATED) == "hidden"
+    assert "every measure taken here" in words(SEPARATED)
+    assert "stronger probe" in words(SEPARATED)
 
 
 def test_agreement_of_collapsed_codes_is_not_praised() -> None:
     assert level(COLLAPSED) == "collapsed"
-    assert "no split is claimed" in words(COLLAPSED)
-    assert "says little" in next(row for row in findings(COLLAPSED) if row.measure == "Code agreement").sentence
+    assert "no separation is claimed" in words(COLLAPSED)
+    assert "says little" in next(row for row in statements(COLLAPSED) if row.measure == "Code agreement").sentence
 
 
 def test_nothing_measured_is_no_claim() -> None:
-    assert findings(Audit()) == []
+    assert statements(Audit()) == []
     assert level(Audit()) == "unknown"
     assert "do not show" in words(Audit())
 
 
 @pytest.mark.parametrize("missing", [f.name for f in fields(Audit)[:8]])
 def test_one_missing_measure_withholds_the_claim(missing: str) -> None:
-    assert level(replace(SPLIT, **{missing: None})) == "unknown"
+    assert level(replace(SEPARATED, **{missing: None})) == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_one_missing_measure_withholds_the_claim(missing: str) -> None:
     ],
 )
 def test_thresholds(changes: dict[str, float], expected: str) -> None:
-    assert level(replace(SPLIT, **changes)) == expected
+    assert level(replace(SEPARATED, **changes)) == expected
 
 
 @given(
@@ -108,7 +108,7 @@ def test_thresholds(changes: dict[str, float], expected: str) -> None:
     )
 )
 def test_a_claim_needs_every_measure_and_a_denial_says_why(audit: Audit) -> None:
-    rows, found = findings(audit), level(audit)
+    rows, found = statements(audit), level(audit)
     if found == "hidden":
         assert audit.measured
         assert all(row.tone in {"good", "none", "fair"} for row in rows)
@@ -123,20 +123,22 @@ def test_a_claim_needs_every_measure_and_a_denial_says_why(audit: Audit) -> None
     )
 
 
-def test_agreement_without_chance_is_not_judged() -> None:
-    row = next(r for r in findings(replace(SPLIT, chance=None)) if r.measure == "Code agreement")
+def test_agreement_without_chance_is_not_interpreted() -> None:
+    row = next(r for r in statements(replace(SEPARATED, chance=None)) if r.measure == "Code agreement")
     assert row.tone == "none"
-    assert "cannot be judged" in row.sentence
+    assert "cannot be interpreted" in row.sentence
 
 
 def test_a_probe_below_chance_is_not_a_success() -> None:
-    row = next(r for r in findings(replace(SPLIT, pooled_histogram=0.2)) if "histogram" in r.measure)
+    row = next(r for r in statements(replace(SEPARATED, pooled_histogram=0.2)) if "histogram" in r.measure)
     assert row.tone == "fair"
     assert "does not show that the contrast is hidden" in row.sentence
 
 
 def test_thresholds_move_with_the_number_of_contrasts() -> None:
-    three = replace(SPLIT, guess=1 / 3, token_vector=0.36, token_onehot=0.36, pooled_mean=0.36, pooled_histogram=0.4)
+    three = replace(
+        SEPARATED, guess=1 / 3, token_vector=0.36, token_onehot=0.36, pooled_mean=0.36, pooled_histogram=0.4
+    )
     assert level(three) == "hidden"
     assert level(replace(three, token_vector=0.52)) == "absent"
 
@@ -158,7 +160,7 @@ def test_read_audit_takes_the_layout_of_an_evaluation() -> None:
     }
     audit = read_audit({"audit": tree})
     assert replace(audit, samples={}) == ALIGNED
-    assert {row.measure: row.samples for row in findings(audit)}["Probe: mean vector of a scan"] == "16 test scans"
+    assert {row.measure: row.samples for row in statements(audit)}["Probe: mean vector of a scan"] == "16 test scans"
 
 
 @pytest.mark.parametrize(
@@ -168,10 +170,10 @@ def test_read_audit_of_nonsense_is_empty(tree: object) -> None:
     assert level(read_audit({"audit": tree})) == "unknown"
 
 
-def test_without_a_style_nothing_is_judged() -> None:
-    judged, told = findings(SWAPPED), findings(SWAPPED, judged=False)
-    assert {row.tone for row in judged} > {"poor"}
-    assert {(row.tone, row.goal, row.goal_text) for row in told} == {("none", None, "")}
-    assert [(row.measure, row.value, row.sentence) for row in told] == [
-        (row.measure, row.value, row.sentence) for row in judged
+def test_without_a_style_there_are_no_goals() -> None:
+    graded, plain = statements(SWAPPED), statements(SWAPPED, with_goals=False)
+    assert {row.tone for row in graded} > {"poor"}
+    assert {(row.tone, row.goal, row.goal_text) for row in plain} == {("none", None, "")}
+    assert [(row.measure, row.value, row.sentence) for row in plain] == [
+        (row.measure, row.value, row.sentence) for row in graded
     ]

@@ -86,7 +86,7 @@ def test_one_subject_goes_through_every_tokenizer(tmp_path: Path) -> None:
         assert row.limit == 0.3  # holds both differences; the same for all
         assert [len(figure.cells) for _, figure in row.figures] == [3, 3]
     assert rows_of_pictures({"d": tmp_path / "d"}) == []
-    told = {
+    setting = {
         "about": "",
         "budget": "10 steps",
         "split": "val",
@@ -95,12 +95,12 @@ def test_one_subject_goes_through_every_tokenizer(tmp_path: Path) -> None:
         "device": "cpu",
         "threads": 1,
     }
-    text = page({**told, "rows": [], "failed": [], "unprobed": []}, folders)
+    text = page({**setting, "rows": [], "failed": [], "unprobed": []}, folders)
     assert text.count("<b>Scan</b>") == 2
     assert text.count(">b</b>") == 2
     assert "Subject 07 of the val split" in text
     assert "-0.3 too dark" in text
     assert "test" not in re.sub(r"<style>.*?</style>|base64,[^\"]*", "", text, flags=re.DOTALL)
     assert "pictures" not in re.sub(
-        r"<style>.*?</style>", "", page({**told, "rows": [], "failed": [], "unprobed": []}, {}), flags=re.DOTALL
+        r"<style>.*?</style>", "", page({**setting, "rows": [], "failed": [], "unprobed": []}, {}), flags=re.DOTALL
     )

@@ -1,3 +1,5 @@
+"""What a model folder states of its training: statistics over the training subjects, and the card."""
+
 import json
 from pathlib import Path
 
@@ -7,9 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from neurotome.data.stores.store import Store
+from neurotome.data.stores.volumes import Volumes
 from neurotome.errors import UsageError
-from neurotome.models.folder import read_model_folder
-from neurotome.scans.export import export_model, training_statistics
+from neurotome.scans.export import export, training_statistics
+from neurotome.tasks import SegResNet
+from neurotome.training.base import Frozen
+from tests import toy
 from tests.toy import ToyTokenizer
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -17,7 +22,8 @@ pytestmark = pytest.mark.usefixtures("toys")
 
 def test_statistics_equal_a_brute_force_count(toy_store: Path) -> None:
     store, network = Store.open(toy_store), ToyTokenizer()
-    found = training_statistics(network.eval(), store).to_json()
+    reader = Volumes().open(toy_store)
+    found, intensity = training_statistics(network.eval(), reader).to_json(), reader.intensity("train")
     latents, ranges = [], []
     for entry in store.split("train"):
         session = store.load(entry)
@@ -30,13 +36,14 @@ def test_statistics_equal_a_brute_force_count(toy_store: Path) -> None:
     assert np.allclose(found["mean"], cells.mean(axis=1))
     assert np.allclose(found["std"], cells.std(axis=1))
     assert found["cells"] == cells.shape[1]
-    assert found["intensity"]["T2w"]["low"] == pytest.approx(np.mean([low for name, low in ranges if name == "T2w"]))
-    assert found["intensity"]["T2w"]["low"] == pytest.approx(3 * found["intensity"]["T1w"]["low"], rel=1e-3)
+    assert intensity["T2w"]["low"] == pytest.approx(np.mean([low for name, low in ranges if name == "T2w"]))
+    assert intensity["T2w"]["low"] == pytest.approx(3 * intensity["T1w"]["low"], rel=1e-3)
+    assert intensity["T2w"]["n"] == len(store.split("train"))
 
 
 def test_styles_are_moments_per_contrast_and_site(toy_store: Path) -> None:
     store, network = Store.open(toy_store), ToyTokenizer().eval()
-    means, covariances = training_statistics(network, store).style_moments()
+    means, covariances = training_statistics(network, Volumes().open(toy_store)).style_moments()
     vectors: dict = {}
     for entry in store.split("train"):
         session = store.load(entry)
@@ -50,21 +57,35 @@ def test_styles_are_moments_per_contrast_and_site(toy_store: Path) -> None:
 
 
 def test_only_training_subjects_are_looked_at(toy_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store.open(toy_store)
-    seen = []
-    load = store.load
-    monkeypatch.setattr(store, "load", lambda entry: seen.append(entry.subject) or load(entry))
-    training_statistics(ToyTokenizer().eval(), store)
-    assert sorted(seen) == sorted(store.subjects("train"))
+    reader, seen, load = Volumes().open(toy_store), [], Store.load
+    monkeypatch.setattr(Store, "load", lambda self, entry: seen.append(entry.subject) or load(self, entry))
+    training_statistics(ToyTokenizer().eval(), reader)
+    assert sorted(seen) == sorted(reader.subjects("train"))
+    reader.intensity("train")
+    assert sorted(seen) == sorted(2 * reader.subjects("train"))
 
 
 def test_the_folder_states_preparation_subjects_and_limits(tmp_path: Path, toy_store: Path) -> None:
-    store, network = Store.open(toy_store), ToyTokenizer().train()
-    export_model(network, store, tmp_path / "model", facts={"Config": "toy", "Steps": 4})
+    reader, network = Volumes().open(toy_store), ToyTokenizer().train()
+    lines: list = []
+    export(
+        network,
+        reader,
+        tmp_path / "model",
+        facts={"Config": "toy", "Steps": 4},
+        frozen={"teacher": Frozen(None, "d" * 64)},
+        progress=lambda *line: lines.append(line),
+    )
     assert network.training
-    content = read_model_folder(tmp_path / "model")
-    assert content.preparation == json.loads(json.dumps(store.preparation.to_json()))
-    assert len(content.training_subjects[1]) == len(store.subjects("train"))
+    sessions = reader.sessions("train", network.modalities)
+    assert lines == [
+        (number + 1, len(sessions), f"sub-{sessions[number].subject[0]}") for number in range(len(sessions))
+    ]
+    content = toy.read(tmp_path / "model")
+    assert content.preparation == reader.preparation
+    assert content.frozen == {"teacher": "d" * 64}
+    assert content.stats["intensity"] == reader.intensity("train")
+    assert len(content.training_subjects[1]) == len(reader.subjects("train"))
     assert "- Steps: 4" in content.card
     volumes = json.loads((tmp_path / "model" / "latent_stats.json").read_text())["volumes"]
     assert f"per channel, over {volumes} training volumes; these are few" in content.card
@@ -78,7 +99,19 @@ def test_the_folder_states_preparation_subjects_and_limits(tmp_path: Path, toy_s
 def test_a_store_without_training_subjects_is_refused(
     tmp_path: Path, toy_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store.open(toy_store)
-    monkeypatch.setattr(store, "split", lambda name: [])
+    reader = Volumes().open(toy_store)
+    monkeypatch.setattr(reader.store, "split", lambda name: [])
     with pytest.raises(UsageError, match="no training session"):
-        export_model(ToyTokenizer(), store, tmp_path / "model", facts={})
+        export(ToyTokenizer(), reader, tmp_path / "model", facts={})
+
+
+def test_a_segmenter_has_no_statistics_and_is_not_run_over_the_store(
+    tmp_path: Path, toy_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "load", lambda self, entry: pytest.fail("a session was read"))
+    groups = {"structures": ("bright",), "label_ids": ((1,),)}
+    toy.exported(SegResNet(channels=8, blocks_down=(1, 1), blocks_up=(1,), **groups), toy_store, tmp_path / "model")
+    content = toy.read(tmp_path / "model")
+    assert (content.stats, content.styles) == ({}, {})
+    assert content.capabilities["family"] == "segmenter"
+    assert "Latent statistics" not in content.card

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import neurotome
-from neurotome.data.imaging.nifti import read_volume
-from neurotome.data.imaging.volume import SYNTHETIC_MARK, Geometry, Volume
+from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.imaging.nifti_writer import SYNTHETIC_MARK
+from neurotome.data.imaging.reader import read_volume
+from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.errors import InputError, UsageError
 from neurotome.scans.latent_scan import LatentScan
@@ -99,19 +101,29 @@ def test_a_translation_takes_the_mean_style_and_range_of_the_target() -> None:
     assert np.array_equal(model.translate(volume, "t2", modality="t1").array, other.array)
 
 
-def test_a_reference_lends_style_and_range() -> None:
+def test_style_and_range_come_from_a_reference() -> None:
     volume, model, reference = brain(4), tokenizer(styles={}), brain(5, gain=7.0)
-    lent = model.encode(reference, "T2w")
+    given = model.encode(reference, "T2w")
     result = model.translate(volume, "T2w", reference, "T1w")
-    expected = model.decode(model.encode(volume, "T1w"), "T2w", lent.encoded.style, lent.record)
+    expected = model.decode(model.encode(volume, "T1w"), "T2w", given.encoded.style, given.record)
     assert np.array_equal(result.array, expected.array)
-    assert result.array.max() <= lent.record.high + 1e-3
+    assert result.array.max() <= given.record.high + 1e-3
     assert result.array.max() > 3 * model.encode(volume, "T1w").record.high
     with pytest.raises(UsageError, match="stores no style for T2w"):
         model.translate(volume, "T2w", modality="T1w")
 
 
-def test_only_the_shared_part_of_a_code_is_painted_in_another_contrast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_named_after_another_contrast_is_refused(tmp_path: Path) -> None:
+    model = tokenizer(styles={})
+    for name in ("sub-1_T1w.nii.gz", "sub-1_T2w.nii.gz", "reference.nii.gz"):
+        brain(5, gain=7.0).save(tmp_path / name)
+    with pytest.raises(UsageError, match="the reference is T1w by its name; give a scan of T2w"):
+        model.translate(brain(4), "T2w", read_volume(tmp_path / "sub-1_T1w.nii.gz"), "T1w")
+    for name in ("sub-1_T2w.nii.gz", "reference.nii.gz"):
+        assert model.translate(brain(4), "T2w", read_volume(tmp_path / name), "T1w").array.any()
+
+
+def test_only_the_shared_part_of_a_code_is_decoded_in_another_contrast(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tokenizer()
     monkeypatch.setattr(ToyTokenizer, "shared", lambda self, encoded: replace(encoded, latent=encoded.latent * 0))
     code = model.encode(brain(), "T1w")
@@ -120,7 +132,7 @@ def test_only_the_shared_part_of_a_code_is_painted_in_another_contrast(monkeypat
     assert len(np.unique(model.decode(code, "T1w").array)) > 100
 
 
-def test_contrasts_that_are_unknown_untold_or_ambiguous(tmp_path: Path) -> None:
+def test_contrasts_that_are_unknown_not_given_or_ambiguous(tmp_path: Path) -> None:
     model = tokenizer()
     with pytest.raises(UsageError, match="knows T1w, T2w, not FLAIR"):
         model.encode(brain(), "FLAIR")
@@ -187,6 +199,12 @@ def edited(path: Path, **changes: object) -> None:
         ({"record": "drop"}, "not a latent"),
         ({"record": {"geometry": None}}, "not a latent"),
         ({"shape": [20, 24]}, "not a latent"),
+        ({"shape": [float("inf"), 24, 16]}, "not a latent"),
+        ({"format_version": float("inf")}, "no latent"),
+        (
+            {"record": {"shape": [1, 1, 1], "geometry": {"shape": [0, 1, 1], "affine": [[1]], "header": None}}},
+            r"a\.safetensors: not a latent",
+        ),
         ({"shape": [20, 24, 22]}, "mask"),
         ({"preparation": {}}, "preparation"),
         ({"preparation": 3}, "not a latent"),
@@ -249,9 +267,9 @@ def test_a_scans_bytes_do_not_depend_on_its_company() -> None:
             assert torch.equal(code.encoded.style, alone[place].encoded.style)
             assert torch.equal(code.encoded.codes["anatomy"], alone[place].encoded.codes["anatomy"])
         for target in (None, "T2w"):
-            paintings = model.decode_batch([alone[i] for i in group], target)
-            for place, painting in zip(group, paintings, strict=True):
-                assert np.array_equal(painting.volume().array, model.decode(alone[place], target).array)
+            decoded = model.decode_batch([alone[i] for i in group], target)
+            for place, scan in zip(group, decoded, strict=True):
+                assert np.array_equal(scan.volume().array, model.decode(alone[place], target).array)
     assert model.encode_batch([]) == []
     assert model.decode_batch([]) == []
 
@@ -265,20 +283,20 @@ def test_the_network_sees_batches_of_one_size(monkeypatch: pytest.MonkeyPatch) -
     model = tokenizer()
     model.encode_batch([model.prepare(brain(seed), "T1w") for seed in range(3)])
     assert sizes == [2, 2]
-    assert tokenizer(preparation=Preparation(1.0, (144, 192, 144))).batch == 1
+    assert tokenizer(preparation=Preparation(1.0, (144, 192, 144))).codec.batch == 1
 
 
 def test_codes_of_different_kinds_are_decoded_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    # what is painted in its own contrast keeps its private codes, what is translated does not
+    # what is decoded in its own contrast keeps its private codes, what is translated does not
     monkeypatch.setattr(ToyTokenizer, "shared", lambda self, encoded: replace(encoded, codes={}))
     model = tokenizer()
     own, other = model.encode(brain(1), "T2w"), model.encode(brain(2), "T1w")
-    paintings = model.decode_batch([own, other, own], "T2w")
-    for painting, code in zip(paintings, (own, other, own), strict=True):
-        assert np.array_equal(painting.volume().array, model.decode(code, "T2w").array)
+    decoded = model.decode_batch([own, other, own], "T2w")
+    for scan, code in zip(decoded, (own, other, own), strict=True):
+        assert np.array_equal(scan.volume().array, model.decode(code, "T2w").array)
 
 
-def test_a_site_lends_its_style() -> None:
+def test_a_style_comes_from_a_site() -> None:
     styles = STYLES | {("T2w", "b"): torch.tensor([0.0, -2.0])}
     volume, model = brain(3), tokenizer(styles=styles)
     code = model.encode(volume, "T1w")

@@ -9,9 +9,11 @@ import torch
 
 from neurotome.errors import InputError, UsageError
 from neurotome.evaluation.evaluate import evaluate
-from neurotome.models.folder import read_model_folder
-from neurotome.scans.segmenter import ScanSegmenter, export_segmenter
+from neurotome.models.folder import read_folder
+from neurotome.scans.segmenter import ScanSegmenter
 from neurotome.tasks import SegResNet
+from neurotome.tokenizers.base import Tokenizer
+from tests import toy
 from tests.evaluation.toy_evaluation import BlockTokenizer, ToyScans, toy_store
 
 
@@ -30,7 +32,7 @@ def network() -> SegResNet:
 @pytest.fixture(scope="module")
 def folder(store, network, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("segmenter") / "model"
-    export_segmenter(network, store, folder, facts={"Config": "tiny"})
+    toy.exported(network, store, folder)
     return folder
 
 
@@ -42,7 +44,9 @@ def test_it_comes_back_as_it_was(folder: Path, network: SegResNet, store) -> Non
     assert reader.trained_on("00")
     assert not reader.trained_on("06")
     reader.check_store(store)
-    assert {f.name for f in folder.iterdir()} == {"config.json", "model.safetensors", "preprocess.json", "README.md"}
+    assert toy.names(folder) == [
+        "README.md", "config.json", "model.safetensors", "preprocess.json", "self_test.safetensors"
+    ]  # fmt: skip
     card = (folder / "README.md").read_text()
     assert "bright (1); dark (2)" in card
     assert "not for clinical use" in card
@@ -53,7 +57,7 @@ def test_it_comes_back_as_it_was(folder: Path, network: SegResNet, store) -> Non
 def test_the_digest_names_weights_and_preparation(folder: Path, network: SegResNet, store, tmp_path: Path) -> None:
     with torch.no_grad():
         next(network.parameters()).mul_(1.5)
-    digest = export_segmenter(network, store, tmp_path / "other", facts={})
+    digest = toy.exported(network, store, tmp_path / "other")
     with torch.no_grad():
         next(network.parameters()).div_(1.5)
     assert (
@@ -76,11 +80,11 @@ def test_another_preparation_is_refused(folder: Path, tmp_path: Path) -> None:
         ScanSegmenter.from_pretrained(folder).check_store(other)
 
 
-def test_the_two_kinds_are_told_apart(folder: Path, toy_model: Path, toys: None) -> None:
+def test_the_other_kind_is_refused(folder: Path, toy_model: Path, toys: None) -> None:
     with pytest.raises(InputError, match=r"'ToyTokenizer' is a tokenizer, no segmenter \(SegResNet\)"):
         ScanSegmenter.from_pretrained(toy_model)
     with pytest.raises(InputError, match=r"'SegResNet' is a segmenter, no tokenizer"):
-        read_model_folder(folder)
+        read_folder(folder, Tokenizer)
 
 
 def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
@@ -92,7 +96,7 @@ def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
 
     def other_class(copy: Path) -> None:
         config = json.loads((copy / "config.json").read_text())
-        (copy / "config.json").write_text(json.dumps({**config, "class": "os.system"}))
+        (copy / "config.json").write_text(json.dumps({**config, "network": {"class": "os.system"}}))
 
     def flip(copy: Path) -> None:
         data = bytearray((copy / "model.safetensors").read_bytes())

@@ -69,13 +69,13 @@ def test_validation_is_dice_over_the_present_contrasts() -> None:
     assert method.validate(given)["dice/dark"] == pytest.approx(float(overlap[:, 1].nanmean()))
 
 
-def test_images_are_worn_in_training_alone() -> None:
+def test_images_are_degraded_in_training_alone() -> None:
     image = torch.rand(1, 1, 8, 8, 1)
-    assert torch.equal(SegmentationTraining(network(), noise_sd=0.0, blur_prob=0.0)._worn(image), image)
-    blurred = SegmentationTraining(network(), noise_sd=0.0, blur_prob=1.0)._worn(image)
+    assert torch.equal(SegmentationTraining(network(), noise_sd=0.0, blur_prob=0.0)._degraded(image), image)
+    blurred = SegmentationTraining(network(), noise_sd=0.0, blur_prob=1.0)._degraded(image)
     assert blurred[0, 0, 3, 4, 0] == pytest.approx(float(image[0, 0, 2:5, 3:6, 0].mean()))
     assert blurred[0, 0, 0, 0, 0] == pytest.approx(float(image[0, 0, :2, :2, 0].mean()))
-    noisy = SegmentationTraining(network(), noise_sd=0.1, blur_prob=0.0)._worn(torch.zeros(1, 1, 20, 20, 20))
+    noisy = SegmentationTraining(network(), noise_sd=0.1, blur_prob=0.0)._degraded(torch.zeros(1, 1, 20, 20, 20))
     assert float(noisy.std()) == pytest.approx(0.1, rel=0.05)
 
 

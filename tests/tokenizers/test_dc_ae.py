@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from neurotome.nn.linear_attention import LinearAttention, linear_attention
 from neurotome.nn.nd import depth_to_space, space_to_depth
-from neurotome.nn.shortcut import Downsample, Upsample, average_channels, repeat_channels
+from neurotome.nn.shortcut import ShortcutDownsample, ShortcutUpsample, average_channels, repeat_channels
 from neurotome.tokenizers import DCAE, Encoded, TokenizerTraining
 from neurotome.tokenizers.dc_ae import channel_choices
 from neurotome.types import Batch
@@ -91,7 +91,7 @@ def test_the_default_is_the_port_to_volumes():
 def test_without_convolutions_down_is_a_mean_and_up_a_copy(factor):
     torch.manual_seed(0)
     x = torch.randn(1, 4, 4, 6, 8)
-    down, up = Downsample(3, 4, 8, factor), Upsample(3, 8, 4, factor)
+    down, up = ShortcutDownsample(3, 4, 8, factor), ShortcutUpsample(3, 8, 4, factor)
     for part in (down, up):
         torch.nn.init.zeros_(part.conv.weight)
         torch.nn.init.zeros_(part.conv.bias)
@@ -110,11 +110,11 @@ def test_without_convolutions_down_is_a_mean_and_up_a_copy(factor):
 
 def test_channels_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="multiple of 8"):
-        Downsample(3, 4, 12, (2, 2, 2))
+        ShortcutDownsample(3, 4, 12, (2, 2, 2))
     with pytest.raises(ValueError, match="cannot be averaged"):
-        Downsample(3, 3, 16, (2, 2, 2))
+        ShortcutDownsample(3, 3, 16, (2, 2, 2))
     with pytest.raises(ValueError, match="cannot be repeated"):
-        Upsample(3, 16, 3, (2, 2, 2))
+        ShortcutUpsample(3, 16, 3, (2, 2, 2))
     with pytest.raises(ValueError, match="give a divisor"):
         average_channels(torch.zeros(1, 6, 1, 1, 1), 4)
     with pytest.raises(ValueError, match="give a multiple"):

@@ -4,9 +4,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from neurotome.errors import UsageError
+from neurotome.errors import Interrupted, UsageError
 from neurotome.losses.adversarial import Adversarial
 from neurotome.losses.perceptual import Perceptual
 from neurotome.losses.reconstruction import ReconstructionLoss
@@ -30,10 +27,10 @@ from neurotome.training import checkpoint as checkpoint_module
 from neurotome.training.augment import Augmentation
 from neurotome.training.checkpoint import CheckpointFolder
 from neurotome.types import Batch
-from tests.tokenizers.tokenizer_run import NETWORK
 from tests.tokenizers.tokenizer_run import method as two_players
+from tests.tokenizers.tokenizer_run import small_network
 from tests.toy import PlainVAE
-from tests.training.toy_run import ENVIRONMENT
+from tests.training.toy_run import ToyData, toy_config
 
 L1 = ReconstructionLoss(ssim_weight=0.0)
 JUDGE = Adversarial(0.25, channels=4, num_layers=1, norm_groups=2)
@@ -78,8 +75,8 @@ def test_the_objective_by_hand():
 
 def test_a_codebook_s_term_has_its_weight_too():
     torch.manual_seed(0)
-    network = NeuroQuant(**{**NETWORK, "start_after": 0})
-    network.quantizer._start(torch.randn(8, 4), torch.full((8,), 50.0))
+    network = small_network(start_after=0)
+    network.quantizer.start(torch.randn(8, 4), torch.full((8,), 50.0))
     m = TokenizerTraining(network, reconstruction=L1)
     terms = m.loss(batch())
     assert number(terms["commitment"]) > 0
@@ -106,7 +103,7 @@ def test_a_missing_view_enters_nothing():
 @pytest.mark.parametrize("shape", [(8, 8, 8), (8, 8, 1), (1, 8, 8)])
 def test_volumes_and_slices_step_with_everything_on(shape):
     m = TokenizerTraining(
-        NeuroQuant(**NETWORK), OptimizerConfig(name="muon"), adversarial=replace(JUDGE, adaptive=True),
+        small_network(), OptimizerConfig(name="muon"), adversarial=replace(JUDGE, adaptive=True),
         perceptual=Perceptual(), edge=("encoder.conv_in",), augmentation=Augmentation(0.5, 0.5),
         spike_guard=SpikeGuard(),
     )  # fmt: skip
@@ -139,10 +136,10 @@ def test_both_players_get_their_own_gradients_and_rates():
     joint = {name: p.grad.clone() for name, p in m.named_parameters()}
     m.zero_grad()
     y = m.tokenizer.decode(m.tokenizer.encode(x, ids), ids)
-    (F.l1_loss(y, x) + 0.25 * JUDGE.fool(m.discriminator(y))).backward()
+    (F.l1_loss(y, x) + 0.25 * JUDGE.generator_loss(m.discriminator(y))).backward()
     own = {name: p.grad.clone() for name, p in m.tokenizer.named_parameters(prefix="tokenizer")}
     m.zero_grad()
-    JUDGE.judge(m.discriminator(x), m.discriminator(y.detach())).backward()
+    JUDGE.discriminator_loss(m.discriminator(x), m.discriminator(y.detach())).backward()
     own |= {name: p.grad.clone() for name, p in m.discriminator.named_parameters(prefix="discriminator")}
     assert own.keys() == joint.keys()
     assert all(torch.allclose(joint[name], own[name], rtol=1e-4, atol=1e-7) for name in own)
@@ -213,12 +210,12 @@ def test_a_phase_trains_its_parameters_and_no_other():
 
 def test_a_collapsed_codebook_raises_an_alarm_and_a_live_one_does_not(caplog: pytest.LogCaptureFixture):
     torch.manual_seed(0)
-    network = NeuroQuant(**{**NETWORK, "num_codes": 16})
+    network = small_network(num_codes=16)
     m = TokenizerTraining(network, reconstruction=L1, window_steps=2)
     m.max_steps = 10
     assert not any("codebook" in k for s in (0, 1) for k in _terms_at(m, s))  # the book has not been started
     book = network.quantizer
-    book._start(torch.cat([torch.zeros(1, 4), torch.full((15, 4), 1e3)]), torch.full((16,), 50.0))
+    book.start(torch.cat([torch.zeros(1, 4), torch.full((15, 4), 1e3)]), torch.full((16,), 50.0))
     book.revive_below, book.decay = 0.0, 0.999999
     caplog.set_level(logging.WARNING, "neurotome")
     assert "codebook/utilisation/anatomy" not in _terms_at(m, 2)
@@ -274,8 +271,8 @@ def test_the_threshold_of_the_alarm_is_an_argument():
 def started_book() -> NeuroQuant:
     """A network whose book has one code that the data takes."""
     torch.manual_seed(0)
-    network = NeuroQuant(**{**NETWORK, "num_codes": 16})
-    network.quantizer._start(torch.cat([torch.zeros(1, 4), torch.full((15, 4), 1e3)]), torch.full((16,), 50.0))
+    network = small_network(num_codes=16)
+    network.quantizer.start(torch.cat([torch.zeros(1, 4), torch.full((15, 4), 1e3)]), torch.full((16,), 50.0))
     return network
 
 
@@ -311,7 +308,7 @@ def _run_parts():
     checkpoint_module.set_random_state(state)
 
 
-class Data(two_players.__globals__["ToyData"]):
+class Data(ToyData):
     """Batches of the toy run; every voxel of some steps is multiplied."""
 
     def __init__(self, max_steps: int, loud: tuple[int, ...] = ()) -> None:
@@ -324,8 +321,6 @@ class Data(two_players.__globals__["ToyData"]):
 
 
 def train(run: Path, m: TokenizerTraining, data: Data, **changes):
-    from tests.training.toy_run import toy_config
-
     return fit(m, data, run, toy_config(data.max_steps, **changes))
 
 
@@ -387,21 +382,20 @@ def test_too_many_spikes_stop_the_run_with_the_subjects_named(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("_run_parts")
-def test_a_stopped_process_resumes_bit_by_bit(tmp_path: Path):
+def test_a_stopped_training_resumes_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(whole, two_players(), Data(STEPS))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.tokenizers.tokenizer_run", str(cut), str(STEPS), "0.1"], env=ENVIRONMENT
-    )
-    deadline, log = time.monotonic() + 120, cut / "metrics.jsonl"
-    while not log.exists() or '"step": 9' not in log.read_text():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
-    result = train(cut, two_players(), Data(STEPS))
-    assert 9 <= result.resumed_from < STEPS
+    stopped = two_players()
+
+    def loss(batch: Batch) -> dict[str, torch.Tensor]:
+        if stopped.step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return TokenizerTraining.loss(stopped, batch)
+
+    monkeypatch.setattr(stopped, "loss", loss)
+    with pytest.raises(Interrupted):
+        train(cut, stopped, Data(STEPS))
+    assert train(cut, two_players(), Data(STEPS)).resumed_from == 10
     ends = [_end(run) for run in (cut, whole)]
     assert ends[0].keys() == ends[1].keys()
     assert not [name for name in ends[0] if not torch.equal(ends[0][name], ends[1][name])]
@@ -440,8 +434,6 @@ def test_other_perceptual_features_are_refused_at_a_resume(tmp_path: Path):
             if self.step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().loss(batch)
-
-    from neurotome.errors import Interrupted
 
     with pytest.raises(Interrupted):
         train(tmp_path, Stops(PlainVAE(), reconstruction=L1, perceptual=Perceptual()), Data(6))
@@ -491,7 +483,7 @@ def test_the_memory_layout_never_costs_precision():
     """torch's group normalisation loses digits when channels lie beside each other; there they must not."""
     weight = TokenizerTraining(PlainVAE()).tokenizer.encoder.weight
     assert weight.is_contiguous(memory_format=torch.channels_last_3d)
-    grouped = TokenizerTraining(NeuroQuant(**{**NETWORK, "norm_groups": 2}), adversarial=JUDGE)
+    grouped = TokenizerTraining(small_network(norm_groups=2), adversarial=JUDGE)
     kernels = [p for p in grouped.parameters() if p.ndim == 5]
     assert all(p.is_contiguous() for p in kernels)
     assert any(not p.is_contiguous(memory_format=torch.channels_last_3d) for p in kernels)

@@ -8,7 +8,7 @@ from tests.tokenizers.test_battery import IDS, SMALL, image
 
 
 def stirred(name: str, dims: int) -> torch.nn.Module:
-    """Return a network none of whose branches is silent, as some are at the start of training."""
+    """Return a network none of whose branches is zeroed, as some are at the start of training."""
     torch.manual_seed(0)
     network = SMALL[name](dims).eval()
     for parameter in network.parameters():

@@ -4,12 +4,20 @@ import pytest
 import torch
 from torch import nn
 
+from neurotome.nn.quantize import (
+    BinarySphericalQuantizer,
+    EMAQuantizer,
+    FiniteScalarQuantizer,
+    LookupFreeQuantizer,
+    ResidualQuantizer,
+)
 from neurotome.tokenizers import VQVAE
-from neurotome.tokenizers.base import codebook_sizes
 
 IDS = torch.tensor([0, 1])
-SLICES = {"spatial_dims": 2, "channels": (64, 128, 128), "latent_channels": 3}
-SMALL = {"channels": (8, 16), "num_res_blocks": 1, "num_codes": 16, "reservoir": 64}
+
+
+def small(**changes) -> VQVAE:
+    return VQVAE(**{"channels": (8, 16), "num_res_blocks": 1, "quantizer": EMAQuantizer(16, 4, reservoir=64)} | changes)
 
 
 def count(network: nn.Module) -> int:
@@ -24,24 +32,26 @@ def theirs(dims: int, channels, latent: int, res_blocks: int = 2, codes: int = 5
     )
 
 
-@pytest.mark.parametrize(("arguments", "expected"), [({}, 5_510_021), (SLICES, 3_452_804)], ids=["volumes", "slices"])
-def test_parameter_counts(arguments, expected):
+@pytest.mark.parametrize("dims", [2, 3])
+def test_parameter_counts(dims):
+    channels, latent, expected = ((64, 128), 4, 5_510_021) if dims == 3 else ((64, 128, 128), 3, 3_452_804)
     with torch.device("meta"):
-        network = VQVAE(**arguments)
-        other = theirs(arguments.get("spatial_dims", 3), arguments.get("channels", (64, 128)), network.latent_channels)
-    book = 512 * network.latent_channels  # theirs is a parameter without gradient, ours a buffer
-    assert count(network) == expected == count(other) - book
+        network = VQVAE() if dims == 3 else VQVAE(2, channels=channels, quantizer=EMAQuantizer(512, 3))
+        other = theirs(dims, channels, latent)
+    assert network.latent_channels == latent
+    codebook = 512 * latent  # theirs is a parameter without gradient, ours a buffer
+    assert count(network) == expected == count(other) - codebook
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_same_weights_give_the_image_of_monai(dims):
     torch.manual_seed(0)
-    ours, other = VQVAE(dims, channels=(8, 16), latent_channels=4, num_codes=16), theirs(dims, (8, 16), 4, codes=16)
-    book = other.quantizer.quantizer.embedding.weight
-    weights = [p for p in other.parameters() if p is not book]
+    ours, other = VQVAE(dims, channels=(8, 16), quantizer=EMAQuantizer(16, 4)), theirs(dims, (8, 16), 4, codes=16)
+    codebook = other.quantizer.quantizer.embedding.weight
+    weights = [p for p in other.parameters() if p is not codebook]
     for a, b in zip(in_order(ours), weights, strict=True):
         a.data.copy_(b.data.view_as(a))
-    ours.quantizer.book.codebook.copy_(book)
+    ours.quantizer.codebook.copy_(codebook)
     ours.eval()
     other.eval()
     x = torch.rand(2, 1, 8, 12, 8) if dims == 3 else torch.rand(2, 1, 8, 12, 1)
@@ -63,8 +73,12 @@ def in_order(network: VQVAE) -> list[nn.Parameter]:
 
 def test_codes_decode_to_the_same_image():
     torch.manual_seed(0)
-    for extra in ({}, {"quantizer": "residual", "num_books": 3}, {"quantizer": "fsq", "num_codes": 512}):
-        network = VQVAE(**{**SMALL, **extra})
+    for quantizer in (
+        EMAQuantizer(16, 4, reservoir=64),
+        ResidualQuantizer(16, 4, 3, reservoir=64),
+        FiniteScalarQuantizer((8, 8, 8), 4),
+    ):
+        network = small(quantizer=quantizer)
         x = torch.randn(2, 1, 16, 16, 16)
         for _ in range(3):
             network.encode(x, IDS)
@@ -74,24 +88,24 @@ def test_codes_decode_to_the_same_image():
             assert torch.allclose(network.lookup(list(encoded.codes.values())), encoded.latent, atol=1e-5)
 
 
-def test_books_are_named_coarse_to_fine():
-    network = VQVAE(**SMALL, quantizer="residual", num_books=3)
+def test_codebooks_are_named_coarse_to_fine():
+    network = small(quantizer=ResidualQuantizer(16, 4, 3, reservoir=64))
     encoded = network.encode(torch.randn(2, 1, 8, 8, 8), IDS)
     assert list(encoded.codes) == ["anatomy", "residual1", "residual2"]
-    assert codebook_sizes(network, tuple(encoded.codes)) == {"anatomy": 16, "residual1": 16, "residual2": 16}
-    assert network.bits((8, 8, 8)) == 8 * 3 * 4  # 2x2x2 cells, three books, 4 bits
+    assert network.codebook_sizes == {"anatomy": 16, "residual1": 16, "residual2": 16}
+    assert network.bits((8, 8, 8)) == 8 * 3 * 4  # 2x2x2 cells, three codebooks, 4 bits
 
 
 def test_sign_codes_bring_their_entropy():
-    for kind in ("lfq", "bsq"):
-        terms = VQVAE(**SMALL, quantizer=kind).encode(torch.randn(2, 1, 8, 8, 8), IDS).terms
+    for kind in (LookupFreeQuantizer, BinarySphericalQuantizer):
+        terms = small(quantizer=kind(16, 4)).encode(torch.randn(2, 1, 8, 8, 8), IDS).terms
         assert set(terms) == {"commitment", "entropy"}
 
 
 def test_no_collapse_while_it_learns():
-    """Every code of a small book is in use after some steps on one image."""
+    """Every code of a small codebook is in use after some steps on one image."""
     torch.manual_seed(0)
-    network = VQVAE(channels=(16,), num_res_blocks=1, num_codes=16, reservoir=256, latent_channels=4)
+    network = small(channels=(16,), quantizer=EMAQuantizer(16, 4, reservoir=256))
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     x = torch.randn(2, 1, 2, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3).repeat_interleave(4, 4)
     x = x + 0.3 * torch.randn_like(x)
@@ -101,7 +115,7 @@ def test_no_collapse_while_it_learns():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert network.quantizer.book.started
+    assert network.quantizer.started
     assert len(network.encode(x, IDS).codes["anatomy"].unique()) >= 13  # 80 %
 
 
@@ -111,9 +125,8 @@ def test_no_collapse_while_it_learns():
         ({"res_channels": (8,)}, "res_channels has 1"),
         ({"attention_levels": (True,), "blocks": "residual"}, "attention_levels has 1"),
         ({"mid_blocks": True}, "belong to blocks: residual"),
-        ({"quantizer": "fsq", "num_codes": 100}, "make 512 codes"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(arguments, match):
     with pytest.raises(ValueError, match=match):
-        VQVAE(**{**SMALL, **arguments})
+        small(**arguments)

@@ -8,11 +8,18 @@ from torch import nn
 from neurotome.nn.nd import BatchNorm
 from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.tokenizers import VQVAE2
-from neurotome.tokenizers.base import codebook_sizes
 from neurotome.tokenizers.vq_vae2 import ReZero
 
 IDS = torch.tensor([0, 1])
-SMALL = {"channels": 16, "res_channels": 8, "num_res_blocks": 1, "code_channels": 4, "num_codes": 16, "reservoir": 64}
+
+
+def codebooks(*sizes: int, dim: int = 4, reservoir: int | None = 64) -> list[EMAQuantizer]:
+    return [EMAQuantizer(size, dim, reservoir=reservoir) for size in sizes]
+
+
+def small(**changes) -> VQVAE2:
+    arguments = {"channels": 16, "res_channels": 8, "num_res_blocks": 1, "quantizers": codebooks(16, 16, 16)}
+    return VQVAE2(**arguments | changes)
 
 
 def count(network: nn.Module) -> int:
@@ -31,7 +38,7 @@ def test_parameter_counts_of_the_seed():
 
 def test_maps_of_the_seed():
     """Strided convolutions of width 4 round down; the raw output is 88x108x88 and is resized."""
-    network = VQVAE2(channels=4, res_channels=2, num_res_blocks=1, code_channels=2, num_codes=8).eval()
+    network = small(channels=4, res_channels=2, quantizers=codebooks(8, 8, 8, dim=2)).eval()
     x = torch.randn(1, 1, 91, 109, 91)
     maps = [(22, 27, 22), (11, 13, 11), (5, 6, 5)]
     with torch.no_grad():
@@ -46,13 +53,13 @@ def test_maps_of_the_seed():
 
 
 def test_names_sizes_and_latent():
-    network = VQVAE2(**{**SMALL, "num_codes": (16, 32, 64)}).eval()
+    network = small(quantizers=codebooks(16, 32, 64)).eval()
     encoded = network.encode(torch.randn(2, 1, 32, 16, 24), IDS)
     assert list(encoded.codes) == ["level2", "level1", "level0"]
-    assert codebook_sizes(network, tuple(encoded.codes)) == {"level2": 64, "level1": 32, "level0": 16}
+    assert network.codebook_sizes == {"level2": 64, "level1": 32, "level0": 16}
     assert encoded.latent.shape == (2, 12, 8, 4, 6)
     # the finest level's own codes come first
-    assert torch.allclose(encoded.latent[:, :4], network.books[0].lookup(encoded.codes["level0"]), atol=1e-6)
+    assert torch.allclose(encoded.latent[:, :4], network.quantizers[0].lookup([encoded.codes["level0"]]), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (17, 15, 13), (16, 1, 16), (3, 2, 5)])
@@ -61,7 +68,7 @@ def test_the_codes_alone_decode_to_the_same_image(dims, shape):
     if dims == 2 and 1 in shape[:2]:
         pytest.skip("a network of slices takes them along z")
     torch.manual_seed(0)
-    network = VQVAE2(dims, **SMALL).eval()
+    network = small(spatial_dims=dims).eval()
     x = torch.randn(2, 1, *shape)
     with torch.no_grad():
         encoded = network.encode(x, IDS)
@@ -70,7 +77,7 @@ def test_the_codes_alone_decode_to_the_same_image(dims, shape):
 
 @pytest.mark.parametrize("rates", [(2,), (4, 2), (2, 2, 2, 2), (8, 4)])
 def test_any_number_of_levels_and_rates(rates):
-    network = VQVAE2(scaling_rates=rates, **{**SMALL, "norm": "group"})
+    network = small(scaling_rates=rates, norm="group", quantizers=codebooks(*(16 for _ in rates)))
     x = torch.randn(2, 1, 32, 32, 32)
     encoded = network.encode(x, IDS)
     assert list(encoded.codes) == [f"level{i}" for i in reversed(range(len(rates)))]
@@ -137,13 +144,13 @@ def seed_forward(w: dict[str, torch.Tensor], x, halvings=(2, 1, 1), blocks=1):
         size, h = maps[level].shape[2:], maps[level]
         if level + 1 < len(halvings):
             h = torch.cat([h, resize(above, size)], dim=1)
-        z, book = conv(f"to_code.{level}", h, padding=0), w[f"books.{level}.codebook"]
-        codes[level] = (z.movedim(1, -1)[..., None, :] - book).square().sum(-1).argmin(-1)
+        z, codebook = conv(f"to_code.{level}", h, padding=0), w[f"quantizers.{level}.codebook"]
+        codes[level] = (z.movedim(1, -1)[..., None, :] - codebook).square().sum(-1).argmin(-1)
         for coarser in quantised:
             for i in range(halvings[level + 1]):
                 quantised[coarser] = up(f"scalers.{coarser - 1}.stages.{coarser - level - 1}.{i}", quantised[coarser])
             quantised[coarser] = resize(quantised[coarser], size)
-        quantised[level] = book[codes[level]].movedim(-1, 1)
+        quantised[level] = codebook[codes[level]].movedim(-1, 1)
         commitments[level] = (quantised[level] - z).square().mean()
         above = decoder(level, torch.cat([quantised[i] for i in sorted(quantised)], dim=1))
     return maps, codes, commitments, resize(above, x.shape[2:])
@@ -152,7 +159,7 @@ def seed_forward(w: dict[str, torch.Tensor], x, halvings=(2, 1, 1), blocks=1):
 def test_the_network_is_the_text_of_the_seed():
     """Maps, codes, commitments and image, with gates that are not 0 and the running statistics of one batch."""
     torch.manual_seed(0)
-    network = VQVAE2(channels=8, res_channels=4, num_res_blocks=1, code_channels=4, num_codes=16)
+    network = small(channels=8, res_channels=4, quantizers=codebooks(16, 16, 16, reservoir=None))
     x = torch.randn(2, 1, 33, 36, 40)
     for module in network.modules():
         if isinstance(module, ReZero):
@@ -197,24 +204,24 @@ def test_codes_are_not_flung_away():
     assert codes.norm(dim=1).max() > 1e4
     assert used < 10
 
-    book = EMAQuantizer(512, 32, revive_below=0, reservoir=2048)
+    quantizer = EMAQuantizer(512, 32, revive_below=0, reservoir=2048)
     latent = data.t().reshape(1, 32, 16, 16, 8)
     for _ in range(20):
-        found = book(latent)
-    assert book.codebook.norm(dim=1).max() <= data.norm(dim=1).max()
-    assert len(found.codes.unique()) > 0.8 * 512
+        found = quantizer(latent)
+    assert quantizer.codebook.norm(dim=1).max() <= data.norm(dim=1).max()
+    assert len(found.codes[0].unique()) > 0.8 * 512
 
 
 def test_every_level_of_the_network_starts_from_its_data():
     torch.manual_seed(0)
-    network = VQVAE2(**{**SMALL, "norm": "none", "scaling_rates": (2, 2), "reservoir": 128})
+    network = small(norm="none", scaling_rates=(2, 2), quantizers=codebooks(16, 16, reservoir=128))
     x = torch.randn(2, 1, 16, 16, 16)
     for _ in range(6):
         encoded = network.encode(x, IDS)
-    for i, book in enumerate(network.books):
-        assert book.started
-        z = book.lookup(encoded.codes[f"level{i}"])
-        assert book.codebook.norm(dim=1).max() < 4 * z.flatten(2).norm(dim=1).max()
+    for i, quantizer in enumerate(network.quantizers):
+        assert quantizer.started
+        z = quantizer.lookup([encoded.codes[f"level{i}"]])
+        assert quantizer.codebook.norm(dim=1).max() < 4 * z.flatten(2).norm(dim=1).max()
         assert len(encoded.codes[f"level{i}"].unique()) >= 13  # 80 %
 
 
@@ -223,17 +230,18 @@ def test_every_level_of_the_network_starts_from_its_data():
     [
         ({"scaling_rates": (3, 2)}, "power of 2"),
         ({"scaling_rates": ()}, "power of 2"),
-        ({"num_codes": (16, 16)}, "num_codes has 2 entries for 3 levels"),
+        ({"quantizers": codebooks(16, 16)}, "the dims .4, 4. for 3 levels"),
+        ({"quantizers": [*codebooks(16, 16), EMAQuantizer(16, 5)]}, "the dims .4, 4, 5. for 3 levels"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(arguments, match):
     with pytest.raises(ValueError, match=match):
-        VQVAE2(**{**SMALL, **arguments})
+        small(**arguments)
 
 
 def test_hidden_levels_are_whole_suffixes_in_their_share_and_in_training_alone():
     torch.manual_seed(0)
-    network = VQVAE2(**SMALL, scaling_rates=(2, 2, 2), hide_prob=0.4)
+    network = small(scaling_rates=(2, 2, 2), hide_prob=0.4)
     x, ids = torch.randn(300, 1, 8, 8, 8), torch.zeros(300, dtype=torch.long)
     latent = network.encode(x, ids).latent.unflatten(1, (3, 4))  # image, level, channel
     gone = (latent == 0).flatten(2).all(2)
@@ -245,7 +253,9 @@ def test_hidden_levels_are_whole_suffixes_in_their_share_and_in_training_alone()
     assert not (network.eval().encode(x[:30], ids[:30]).latent.unflatten(1, (3, 4)) == 0).flatten(2).all(2).any()
 
 
-@pytest.mark.parametrize("bad", [{"hide_prob": 1.5}, {"hide_prob": 0.1, "scaling_rates": (4,)}])
+@pytest.mark.parametrize(
+    "bad", [{"hide_prob": 1.5}, {"hide_prob": 0.1, "scaling_rates": (4,), "quantizers": codebooks(16)}]
+)
 def test_a_share_to_hide_that_is_none_is_refused(bad):
     with pytest.raises(ValueError, match="hide_prob"):
-        VQVAE2(**{**SMALL, **bad})
+        small(**bad)

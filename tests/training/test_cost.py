@@ -6,11 +6,13 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 from neurotome.training import cost
 from neurotome.training.run_folder import RunFolder
 
 
+@pytest.mark.slow
 def test_a_child_of_a_large_process_reports_its_own_memory() -> None:
     held = np.ones(700 << 20, np.uint8)
     code = f"import runpy; print(runpy.run_path({cost.__file__!r})['peak_memory']()['peak_rss_mb'])"

@@ -1,13 +1,14 @@
 import errno
-import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from neurotome.training import EMA, Diverged, Method, OptimizerConfig, TrainerCo
 from neurotome.training import checkpoint as checkpoint_module
 from neurotome.training.callbacks import validate
 from neurotome.training.checkpoint import CheckpointFolder
-from neurotome.training.journal import ProgressLine
 from neurotome.types import Batch
 from tests.training.toy_run import ENVIRONMENT, Toy, ToyData, batch, toy_config
 
@@ -94,7 +94,7 @@ def test_files_of_a_run(whole: Path) -> None:
     assert all(r["val/training"] == 0 for r in table if "val/error" in r)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_stopped_process_resumes_bit_by_bit(number: signal.Signals, tmp_path: Path, whole: Path) -> None:
     command = [sys.executable, "-m", "tests.training.toy_run", str(tmp_path / "run"), str(STEPS), "0.1"]
     process = subprocess.Popen(command, env=ENVIRONMENT)
@@ -255,10 +255,10 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_during_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
-    real = checkpoint_module.save_file
+    real, saves = checkpoint_module.save_file, count(1)
 
     def full(tensors: dict[str, Tensor], path: Path) -> None:
-        if "step-00000010" in str(path):
+        if next(saves) == 2:
             Path(path).write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         real(tensors, path)
@@ -350,6 +350,9 @@ class Sizes(Method):
         self.net.eval()
         self.register_buffer("mark", torch.zeros(1))
 
+    def product(self):
+        return self.net
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         return {"loss": self.net.weight.sum()}
 
@@ -381,17 +384,13 @@ def test_validation_weighs_sessions_and_leaves_no_trace() -> None:
     assert not method.net.training
 
 
-def test_the_line_of_progress() -> None:
-    plain = io.StringIO()
-    line = ProgressLine(100, stream=plain)
-    assert line.due()
-    line.show(10, 0.5, 1e-3)
-    assert not line.due()
-    time.sleep(0.01)
-    line.show(20, 0.25, 1e-3)
-    line.close()
-    first, second = plain.getvalue().splitlines()
-    assert "10%  step 10/100  loss 0.5000  lr 1.0e-03" in first
-    assert "/s" in second
-    assert second.endswith("left")
-    assert not ProgressLine(100, quiet=True, stream=plain).due()
+def test_progress_says_steps_loss_rate_and_is_silent_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("neurotome.files.progress._SECONDS_BETWEEN_LINES", 0.0)
+    train(tmp_path / "shown", 3, quiet=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" (loss ")[0] for line in lines] == [f"trained {step} of 3" for step in (1, 2, 3)]
+    assert re.fullmatch(r"trained 3 of 3 \(loss \d\.\d{4}, lr \d\.\de-\d\d, \d+\.\d steps/s\)", lines[2])
+    train(tmp_path / "quiet", 3, quiet=True)
+    assert capsys.readouterr().err == ""

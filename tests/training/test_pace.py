@@ -16,6 +16,10 @@ class Line(Method):
         super().__init__(OptimizerConfig(name="adamw", lr=0.1))
         self.weight, self.name, self.turns = nn.Parameter(torch.zeros(1)), name, turns
 
+    def product(self):
+        """See the base class."""
+        return self
+
     def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
         """See the base class."""
         self.turns.append(self.name)

@@ -80,6 +80,9 @@ class Toy(Method):
         ).to(memory_format=torch.channels_last_3d)  # fmt: skip
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
+    def product(self):
+        return self.net
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         time.sleep(self.pause)
         image, _ = batch.flat()

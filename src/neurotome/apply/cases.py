@@ -12,18 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from neurotome.apply.derivatives import source_uri
-from neurotome.apply.names import (
-    LATENT_ENDING,
-    Job,
-    check_writable,
-    free_of,
-    modality_of,
-    sidecar_of,
-    target_name,
-)
+from neurotome.apply.names import Job, free_of, modality_of, sidecar_of, target_name
 from neurotome.data.datasets.bids import ScanRow
 from neurotome.data.datasets.manifest import Manifest, is_table, scan
 from neurotome.errors import InputError, OutputError, UsageError, printable
+from neurotome.files.atomic import check_writable
+from neurotome.files.endings import LATENT_ENDING
 
 
 @dataclass
@@ -109,7 +103,7 @@ def plan_folder(
     """
     check_folder(source, target)
     only = None if modality is None else modality_of(source, modality)
-    manifest = scan(source, roots, untold=only)
+    manifest = scan(source, roots, default_modality=only)
     wanted = list(known) if only is None else [only]
     jobs = []
     left_out: Counter[str] = Counter()
@@ -164,7 +158,9 @@ def check_folder(source: Path, target: Path) -> None:
     # BIDS keeps derivatives inside the dataset, under derivatives/
     inside = a in b.parents and "derivatives" not in b.relative_to(a).parts[:1]
     if a == b or b in a.parents or (inside and source.is_dir()):
-        raise UsageError(f"{printable(target)}: lies over the input {printable(source)}; choose a folder beside it")
+        raise UsageError(
+            f"{printable(target)}: is inside or equal to the input {printable(source)}; choose a folder beside it"
+        )
     if target.exists() and not target.is_dir():
         raise UsageError(f"{printable(target)}: is a file; a folder of scans needs an output folder")
     check_writable(target)

@@ -15,7 +15,7 @@ from typing import Any
 
 import neurotome
 from neurotome.data.datasets.bids import read_json
-from neurotome.files.stream import write_atomically
+from neurotome.files.atomic import write_atomically
 
 BIDS_VERSION = "1.10.0"
 # the name that BIDS URIs in sidecars give the source dataset
@@ -24,7 +24,7 @@ DESCRIPTION = "dataset_description.json"
 _MAX_STEPS_UP, _MAX_STEPS_DOWN = 3, 1
 _README = """These images were computed by neurotome {version} (`neurotome {verb}`).
 
-They are synthetic: what a network kept of a scan, or what it painted. Research only, not for diagnosis.
+They are synthetic: what a network kept of a scan, or what it synthesised. Research only, not for diagnosis.
 The sidecar of each result names its source, the model and the SHA-256 of both. Running the same command again
 makes only what is missing or was changed.
 """

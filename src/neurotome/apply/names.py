@@ -6,7 +6,6 @@ its source. Its sidecar holds the SHA-256 of what it was made from and of its ow
 
 import contextlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,13 +16,9 @@ from typing import Any
 from neurotome import modality as contrasts
 from neurotome.data.datasets.bids import read_json
 from neurotome.errors import OutputError, UsageError, printable
-from neurotome.files.stream import write_atomically
+from neurotome.files.atomic import HIDDEN, write_atomically
+from neurotome.files.endings import IMAGE_ENDINGS, ending, stem
 
-IMAGE_ENDINGS = (".nii.gz", ".nii")
-READABLE_ENDINGS = (*IMAGE_ENDINGS, ".mgz", ".mgh")
-LATENT_ENDING = ".safetensors"
-# what the name of an unfinished file begins with
-HIDDEN = ".neurotome-"
 RESULT_KEY = "ResultSHA256"
 # the order of entities in a BIDS name
 _ENTITIES = (
@@ -54,19 +49,6 @@ class Job:
     mask: Path | None = None
     origin: str = ""
     mask_origin: str = ""
-
-
-def stem(path: Path) -> str:
-    """Return a file's name without its image or latent ending."""
-    for ending in (*READABLE_ENDINGS, LATENT_ENDING):
-        if path.name.lower().endswith(ending):
-            return path.name[: -len(ending)]
-    return path.stem
-
-
-def ending(path: Path) -> str:
-    """Return the image or latent ending of a file name, in lower case."""
-    return next((e for e in (*READABLE_ENDINGS, LATENT_ENDING) if path.name.lower().endswith(e)), path.suffix.lower())
 
 
 def sidecar_of(path: Path) -> Path:
@@ -121,20 +103,6 @@ def target_name(source: Path, description: str, modality: str | None = None, new
 def free_of(folder: Path) -> int:
     """Return the bytes that are free where a folder is, or will be."""
     return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written to, before time is spent.
-
-    Raises:
-        OutputError: It, or the nearest folder above that exists, is read-only.
-        UsageError: A part of the path is a file.
-    """
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise UsageError(f"{printable(existing)}: is a file, not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"{printable(existing)}: cannot be written to. Remedy: choose another output folder.")
 
 
 def write_result(target: Path, save: Callable[[Path], str], sidecar: Mapping[str, Any]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from neurotome.apply.names import Job
 from neurotome.apply.work import Loaded, Reading, Result, Work
 from neurotome.errors import InputError
-from neurotome.files.stream import file_sha256
+from neurotome.files.verified import file_sha256
 from neurotome.scans.latent_scan import LatentScan
-from neurotome.scans.stages import Painting, PreparedScan
+from neurotome.scans.stages import DecodedScan, PreparedScan
 from neurotome.scans.tokenizer import ScanTokenizer
 
 
@@ -48,16 +48,16 @@ class Reconstruction(Work):
     def compute(self, loaded: Sequence[Loaded]) -> list[Result]:
         """See :class:`Work`."""
         codes = self.tokenizer.encode_batch(scans(loaded))
-        paintings = self.tokenizer.decode_batch(codes)
+        decoded = self.tokenizer.decode_batch(codes)
         return [
-            painted(
+            decoded_result(
                 one,
-                painting,
+                image,
                 Description="a scan encoded to discrete or continuous codes and decoded again",
                 BitsPerVoxel=bits_per_voxel(self.tokenizer, code),
                 IntensityUnits="those of the source",
             )
-            for one, code, painting in zip(loaded, codes, paintings, strict=True)
+            for one, code, image in zip(loaded, codes, decoded, strict=True)
         ]
 
 
@@ -66,7 +66,7 @@ class Decoding(Work):
 
     Args:
         tokenizer: The model that made them.
-        to: Contrast to paint; None for each code's own.
+        to: Contrast of the result; None for each code's own.
         reading: Not used; codes are read in one way only.
     """
 
@@ -92,16 +92,18 @@ class Decoding(Work):
 
     def compute(self, loaded: Sequence[Loaded]) -> list[Result]:
         """See :class:`Work`."""
-        paintings = self.tokenizer.decode_batch([one.item for one in loaded], self.to)
+        decoded = self.tokenizer.decode_batch([one.item for one in loaded], self.to)
         return [
-            painted(
+            decoded_result(
                 one,
-                painting,
+                image,
                 Description="a scan decoded from its code",
                 Style="of the source" if own else "mean over training subjects",
-                IntensityUnits="those of the source" if own else "mean range over training subjects",
+                IntensityUnits="those of the source"
+                if own
+                else "arbitrary; scaled to the mean range of the training subjects",
             )
-            for one, painting in zip(loaded, paintings, strict=True)
+            for one, image in zip(loaded, decoded, strict=True)
             for own in [self.to in (None, one.item.modality)]
         ]
 
@@ -111,9 +113,9 @@ def scans(loaded: Sequence[Loaded]) -> list[PreparedScan]:
     return [one.item for one in loaded]
 
 
-def painted(one: Loaded, painting: Painting, **facts: Any) -> Result:
-    """Return the result of a case whose image was painted; it is led back to its grid when it is saved."""
-    return Result(one.job, lambda path: painting.volume().save(path), one.facts | facts)
+def decoded_result(one: Loaded, decoded: DecodedScan, **facts: Any) -> Result:
+    """Return the result of a case; the image is brought back to its source's grid when it is saved."""
+    return Result(one.job, lambda path: decoded.volume().save(path), one.facts | facts)
 
 
 def bits_per_voxel(tokenizer: ScanTokenizer, code: LatentScan) -> float:

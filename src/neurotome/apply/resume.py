@@ -5,22 +5,24 @@
     again     ours, but its bytes, its source or its mask have changed since
     foreign   not ours, or of another source, model or other options: refused, unless --overwrite
 
-A folder of results carries ``.neurotome.json`` with the command, model and options that filled it.
+A folder of results carries ``.neurotome.json`` with the model and options that filled it, and
+``.neurotome.lock``, which a process that writes there holds.
 """
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from neurotome.apply.names import HIDDEN, RESULT_KEY, Job, sidecar_of
+from neurotome.apply.names import RESULT_KEY, Job, sidecar_of
 from neurotome.data.datasets.bids import read_json
 from neurotome.errors import InputError, OutputError, UsageError, printable
-from neurotome.files.stream import file_sha256, write_atomically
+from neurotome.files.atomic import sweep, write_atomically
+from neurotome.files.lock import alone
+from neurotome.files.verified import file_sha256
 
-RECORD = ".neurotome.json"
+RECORD, LOCK = ".neurotome.json", ".neurotome.lock"
 REQUEST_KEYS = ("ModelSHA256", "Parameters")
 
 _WORDS = {"ModelSHA256": "model", "Parameters": "choice of options"}
@@ -42,12 +44,13 @@ def standing(job: Job, request: Mapping[str, Any]) -> tuple[Standing, str]:
         sidecar = read_json(beside) if beside.exists() else {}
     except InputError:
         sidecar = {}
+    there = "is there already" if job.target.exists() else f"has the sidecar of another file, {beside.name}"
     if "ModelSHA256" not in sidecar or (RESULT_KEY not in sidecar):
-        return "foreign", "is there already, and has no sidecar of ours"
+        return "foreign", f"{there}, and has no sidecar of ours"
     if changed := [key for key in REQUEST_KEYS if sidecar.get(key) != request[key]]:
-        return "foreign", f"is there already, made with another {' and '.join(_WORDS[key] for key in changed)}"
+        return "foreign", f"{there}, made with another {' and '.join(_WORDS[key] for key in changed)}"
     if sidecar.get("Sources") != [job.origin]:
-        return "foreign", "is there already, made from another scan"
+        return "foreign", f"{there}, made from another scan"
     if not job.target.exists():
         return "missing", ""
     return _compared(job, sidecar)
@@ -71,7 +74,7 @@ def check_request(target: Path, request: Mapping[str, Any], *, overwrite: bool) 
     Raises:
         UsageError: It holds something else.
     """
-    if overwrite or not target.is_dir() or not any(target.iterdir()):
+    if overwrite or not target.is_dir() or all(found.name == LOCK for found in target.iterdir()):
         return
     if not (target / RECORD).is_file():
         raise UsageError(f"{printable(target)}: is not empty; give --overwrite or another folder")
@@ -105,34 +108,11 @@ def writing(target: Path, request: Mapping[str, Any]) -> Iterator[None]:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{printable(target)}: cannot be made ({error.strerror})") from error
-    with _locked(target):
-        for folder, _, names in os.walk(target):
-            for name in names:
-                if name.startswith(HIDDEN):
-                    Path(folder, name).unlink(missing_ok=True)
+    held = OutputError(
+        f"{printable(target)}: another process writes here. Remedy: wait for it, or choose another folder."
+    )
+    with alone(target / LOCK, held):
+        sweep(target)
         text = json.dumps({"Software": "neurotome", **{key: request[key] for key in REQUEST_KEYS}}, indent=2)
         write_atomically(target / RECORD, [text.encode() + b"\n"])
         yield
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock a folder by its handle: the lock goes with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # not on every system
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"{printable(folder)}: another process writes here. Remedy: wait for it, or choose another folder."
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(handle)

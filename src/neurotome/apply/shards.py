@@ -11,7 +11,7 @@ entry lies in which shard is a pure function of store, model and options: a kill
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor
 from neurotome.apply.resume import check_request, writing
 from neurotome.data.datasets.bids import read_json
 from neurotome.data.preparation.record import Record
+from neurotome.data.stores.entries import SessionEntry, is_intact
 from neurotome.data.stores.latents import (
     FORMAT_VERSION,
     INDEX_NAME,
@@ -35,15 +36,17 @@ from neurotome.data.stores.latents import (
     entry_to_json,
     shard_name,
 )
-from neurotome.data.stores.store import SessionEntry, Store, is_intact
+from neurotome.data.stores.masks import check_labelled
+from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError, printable
-from neurotome.files.stream import write_atomically
-from neurotome.models.session_views import SessionView, check_labelled, session_views
-from neurotome.scans.latent_scan import LatentScan, stored
+from neurotome.files.atomic import write_atomically
+from neurotome.files.progress import Report
+from neurotome.nn.exported import is_finite
+from neurotome.scans.latent_scan import LatentScan
+from neurotome.scans.session_views import SessionView, session_views
 from neurotome.scans.tokenizer import ScanTokenizer
-from neurotome.tokenizers.base import Encoded, is_finite
-
-_DRAW = 21  # keeps these draws apart from those of a training
+from neurotome.streams import SHARD_DRAW, generator
+from neurotome.tokenizers.base import Encoded
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class ShardPlan:
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Draw:
     """``image(p) = scan(F (p - shift))``; F mirrors x if ``flip``."""
 
     flip: bool = False
@@ -97,12 +100,12 @@ class Augmentation:
         return replace(record, grid_to_source=record.grid_to_source @ matrix)
 
 
-def augmentation(plan: ShardPlan, session: str, draw: int, mask: Bool[np.ndarray, "x y z"]) -> Augmentation:
-    """Return the augmentation of a draw: a pure function of seed, session, draw and the brain's box."""
+def drawn_for(plan: ShardPlan, session: str, draw: int, mask: Bool[np.ndarray, "x y z"]) -> Draw:
+    """Return what a draw does to a scan: a pure function of seed, session, draw and the brain's box."""
     if draw == 0:
-        return Augmentation()
+        return Draw()
     index = int.from_bytes(hashlib.sha256(session.encode()).digest()[:8], "big")
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((plan.seed, _DRAW, index, draw))))
+    rng = generator(plan.seed, SHARD_DRAW, index, draw)
     flip = bool(rng.random() < plan.flip_prob)
     shift = []
     for axis, n in enumerate(mask.shape):
@@ -113,7 +116,7 @@ def augmentation(plan: ShardPlan, session: str, draw: int, mask: Bool[np.ndarray
         low, high = max(-plan.shift_voxels, -first), min(plan.shift_voxels, n - 1 - last)
         shift.append(int(rng.integers(low, high + 1)))
     x, y, z = shift
-    return Augmentation(flip, (x, y, z))
+    return Draw(flip, (x, y, z))
 
 
 @dataclass(frozen=True)
@@ -180,16 +183,16 @@ class ShardWriter:
     @property
     def request(self) -> dict[str, Any]:
         """What the bytes depend on."""
-        options = {**asdict(self.plan), "Store": self.store.fingerprint, "Precision": self.tokenizer.precision}
+        options = {**asdict(self.plan), "Store": self.store.fingerprint, "Precision": self.tokenizer.codec.precision}
         return {"ModelSHA256": self.tokenizer.digest, "Parameters": {"Command": "encode --shards", **options}}
 
-    def write(self, out: Path, *, overwrite: bool = False, progress: Callable[[float], None] | None = None) -> Summary:
+    def write(self, out: Path, *, overwrite: bool = False, progress: Report | None = None) -> Summary:
         """Write the shards that are missing or damaged, and the index after each.
 
         Args:
             out: Folder of the shards.
             overwrite: Begin anew, whatever is there.
-            progress: Called with the share of entries done.
+            progress: Called after every shard.
 
         Raises:
             UsageError: ``out`` holds something else.
@@ -215,7 +218,7 @@ class ShardWriter:
                     self._index(out, [*done, *listed[place + 1 :]], sizes)
                 finished += len(group)
                 if progress is not None:
-                    progress(finished / len(self.cases))
+                    progress(finished, len(self.cases), shard_name(place))
             self._index(out, done, sizes)
             for stray in set(out.glob("shard-*.safetensors")) - {out / shard["file"] for shard in done}:
                 stray.unlink()
@@ -224,7 +227,7 @@ class ShardWriter:
     def _size(self) -> dict[str, int]:
         """Return the bytes of the code of a view, the same for all, and what an entry has besides, taken generously."""
         views, mask, _ = self._views(*self.cases[0])
-        tensors = _tensors(self._codes(views[:1])[0]).values()
+        tensors = self._codes(views[:1])[0].stored().values()
         besides = sum(len(json.dumps(view.record.to_json())) for view in views) + len(_packed(mask))
         return {"view": sum(tensor.nbytes for tensor in tensors), "entry": 2 * besides + 4096}
 
@@ -241,12 +244,10 @@ class ShardWriter:
             size += more
         yield group
 
-    def _views(
-        self, entry: SessionEntry, draw: int
-    ) -> tuple[list[SessionView], Bool[np.ndarray, "x y z"], Augmentation]:
+    def _views(self, entry: SessionEntry, draw: int) -> tuple[list[SessionView], Bool[np.ndarray, "x y z"], Draw]:
         """Return what is encoded of a session under a draw, its brain, and what was drawn."""
         session, masks = self.store.load(entry), self.tokenizer.masks
-        drawn = augmentation(self.plan, entry.name, draw, session.mask)
+        drawn = drawn_for(self.plan, entry.name, draw, session.mask)
         outside = self.store.preparation.outside if masks is None else -1.0
         views = [
             SessionView(
@@ -260,7 +261,7 @@ class ShardWriter:
 
     def _codes(self, views: Sequence[SessionView]) -> list[Encoded]:
         """Return the codes of some views."""
-        return self.tokenizer.encode_images([view.image for view in views], [view.modality for view in views])
+        return self.tokenizer.codec.encode([view.image for view in views], [view.modality for view in views])
 
     def _shard(self, out: Path, place: int, cases: Sequence[tuple[SessionEntry, int]], first: int) -> dict[str, Any]:
         """Encode some cases and write them; return the line of the index."""
@@ -278,9 +279,9 @@ class ShardWriter:
             )  # fmt: skip
             entries.append(entry_to_json(entry))
             last = number == first + len(cases) - 1
-            while len(waiting) >= self.tokenizer.batch or (last and waiting):
-                tensors |= self._encoded(waiting[: self.tokenizer.batch])
-                waiting = waiting[self.tokenizer.batch :]
+            while len(waiting) >= self.tokenizer.codec.batch or (last and waiting):
+                tensors |= self._encoded(waiting[: self.tokenizer.codec.batch])
+                waiting = waiting[self.tokenizer.codec.batch :]
         head = {"tokenizer": self.tokenizer.digest, "entries": entries}
         data = safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(head)})
         header = data[8 : 8 + int.from_bytes(data[:8], "little")]
@@ -301,14 +302,14 @@ class ShardWriter:
         """
         found = {}
         for (number, view), code in zip(views, self._codes([v for _, v in views]), strict=True):
-            for name, tensor in _tensors(code).items():
+            for name, tensor in code.stored().items():
                 if not is_finite(tensor):
                     raise InputError(
                         f"the {name} that the model makes of it is not finite ({view.modality}, entry {number})",
                         file=self.store.path,
                         remedy="train again, or encode with --precision fp32",
                     )
-                found[f"{number}.{view.modality}.{name}"] = tensor
+                found[f"{number}.{view.modality}.{name}"] = tensor[0].contiguous()
         return found
 
     def _index(self, out: Path, shards: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> None:
@@ -344,31 +345,14 @@ def read_scan(latents: Latents, entry: LatentEntry, modality: str) -> LatentScan
         raise UsageError(f"sub-{printable(entry.subject)} has {', '.join(entry.modalities)}, not {modality}")
     view, origin = latents.load(entry, modality), latents.origin
 
-    def tensor(array: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(np.array(array))[None]
-
-    encoded = Encoded(
-        latent=tensor(view.latent),
-        codes={name: tensor(codes).long() for name, codes in view.codes.items()},
-        style=None if view.style is None else tensor(view.style),
-        terms={},
-        shape=origin.shape,
-        gain=None if view.gain is None else tensor(view.gain),
-    )
+    tensors = {name: torch.from_numpy(np.array(array))[None] for name, array in view.arrays.items()}
+    encoded = Encoded.restored(tensors, origin.shape)
     mask = latents.mask(entry)
     return LatentScan(encoded, modality, entry.records[modality], mask, origin.preparation, origin.tokenizer)
 
 
 def _packed(mask: Bool[np.ndarray, "x y z"]) -> bytes:
     return zlib.compress(np.packbits(mask).tobytes(), 6)
-
-
-def _tensors(encoded: Encoded) -> dict[str, Tensor]:
-    """Return what is stored of a code of batch size 1, without the axis of the batch."""
-    found = {"latent": stored(encoded.latent), "style": encoded.style, "gain": encoded.gain}
-    codes = {f"codes.{name}": value.to(torch.int32) for name, value in encoded.codes.items()}
-    present = {name: value for name, value in found.items() if value is not None}
-    return {name: value[0].contiguous() for name, value in (present | codes).items()}
 
 
 def _standing(out: Path, request: Mapping[str, Any]) -> dict[str, Any]:

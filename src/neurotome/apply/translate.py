@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from neurotome.apply.names import Job
-from neurotome.apply.reconstruct import painted, scans
+from neurotome.apply.reconstruct import decoded_result, scans
 from neurotome.apply.work import Loaded, Reading, Result, Work
 from neurotome.scans.tokenizer import ScanTokenizer
 
@@ -17,7 +17,7 @@ class Translation(Work):
         tokenizer: The model.
         to: Target contrast.
         reading: How scans are read.
-        style_from: A scan of that contrast that lends style and intensity range; None for the training mean.
+        style_from: A scan of that contrast whose style and intensity range are taken; None for the training mean.
         style_site: Training site whose mean style is taken; None for the mean over all sites.
 
     Raises:
@@ -38,13 +38,13 @@ class Translation(Work):
         super().__init__(tokenizer, reading)
         self.to = tokenizer.known(to)
         reference = None if style_from is None else self.reading.read(style_from)
-        self.style, self.intensity = tokenizer.look(self.to, reference, style_site, self.reading.allow_head)
+        self.style, self.intensity = tokenizer.appearance(self.to, reference, style_site, self.reading.allow_head)
         self.reference = None if reference is None else reference.provenance.sha256
         self.site = style_site
         if style_from is not None:
-            self.lent = f"of {style_from.name}"
+            self.style_name = f"of {style_from.name}"
         else:
-            self.lent = f"mean over training subjects{f' of site {style_site}' if style_site is not None else ''}"
+            self.style_name = f"mean over training subjects{f' of site {style_site}' if style_site is not None else ''}"
 
     def options(self) -> dict[str, Any]:
         """See :class:`Work`."""
@@ -58,15 +58,15 @@ class Translation(Work):
     def compute(self, loaded: Sequence[Loaded]) -> list[Result]:
         """See :class:`Work`."""
         codes = self.tokenizer.encode_batch(scans(loaded))
-        paintings = self.tokenizer.decode_batch(codes, self.to, self.style, self.intensity)
-        range_of = self.lent if self.reference is not None else "mean over training subjects"
+        decoded = self.tokenizer.decode_batch(codes, self.to, self.style, self.intensity)
+        target = "mean range of the training subjects" if self.reference is None else f"range {self.style_name}"
         return [
-            painted(
+            decoded_result(
                 one,
-                painting,
-                Description="a scan's anatomy painted in a contrast that was not measured",
-                Style=self.lent,
-                IntensityUnits=f"range {range_of}; not comparable with the source",
+                image,
+                Description="a scan's anatomy synthesised in a contrast that was not measured",
+                Style=self.style_name,
+                IntensityUnits=f"arbitrary; scaled to the {target}",
             )
-            for one, painting in zip(loaded, paintings, strict=True)
+            for one, image in zip(loaded, decoded, strict=True)
         ]

@@ -18,10 +18,10 @@ from typing import Any, Literal
 from neurotome.apply.derivatives import generated_by
 from neurotome.apply.names import Job, modality_of, write_result
 from neurotome.apply.resume import standing
-from neurotome.data.imaging.nifti import read_volume
+from neurotome.data.imaging.reader import read_volume
 from neurotome.data.imaging.volume import Volume
 from neurotome.errors import InputError
-from neurotome.files.stream import file_sha256
+from neurotome.files.verified import file_sha256
 from neurotome.scans.stages import PreparedScan
 from neurotome.scans.tokenizer import ScanTokenizer
 
@@ -117,7 +117,7 @@ class Work(ABC):
     @property
     def request(self) -> dict[str, Any]:
         """What a result depends on besides its source: written into its sidecar, compared before it is kept."""
-        options = {"Command": self.verb, **self.reading.to_json(), "Precision": self.tokenizer.precision}
+        options = {"Command": self.verb, **self.reading.to_json(), "Precision": self.tokenizer.codec.precision}
         return {"ModelSHA256": self.tokenizer.digest, "Parameters": options | self.options()}
 
     def options(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def process(jobs: Iterable[Job], work: Work, *, overwrite: bool = False) -> Iter
     Raises:
         OutputError: A result cannot be written; what was written stays.
     """
-    size = work.tokenizer.batch
+    size = work.tokenizer.codec.batch
     request = work.request
     reader, writer = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(1, "write")
     pending: deque[Outcome | Future[Outcome]] = deque()

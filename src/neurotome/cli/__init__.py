@@ -10,9 +10,12 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neurotome.errors import UsageError
+
+if TYPE_CHECKING:
+    from neurotome.scans.tokenizer import ScanTokenizer
 
 
 def add_common(
@@ -25,9 +28,9 @@ def add_common(
     loudness.add_argument("--quiet", action="store_true", help="print the result alone")
     loudness.add_argument("--verbose", action="store_true", help="print more; keep the traceback of an internal error")
     if overwrite:
-        group.add_argument("--overwrite", action="store_true", help="replace an output that is there (default: refuse)")
+        group.add_argument("--overwrite", action="store_true", help="replace existing output (default: refuse)")
     if seed:
-        group.add_argument("--seed", type=natural, default=0, metavar="S", help="seed of every draw (default: 0)")
+        group.add_argument("--seed", type=natural, default=0, metavar="S", help="random seed (default: 0)")
     if compute:
         group.add_argument(
             "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)"
@@ -39,14 +42,23 @@ def add_common(
         group.add_argument("--workers", type=natural, default=0, metavar="N", help="loader processes (default: 0)")
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how an ambiguous image file is read."""
+def add_reading(parser: Any, *, unset: bool | None = False) -> None:
+    """Add the flags that say which files are read, and how ambiguous ones are.
+
+    Args:
+        parser: Of the verb, or a group of its flags.
+        unset: Value of ``--use-qform`` where it is not given; None where a preset may say it.
+    """
+    parser.add_argument(
+        "--root", action="append", default=[], metavar="DIR",
+        help="another folder that links and a table's paths may lead to; may be given several times",
+    )  # fmt: skip
     parser.add_argument(
         "--volume", type=natural, metavar="K",
         help="read volume K, from 0, of files that are 4-D series (default: such files are refused)",
     )  # fmt: skip
     parser.add_argument(
-        "--use-qform", action="store_true",
+        "--use-qform", action="store_true", default=unset,
         help="read the quaternion where a file's quaternion and matrix disagree (default: such files are refused)",
     )  # fmt: skip
 
@@ -98,3 +110,26 @@ def existing(path: str, what: str) -> Path:
 
         raise UsageError(f"{printable(path)}: there is no such {what}; check the path")
     return found
+
+
+def load_tokenizer(args: argparse.Namespace, *, masks: bool = False) -> "ScanTokenizer":
+    """Read the model onto the device that the flags name; one of masks where these are admitted."""
+    from neurotome.scans.tokenizer import ScanTokenizer
+    from neurotome.training.device import chosen_device
+
+    set_threads(args)
+    return ScanTokenizer.from_pretrained(
+        args.model,
+        device=chosen_device(args.device),
+        precision=args.precision or "fp32",
+        slabs=getattr(args, "slabs", "auto"),
+        masks=masks,
+    )
+
+
+def set_threads(args: argparse.Namespace) -> None:
+    """Give torch the threads of ``--threads``; without the flag its own choice stays."""
+    if args.threads is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)

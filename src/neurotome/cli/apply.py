@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, answer, existing, natural, positive, say
+from neurotome.cli import add_common, add_reading, answer, existing, load_tokenizer, positive, say
 from neurotome.cli.shards import add_flags, run_shards, wants_shards
 from neurotome.errors import InputError, UsageError, printable
 
@@ -16,42 +16,47 @@ if TYPE_CHECKING:
     from neurotome.scans.tokenizer import ScanTokenizer
 
 VERBS = {
-    "reconstruct": ("encode and decode scans: what the model keeps of them", "desc-recon"),
+    "reconstruct": ("encode and decode scans", "desc-recon"),
     "translate": ("turn scans into another contrast", "desc-synth"),
     "encode": ("turn scans into codes", "desc-latent"),
     "decode": ("turn codes into scans", "desc-recon"),
 }
+PAST = {"reconstruct": "reconstructed", "translate": "translated", "encode": "encoded", "decode": "decoded"}
 _MAX_LINES = 50
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the four verbs."""
     for verb, (summary, mark) in VERBS.items():
-        many = "a folder of them" if verb == "decode" else "many (BIDS, nnU-Net, a folder of names, a .tsv table)"
+        source, many = "IN", "many (a BIDS or nnU-Net dataset, a folder, a .tsv table)"
+        if verb == "decode":
+            source, many = "LATENT", "a folder of them"
         parser = subparsers.add_parser(
             verb,
             help=summary,
-            description=f"{summary.capitalize()}. IN is one file, or {many}; OUT is then a folder. Results lie on the "
-            f"grid of their source and are marked as synthetic ({mark}, header, sidecar). The same command "
-            "again verifies what stands and makes what is missing.",
+            description=f"{summary.capitalize()}. {source} is one file, or {many}; OUT is then a folder. Results are "
+            f"on the grid of their source, and are marked as synthetic ({mark}, header, sidecar). Rerunning verifies "
+            "existing outputs and creates the missing ones.",
         )
         parser.add_argument("model", metavar="MODEL", help="model folder (RUN/model)")
         parser.add_argument(
-            "source", metavar="LATENT" if verb == "decode" else "IN", help="file, folder or table to read"
+            "source", metavar=source, help=f"file or folder{'' if verb == 'decode' else ' or table'} to read"
         )
         parser.add_argument("target", metavar="OUT", help="file or folder to write")
         if verb == "decode":
-            parser.add_argument("--modality", metavar="NAME", help="contrast to paint (default: that of the source)")
+            parser.add_argument(
+                "--modality", metavar="NAME", help="contrast of the result (default: that of the source)"
+            )
         else:
-            _add_reading(parser)
+            _add_scan(parser)
         if verb == "encode":
             add_flags(parser)
         if verb == "translate":
             parser.add_argument("--to", required=True, metavar="NAME", help="contrast of the result, such as T2w")
-            look = parser.add_mutually_exclusive_group()
-            look.add_argument("--style-from", metavar="REF", help="scan of that contrast whose look is taken")
-            look.add_argument(
-                "--style-site", metavar="SITE", help="training site whose mean look is taken (default: all)"
+            style = parser.add_mutually_exclusive_group()
+            style.add_argument("--style-from", metavar="REF", help="scan of that contrast whose style is used")
+            style.add_argument(
+                "--style-site", metavar="SITE", help="training site whose mean style is used (default: all)"
             )
         parser.add_argument("--dry-run", action="store_true", help="say what would be done, and write nothing")
         parser.add_argument(
@@ -71,20 +76,15 @@ def _slabs(text: str) -> str | int:
         raise argparse.ArgumentTypeError(f"{text} is neither auto, off nor a number of planes") from None
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
+def _add_scan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--modality",
         metavar="NAME",
-        help="contrast of IN, where name and sidecar do not say it; of a folder, take it alone",
+        help="contrast of IN, if file name and sidecar do not state it; in a folder, read this contrast alone",
     )
-    parser.add_argument("--mask", metavar="FILE", help="brain mask, for a head that is not skull-stripped")
-    parser.add_argument("--allow-head", action="store_true", help="accept what looks like a whole head")
-    parser.add_argument("--volume", type=natural, metavar="K", help="volume of a 4-D series, from 0")
-    parser.add_argument("--use-qform", action="store_true", help="take the qform where it and the sform disagree")
-    parser.add_argument(
-        "--root", action="append", default=[], metavar="DIR",
-        help="another folder that links and a table's paths may lead to; may be given several times",
-    )  # fmt: skip
+    parser.add_argument("--mask", metavar="FILE", help="brain mask of a scan that is not skull-stripped")
+    parser.add_argument("--allow-head", action="store_true", help="accept scans that are not skull-stripped")
+    add_reading(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     existing(args.model, "model folder")
     many = is_many(source)
     if not many:
-        _one(args, source, target)  # a wrong call is said before the model is read
+        _one(args, source, target)  # a wrong call is reported before the model is read
     tokenizer = load_tokenizer(args)
     work = _work(args, tokenizer)
     plan = _many(args, source, target, tokenizer) if many else _one(args, source, target)
@@ -117,42 +117,10 @@ def run(args: argparse.Namespace) -> int:
     return _do(args, plan, work, many)
 
 
-def load_tokenizer(args: argparse.Namespace, *, masks: bool = False) -> "ScanTokenizer":
-    """Read the model onto the device that the flags name; one of masks where these are admitted."""
-    import torch
-
-    from neurotome.scans.tokenizer import ScanTokenizer
-
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    return ScanTokenizer.from_pretrained(
-        args.model,
-        device=chosen_device(args.device),
-        precision=args.precision or "fp32",
-        slabs=getattr(args, "slabs", "auto"),
-        masks=masks,
-    )
-
-
-def chosen_device(name: str) -> str:
-    """Return the device for ``--device``: ``auto`` takes an accelerator where there is one.
-
-    Raises:
-        UsageError: The named device is not there.
-    """
-    import torch
-
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return next(device for device in ("cuda", "mps", "cpu") if there[device])
-    if not there[name]:
-        raise UsageError(f"--device {name}: this machine has none; give --device cpu, or auto")
-    return name
-
-
 def _one(args: argparse.Namespace, source: Path, target: Path) -> "Plan":
     from neurotome.apply.cases import Plan, plan_file
-    from neurotome.apply.names import IMAGE_ENDINGS, LATENT_ENDING, modality_of
+    from neurotome.apply.names import modality_of
+    from neurotome.files.endings import IMAGE_ENDINGS, LATENT_ENDING
 
     endings = (LATENT_ENDING,) if args.verb == "encode" else IMAGE_ENDINGS
     job = plan_file(source, target, endings=endings)
@@ -167,7 +135,7 @@ def _one(args: argparse.Namespace, source: Path, target: Path) -> "Plan":
 
 def _many(args: argparse.Namespace, source: Path, target: Path, tokenizer: "ScanTokenizer") -> "Plan":
     from neurotome.apply.cases import plan_folder, plan_latents
-    from neurotome.apply.names import LATENT_ENDING
+    from neurotome.files.endings import LATENT_ENDING
 
     if getattr(args, "mask", None) is not None:
         raise UsageError("--mask is for one scan; in a folder masks are found under derivatives as *_desc-brain_mask")
@@ -198,8 +166,8 @@ def _work(args: argparse.Namespace, tokenizer: "ScanTokenizer") -> "Work":
         return Encoding(tokenizer, reading)
     if args.verb == "reconstruct":
         return Reconstruction(tokenizer, reading)
-    lent = None if args.style_from is None else Path(args.style_from)
-    return Translation(tokenizer, args.to, reading, lent, args.style_site)
+    reference = None if args.style_from is None else Path(args.style_from)
+    return Translation(tokenizer, args.to, reading, reference, args.style_site)
 
 
 def _do(args: argparse.Namespace, plan: "Plan", work: "Work", many: bool) -> int:
@@ -209,25 +177,24 @@ def _do(args: argparse.Namespace, plan: "Plan", work: "Work", many: bool) -> int
     from neurotome.apply.derivatives import write_description
     from neurotome.apply.resume import writing
     from neurotome.apply.work import process
+    from neurotome.files.progress import Progress
 
     target = Path(args.target)
     written: list[str] = []
     kept: list[str] = []
     refused = [str(error) for error in plan.refused]
-    for reason in refused:
-        say(args, f"refused: {reason}")
-    with writing(target, work.request) if many else nullcontext():
+    verb = PAST[args.verb]
+    with writing(target, work.request) if many else nullcontext(), Progress(verb, args.quiet or not many) as progress:
         if plan.dataset is not None:
             write_description(args.verb, plan.dataset, target)
         for number, outcome in enumerate(process(plan.jobs, work, overwrite=args.overwrite), 1):
             if outcome.state == "refused":
                 refused.append(_refusal(outcome, many))
-                line = f"refused: {refused[-1]}"
             else:
-                line = _line(outcome)
                 (kept if outcome.state == "kept" else written).append(str(outcome.job.target))
-            if many:
-                say(args, f"[{number}/{len(plan.jobs)}] {line}")
+                if outcome.reason:
+                    say(args, _line(outcome))
+            progress(number, len(plan.jobs), _line(outcome))
     result = {"written": written, "kept": kept, "refused": refused, "notes": plan.notes}
     lines = [*written, *(f"kept: {path}" for path in kept), *(f"refused: {reason}" for reason in refused)]
     answer(args, result, "\n".join(printable(line) for line in lines))
@@ -254,8 +221,10 @@ def _refusal(outcome: "Outcome", many: bool) -> str:
 
 
 def _line(outcome: "Outcome") -> str:
-    tail = f" (again: {outcome.reason})" if outcome.reason else ""
-    return f"{'kept: ' if outcome.state == 'kept' else ''}{printable(outcome.job.target)}{tail}"
+    """Return what became of a scan."""
+    words = {"kept": "kept ", "refused": "refused "}
+    tail = f", again: {outcome.reason}" if outcome.reason and outcome.state != "refused" else ""
+    return f"{words.get(outcome.state, '')}{printable(outcome.job.target.name)}{tail}"
 
 
 def _with_flags(error: InputError, many: bool) -> InputError:
@@ -276,7 +245,8 @@ def _say_plan(args: argparse.Namespace, plan: "Plan", work: "Work") -> int:
     planned = [_planned(args, job, work) for job in plan.jobs]
     rows = [row for row in planned if not isinstance(row, str)]
     refused += [reason for reason in planned if isinstance(reason, str)]
-    head = f"{len(rows)} scans, prepared at {work.tokenizer.preparation.describe()}; nothing is written"
+    count = f"{len(rows)} scan{'' if len(rows) == 1 else 's'}"
+    head = f"{count}, prepared at {work.tokenizer.preparation.describe()}; nothing is written"
     shown = [
         f"{row['state']:<8} {row['source']} ({row['modality']}, {row['shape']}{', mask' if row['mask'] else ''}) "
         f"-> {row['target']}"
@@ -290,7 +260,7 @@ def _say_plan(args: argparse.Namespace, plan: "Plan", work: "Work") -> int:
 
 
 def _planned(args: argparse.Namespace, job: "Job", work: "Work") -> "dict[str, Any] | str":
-    """Return what would be done with one scan, or why it would be refused as far as its header tells."""
+    """Return what would be done with one scan, or why its header would be refused."""
     from neurotome.apply.resume import standing
     from neurotome.data.imaging.headers import read_header
     from neurotome.scans.latent_scan import LatentScan

@@ -1,10 +1,10 @@
-"""``neurotome check``: dataset integrity, every finding of every case; writes check.json."""
+"""``neurotome check``: dataset integrity, all problems found, scan by scan; writes check.json."""
 
 import argparse
 import json
 import os
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,11 @@ def add_parser(subparsers: Any) -> None:
     """Add the verb ``check``."""
     parser = subparsers.add_parser(
         "check",
-        help="look for damaged, odd, duplicate, leaking or private data",
+        help="look for damaged files, outliers, duplicates, leaks between splits, identifying text",
         description=(
-            "Reads every image of PATH whole and says what is wrong: damaged files, voxels, grids, missing contrasts, "
-            "duplicates, subjects in two splits, labels, private text. Changes nothing. Exit code 3 if there is an "
-            "error. Texts that may identify a person are located, never repeated."
+            "Reads every image of PATH whole and reports problems: damaged files, voxels, grids, missing contrasts, "
+            "duplicates, subjects in two splits, labels, text that may identify a person (located, never repeated). "
+            "Changes nothing. Exit code 3 if there is an error."
         ),
     )
     parser.add_argument("path", metavar="PATH", help="BIDS dataset, .tsv or .csv table, folder, image or store")
@@ -37,9 +37,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--strict", action="store_true", help="exit code 3 also if there is a warning")
     parser.add_argument("--splits", metavar="FILE", help="a table participant_id, split to look for leaks in")
     parser.add_argument("--labels", nargs="+", type=natural, metavar="L", help="admissible labels besides 0")
-    parser.add_argument(
-        "--root", action="append", default=[], metavar="DIR", help="another folder that links and paths may lead to"
-    )
     add_reading(parser)
     parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes (default: 0, this one)")
     add_common(parser, overwrite=True)
@@ -53,11 +50,12 @@ def run(args: argparse.Namespace) -> int:
         existing(args.splits, "splits table")
     out = _output(args)
     from neurotome.data.checking.check import check
-    from neurotome.files.stream import write_atomically
+    from neurotome.files.atomic import write_atomically
+    from neurotome.files.progress import Progress
 
     labels = None if args.labels is None else sorted({0, *args.labels})
     options = {"splits": args.splits, "labels": labels, "roots": args.root, "workers": args.workers}
-    with _bar(args) as progress:
+    with Progress("read", args.quiet) as progress:
         report = check(args.path, volume=args.volume, use_qform=args.use_qform, **options, progress=progress)
     result = report.to_json()
     write_atomically(out, [json.dumps(result, indent=1, sort_keys=True).encode() + b"\n"])
@@ -92,38 +90,6 @@ def _output(args: argparse.Namespace) -> Path:
     return out
 
 
-class _bar:  # noqa: N801 - used like a function: `with _bar(args) as progress`
-    """A progress bar on a terminal, a line for every tenth elsewhere, nothing with ``--quiet``."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._args = args
-        console = Console(stderr=True)
-        self._bar = Progress(console=console, transient=True) if console.is_terminal and not args.quiet else None
-        self._task: Any = None
-
-    def __enter__(self) -> Callable[[int, int, str], None]:
-        if self._bar is None:
-            return self._line
-        self._bar.start()
-        self._task = self._bar.add_task("reading", total=None)
-        return self._move
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _move(self, done: int, total: int, name: str) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total)
-
-    def _line(self, done: int, total: int, name: str) -> None:
-        if done == total or done % max(total // 10, 1) == 0:
-            say(self._args, f"read {done} of {total} (last: {printable(name)})")
-
-
 def _text(report: "CheckReport", most: int | None) -> Iterator[str]:
     """Yield the lines of the table: the most severe first, grouped by what was found."""
     from neurotome.data.checking.finding import FINDINGS
@@ -150,7 +116,7 @@ def _lines(finding: "Finding") -> list[str]:
     ids = [f"sub-{finding.subject}"] if finding.subject else []
     ids += [f"ses-{finding.session}"] if finding.session else []
     place = finding.file or " ".join(ids)
-    # ids stand in most file names; they are said where they do not
+    # most file names hold the ids; the others get them here
     tail = f" [{' '.join(ids)}]" if finding.file and ids and finding.subject not in finding.file else ""
     return _wrapped(f"{place}: {finding.reason}{tail}" if place else finding.reason, 4)
 
@@ -171,10 +137,10 @@ def _wrapped(text: str, hanging: int, first: int = 0) -> list[str]:
 def _summary(report: "CheckReport") -> Iterator[str]:
     prints, counts = report.fingerprint, report.counts
     if prints:
-        sites = f", {len(prints['sites'])} sites" if prints["sites"] else ""
+        sites = f", {_counted(len(prints['sites']), 'site')}" if prints["sites"] else ""
         yield (
-            f"{report.kind}: {prints['subjects']} subjects, {prints['sessions']} sessions{sites}, "
-            f"{len(report.files)} files read"
+            f"{report.kind}: {_counted(prints['subjects'], 'subject')}, {_counted(prints['sessions'], 'session')}"
+            f"{sites}, {_counted(len(report.files), 'file')} read"
         )
     for modality, one in prints.get("contrasts", {}).items():
         shapes, spacings = (
@@ -182,4 +148,8 @@ def _summary(report: "CheckReport") -> Iterator[str]:
         )
         axes = " ".join(f"{value} ({n})" for value, n in one["orientations"][:3])
         yield f"  {modality:<6} {one['scans']:>5} scans  {shapes}  of {spacings} mm  {axes}"
-    yield f"{counts['error']} errors, {counts['warning']} warnings, {counts['note']} notes"
+    yield ", ".join(_counted(counts[severity], severity) for severity in ("error", "warning", "note"))
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from neurotome.cli import add_common, answer, natural, positive, say
 from neurotome.errors import NeurotomeError, UsageError, printable
+from neurotome.files.json_text import parse_json
 
 DEFAULT_CONFIG = "neuroquant-aligned-demo"
 # the default cohort: 3 mm phantoms, whose brain box fits this grid (a multiple of 8, which three halvings need)
@@ -27,14 +27,14 @@ def add_parser(subparsers: Any) -> None:
     """Add the verb."""
     parser = subparsers.add_parser(
         "demo",
-        help="all of it on a synthetic cohort, a few minutes on a CPU",
+        help="the whole pipeline on a synthetic cohort, a few minutes on a CPU",
         description="Make the default synthetic cohort (48 subjects, T1w and T2w, 3 mm), prepare it, train a "
-        "tokenizer, evaluate it on the test subjects and write OUT/report.html. The same command continues a demo that "
-        "was stopped.",
+        "tokenizer, evaluate it on the test subjects and write OUT/report.html. Rerunning continues a demo that was "
+        "stopped.",
     )
     parser.add_argument("out", nargs="?", default="runs/demo", metavar="OUT", help="folder (default: runs/demo)")
     parser.add_argument(
-        "--config", default=DEFAULT_CONFIG, metavar="NAME", help=f"what is trained (default: {DEFAULT_CONFIG})"
+        "--config", default=DEFAULT_CONFIG, metavar="NAME", help=f"config to train (default: {DEFAULT_CONFIG})"
     )
     parser.add_argument(
         "--max-steps", type=positive, default=None, metavar="N", help="fewer steps (default: the config's)"
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         # the page shows the times, its own excepted
         _write_json(out / "timing.json", done)
         say(args, f"{stage}: {done[stage]:.0f} s")
-    metrics = json.loads((out / "metrics.json").read_text())
+    metrics = parse_json((out / "metrics.json").read_text())
     from neurotome.cli.evaluate import headline
 
     lines = [
@@ -117,23 +117,22 @@ def _stage(stage: str, args: argparse.Namespace, out: Path) -> None:
     cohort, store = out / "cohort", out / "store"
     compute = ["--device", args.device, *(["--threads", str(args.threads)] if args.threads else [])]
     compute += ["--precision", args.precision] if args.precision else []
+    always = ["--overwrite", *(["--quiet"] if args.quiet or args.json else [])]
     if stage == "phantom":
         seed = ["--seed", str(args.cohort_seed)]
-        _command(
-            "phantom", str(cohort), "--subjects", str(args.subjects), "--spacing", SPACING_MM, *seed, "--overwrite"
-        )
+        _command("phantom", str(cohort), "--subjects", str(args.subjects), "--spacing", SPACING_MM, *seed, *always)
     elif stage == "prepare":
         grid = ["--spacing", SPACING_MM, "--shape", *SHAPE]
-        _command("prepare", str(cohort), str(store), "--modalities", "T1w", "T2w", *grid, "--overwrite")
+        _command("prepare", str(cohort), str(store), "--modalities", "T1w", "T2w", *grid, *always)
     elif stage == "train":
         _train(args, store, out, compute)
     elif stage == "evaluate":
         truth = _truth(cohort)
         found = ["--truth", str(truth)] if truth is not None else []
-        _command("evaluate", str(out / "model"), str(store), "--out", str(out), *found, *compute, "--overwrite")
+        _command("evaluate", str(out / "model"), str(store), "--out", str(out), *found, *compute, *always)
     elif stage == "translate":
         source, target = _example(store, cohort, out)
-        _command("translate", str(out / "model"), str(source), str(target), "--to", "T2w", *compute, "--overwrite")
+        _command("translate", str(out / "model"), str(source), str(target), "--to", "T2w", *compute, *always)
     else:
         from neurotome.report.page import write_report
 
@@ -164,9 +163,10 @@ def _example(store: Path, cohort: Path, out: Path) -> tuple[Path, Path]:
 
 
 def _command(*words: str) -> None:
+    """Run a verb; its progress is shown, its result is not."""
     from neurotome.cli.main import parse
 
-    inner = parse([*words, "--quiet"])
+    inner = parse(words)
     with contextlib.redirect_stdout(io.StringIO()):
         code = inner.run(inner)
     if code:
@@ -179,19 +179,15 @@ def _truth(cohort: Path) -> Path | None:
     return table if table.exists() else None
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(path.read_text())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    from neurotome.files.stream import write_atomically
+    from neurotome.files.atomic import write_atomically
 
     write_atomically(path, [json.dumps(value, indent=2).encode() + b"\n"])

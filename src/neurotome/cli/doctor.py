@@ -1,4 +1,4 @@
-"""``neurotome doctor``: the state of the installation."""
+"""``neurotome doctor [MODEL]``: the state of the installation, or of a model folder."""
 
 import argparse
 import importlib.metadata
@@ -19,14 +19,67 @@ def add_parser(subparsers: Any) -> None:
     """Add the verb."""
     parser = subparsers.add_parser(
         "doctor",
-        help="say whether the installation is in order",
-        description="Report versions, threads, devices, caches and disk, and what should be changed.",
+        help="say whether the installation, or a model folder, is in order",
+        description="Report versions, threads, devices, caches and disk, and what should be changed. With MODEL: "
+        "verify its files, say what it can do, and compare what it computes here with what it computed at its export.",
     )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="model folder (RUN/model)")
     add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; exit 1 when something is broken."""
+    """Print the findings."""
+    return _installation(args) if args.model is None else _model(args)
+
+
+def _model(args: argparse.Namespace) -> int:
+    """Print what a model folder can do; exit 3 when it computes something else than it did."""
+    from neurotome.errors import InputError
+    from neurotome.models.folder import SELF_TEST, read_folder
+    from neurotome.models.self_test import compared
+    from neurotome.nn.exported import Exportable
+
+    folder = Path(args.model)
+    content = read_folder(folder, Exportable)  # type: ignore[type-abstract]  # the registry holds concrete ones
+    found = compared(content.network, content.self_test, folder / SELF_TEST) if content.self_test is not None else None
+    facts: dict[str, Any] = {
+        "class": type(content.network).__name__,
+        "digest": content.digest,
+        "images": content.images.to_json(),
+        **(content.capabilities or content.network.capabilities(content.preparation.shape)),
+        **({"frozen": dict(content.frozen)} if content.frozen else {}),
+        "preparation": content.preparation.describe(),
+        "training_subjects": len(content.training_subjects[1]),
+        "self_test": None if found is None else {"share_within_1e-3": found.share, "largest": found.largest},
+    }
+    warnings = [content.unready] if content.unready else []
+    if found is None:
+        warnings.append("the folder was written before there were self-tests: what it computes cannot be compared")
+    lines = [f"{key:<18} {_in_words(value)}" for key, value in facts.items()]
+    answer(args, {**facts, "warnings": warnings}, "\n".join([*lines, *(f"warning: {line}" for line in warnings)]))
+    if found is not None and not found.passed:
+        raise InputError(
+            f"the self-test failed: {found.share:.1%} of the values are those of the export (largest difference "
+            f"{found.largest:.3g})",
+            file=folder,
+            remedy="copy the folder again; if it stays so, compare the versions of torch in RUN/environment.json",
+        )
+    return 0
+
+
+def _in_words(value: Any) -> str:
+    """Return a value of a model's facts for people."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_in_words(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(_in_words(one) for one in value)
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _installation(args: argparse.Namespace) -> int:
+    """Print the state of the installation; exit 1 when something is broken."""
     import torch
 
     from neurotome.data.phantom.template import cache_folder
@@ -50,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     warnings += [f"{name} is not installed; run `pip install neurotome` again" for name in broken]
     text = [f"{key:<18} {value}" for key, value in facts.items() if key != "packages"]
     text += [f"{key:<18} {value}" for key, value in facts["packages"].items()]
-    text += [f"warning: {warning}" for warning in warnings] or ["nothing to complain about"]
+    text += [f"warning: {warning}" for warning in warnings] or ["no problems found"]
     answer(args, {**facts, "warnings": warnings}, "\n".join(text))
     return 1 if broken else 0
 

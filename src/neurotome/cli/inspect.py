@@ -1,6 +1,7 @@
-"""``neurotome inspect``: says what was found at a path and what would be done with it; writes nothing."""
+"""``neurotome inspect``: lists what was found at a path and what would be done with it; writes nothing."""
 
 import argparse
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +19,12 @@ def add_parser(subparsers: Any) -> None:
     """Add the verb ``inspect``."""
     parser = subparsers.add_parser(
         "inspect",
-        help="say what was found and what would be done",
-        description="Says what was found: a BIDS dataset, a table of scans, a folder, one image, or a prepared store.",
+        help="list what was found and what would be done",
+        description="Lists what was found: a BIDS dataset, a table of scans, a folder, one image, or a prepared store.",
     )
     parser.add_argument(
         "path", metavar="PATH", help="BIDS or nnU-Net dataset, .tsv or .csv table, folder, image or store"
     )
-    parser.add_argument(
-        "--root", action="append", default=[], metavar="DIR",
-        help="another folder that links and a table's paths may lead to; may be given several times",
-    )  # fmt: skip
     parser.add_argument(
         "--headers", type=natural, default=64, metavar="N",
         help="sessions whose headers are read, spread over the dataset (default: 64)",
@@ -71,7 +68,7 @@ def _manifest(manifest: "Manifest", args: argparse.Namespace) -> dict[str, Any]:
         "labels": sum(s.labels is not None for s in manifest.sessions),
         "would_split": _splits(manifest, args.seed),
         "headers": headers.to_json(),
-        "would_run": headers.command(manifest),
+        "would_run": headers.command(manifest, shlex.quote(args.path)),
         "notes": [*headers.notes(manifest), *manifest.notes, *chosen],
         "found": [_session(manifest, s) for s in manifest.sessions],
     }
@@ -99,7 +96,7 @@ def _session(manifest: "Manifest", s: "SessionScans") -> dict[str, Any]:
 
 
 def _image(path: Path, volume_index: int | None, use_qform: bool) -> dict[str, Any]:
-    from neurotome.data.imaging.nifti import read_volume
+    from neurotome.data.imaging.reader import read_volume
     from neurotome.modality import candidates
 
     volume = read_volume(path, volume=volume_index, use_qform=use_qform, nonfinite="keep")
@@ -140,12 +137,17 @@ def _text(result: dict[str, Any]) -> str:
     found = result.get("found", [])
     lines += ["", *(f"  {_row(one)}" for one in found[:_MAX_LINES])] if found else []
     if len(found) > _MAX_LINES:
-        lines.append(f"  and {len(found) - _MAX_LINES} more sessions (--json lists all)")
+        lines.append(f"  and {_more(found, 'session')} (--json lists all)")
     notes = result["notes"]
     lines += ["", *(f"note: {printable(note)}" for note in notes[:_MAX_LINES])] if notes else []
     if len(notes) > _MAX_LINES:
-        lines.append(f"and {len(notes) - _MAX_LINES} more notes (--json lists all)")
+        lines.append(f"and {_more(notes, 'note')} (--json lists all)")
     return "\n".join(lines)
+
+
+def _more(listed: list[Any], noun: str) -> str:
+    number = len(listed) - _MAX_LINES
+    return f"{number} more {noun}{'' if number == 1 else 's'}"
 
 
 def _row(one: dict[str, Any]) -> str:

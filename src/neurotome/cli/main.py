@@ -49,7 +49,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a UsageError that names the verb."""
-        raise UsageError(f"{self.prog}: {printable(message)}; `{self.prog} --help` lists what is admissible")
+        verb = self.prog.removeprefix("neurotome").strip()
+        raise UsageError(
+            f"{verb}{': ' * bool(verb)}{printable(message)}; `{self.prog} --help` lists what is admissible"
+        )
 
     def options(self) -> list[str]:
         """Return every option of this parser."""
@@ -58,6 +61,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    _open_streams()
     # idle OpenMP threads that spin steal the cores from the loader and from other jobs
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _keep_freed_memory()
@@ -76,6 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             print(f"neurotome: {text}", file=sys.stderr)
         return code
+
+
+def _open_streams() -> None:
+    """Open the null device in place of every standard stream that the caller closed (``2>&-``).
+
+    Python sets such a stream to None, and the next file that is opened takes its descriptor: messages would go there.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one
+            os.set_inheritable(opened, True)
+        if getattr(sys, name) is None:
+            stream = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def _keep_freed_memory() -> None:
@@ -114,7 +134,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         word = [*strange, *extra][0]
         known = [*options, *(_config_options() if verb == "train" else [])]
         hint = _nearest(word, known) if word.startswith("-") else ""
-        raise UsageError(f"neurotome {verb}: unknown option or extra word '{printable(word)}'{hint}")
+        raise UsageError(f"{verb}: unknown option or extra word '{printable(word)}'{hint}")
     args.overrides = overrides
     return args
 
@@ -156,6 +176,8 @@ def explain(error: BaseException, *, verbose: bool = False) -> tuple[str, int]:
     if number in _OUTPUT_ERRNO:
         reason, remedy = _OUTPUT_ERRNO[number]
         return f"{where}: {reason}. Remedy: {remedy}.", 1
+    if number == errno.ENAMETOOLONG:
+        return f"{where}: the name is too long for the file system; choose a shorter one.", UsageError.exit_code
     if isinstance(error, FileNotFoundError):
         return f"{where}: there is no such file or folder; check the path.", UsageError.exit_code
     if isinstance(error, MemoryError) or "out of memory" in str(error):
@@ -191,7 +213,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
 
 
 def _config_options() -> list[str]:
-    from neurotome.experiments.config import plain_keys
+    from neurotome.experiments.experiment import plain_keys
 
     return [f"--{key}" for key in plain_keys()]
 

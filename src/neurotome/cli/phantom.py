@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from neurotome.errors import UsageError
 
 DESCRIPTION = """\
 Writes a synthetic cohort as a BIDS raw dataset; labels, lesions and all factors go to OUT/derivatives/truth.
-Subject i depends on the seed and on i only, whatever the number of workers and of subjects.
+Subject i depends on the seed and i alone, not on the number of workers or subjects.
 """
 
 
@@ -18,7 +17,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the verb to the command line."""
     parser = subparsers.add_parser(
         "phantom",
-        help="a synthetic cohort with known anatomy and style",
+        help="write a synthetic cohort with known anatomy and style",
         description=DESCRIPTION,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -40,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--spacing", metavar="MM", type=float, default=3.0, help="size of the voxels in mm, 0.5-12")
     parser.add_argument("--sites", metavar="K", type=int, default=4, help="number of scanner sites, at least 1")
     parser.add_argument("--lesions", metavar="P", type=float, default=0.25, help="probability of lesions, 0-1")
-    parser.add_argument("--seed", metavar="S", type=int, default=0, help="seed of all chance, at least 0")
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="random seed, at least 0")
     parser.add_argument("--labelmaps", metavar="DIR", help="render these FreeSurfer-style label maps, not the MNI152")
     parser.add_argument(
         "--confound",
@@ -51,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="number of processes, at least 1")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier phantom in OUT")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    parser.add_argument("--verbose", action="store_true", help="print every subject; keep a traceback of errors")
+    parser.add_argument("--verbose", action="store_true", help="keep a traceback of errors")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(run=run)
 
@@ -61,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from neurotome.data.phantom.cohort import SyntheticCohort
     from neurotome.data.phantom.dataset import write_dataset
     from neurotome.data.phantom.labelmaps import find_labelmaps
+    from neurotome.files.progress import Progress
 
     number = getattr(args, "subjects", None)
     if number is None:
@@ -80,15 +80,8 @@ def run(args: argparse.Namespace) -> int:
         if type(error) is not ValueError:
             raise
         raise UsageError(f"neurotome phantom: {error}") from error
-    talk = not (args.quiet or args.json)
-
-    def progress(done: int) -> None:
-        if talk and (args.verbose or sys.stderr.isatty()):
-            print(f"\r{done}/{number} subjects", end="\n" if args.verbose else "", file=sys.stderr, flush=True)
-
-    out = write_dataset(cohort, args.out, workers=args.workers, overwrite=args.overwrite, progress=progress)
-    if talk and sys.stderr.isatty() and not args.verbose:
-        print(file=sys.stderr)
+    with Progress("made", args.quiet) as progress:
+        out = write_dataset(cohort, args.out, workers=args.workers, overwrite=args.overwrite, progress=progress)
     summary = {
         "out": str(out),
         "subjects": number,
@@ -101,9 +94,10 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.json:
         print(json.dumps(summary))
-    elif talk:
+    elif not args.quiet:
         names = ", ".join(cohort.modalities)
-        print(f"{number} subjects ({names}, {cohort.spacing_mm:g} mm) in {out}; truth in {summary['truth']}")
+        count = f"{number} subject{'' if number == 1 else 's'}"
+        print(f"{count} ({names}, {cohort.spacing_mm:g} mm) in {out}; truth in {summary['truth']}")
     return 0
 
 

@@ -1,12 +1,9 @@
 """``neurotome prepare``: orients, resamples, crops, normalises and stores scans; recorded, invertible, resumable."""
 
 import argparse
-import sys
-import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, answer, existing, natural, positive, say
+from neurotome.cli import add_common, add_reading, answer, existing, natural, positive
 from neurotome.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -18,7 +15,6 @@ _ARGUMENTS = (
     "register", "use_qform", "volume",
 )  # fmt: skip
 _DEFAULTS = {"spacing_mm": 1.0, "shape": (144, 192, 144)}
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,8 +23,8 @@ def add_parser(subparsers: Any) -> None:
         "prepare",
         help="orient, resample, crop and normalise scans into a store",
         description=(
-            "Prepares every session of PATH into STORE. The same command again completes a store that was interrupted, "
-            "and rebuilds what is corrupt. Sessions that cannot be prepared are named at the end (exit code 3); the "
+            "Prepares every session of PATH into STORE. Rerunning completes an interrupted store and rebuilds corrupt "
+            "entries. Sessions that cannot be prepared are named at the end (exit code 3); the "
             "others are stored."
         ),
     )
@@ -41,11 +37,7 @@ def add_parser(subparsers: Any) -> None:
         help="fractions or numbers of subjects (default: what the dataset says, else 2/3 1/6 1/6)",
     )  # fmt: skip
     parser.add_argument("--splits", metavar="FILE", help="a table participant_id, split that decides instead")
-    parser.add_argument(
-        "--root", action="append", default=[], metavar="DIR",
-        help="another folder that links and a table's paths may lead to; may be given several times",
-    )  # fmt: skip
-    parser.add_argument("--allow-head", action="store_true", help="accept scans that look like whole heads")
+    parser.add_argument("--allow-head", action="store_true", help="accept scans that are not skull-stripped")
     parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes (default: 0, this one)")
     add_common(parser, seed=True, overwrite=True)
 
@@ -71,19 +63,19 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--mask-threshold", type=float, metavar="T",
-        help="without a mask the brain is what lies above this intensity of the source (default: 0)",
+        help="without a mask, voxels above this source intensity are the brain (default: 0)",
     )  # fmt: skip
     group.add_argument(
         "--intensity", choices=("percentile", "zscore", "minmax"),
-        help="how brain intensities become -1 to 1; zscore without --clip has no bounds (default: percentile)",
+        help="how brain intensities are mapped to [-1, 1]; zscore without --clip has no bounds (default: percentile)",
     )  # fmt: skip
     group.add_argument(
         "--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"),
-        help="brain intensities that become -1 and 1 (default: 0.5 99.5)",
+        help="percentiles of brain intensity that are mapped to -1 and 1 (default: 0.5 99.5)",
     )  # fmt: skip
     group.add_argument(
         "--clip", type=float, metavar="SD",
-        help="standard deviations at which a z-score is clipped, and which become 1 (default: none)",
+        help="clip z-scores at SD standard deviations, and divide them by SD (default: none)",
     )  # fmt: skip
     group.add_argument(
         "--background", type=float, metavar="VALUE",
@@ -91,47 +83,42 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--bias-field", choices=("none", "n4"),
-        help="n4 divides the coil's brightness out first; not undone; needs SimpleITK (default: none)",
+        help="n4 corrects the bias field first; not reverted in outputs; needs SimpleITK (default: none)",
     )  # fmt: skip
     group.add_argument(
         "--register", action="store_true", default=None,
-        help="lay the contrasts of a session on the first by a rigid motion; needs SimpleITK (default: sessions whose "
-        "contrasts do not lie on each other are left out)",
+        help="rigidly register each contrast of a session to the first; needs SimpleITK (default: sessions whose "
+        "contrasts are not aligned are left out)",
     )  # fmt: skip
-    group.add_argument(
-        "--use-qform", action="store_true", default=None,
-        help="take the quaternion where a file's quaternion and matrix disagree (default: such files are left out)",
-    )  # fmt: skip
-    group.add_argument(
-        "--volume", type=natural, metavar="K",
-        help="take volume K, from 0, of files that are 4-D series (default: such files are left out)",
-    )  # fmt: skip
+    add_reading(group, unset=None)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
     from neurotome.data.datasets.splits import SPLITS
     from neurotome.data.stores.build import prepare
+    from neurotome.files.progress import Progress
 
     path = existing(args.path, "file or folder")
     if args.splits is not None:
         existing(args.splits, "splits table")
         if args.split_sizes is not None:
             raise UsageError("--splits and --split-sizes both decide the split; give one of them")
-    report = prepare(
-        path,
-        args.store,
-        preparation=_preparation(args),
-        modalities=args.modalities,
-        seed=args.seed,
-        sizes=args.split_sizes,
-        splits=args.splits,
-        roots=args.root,
-        allow_head=args.allow_head,
-        workers=args.workers,
-        overwrite=args.overwrite,
-        progress=_Progress(args),
-    )
+    with Progress("prepared", args.quiet) as progress:
+        report = prepare(
+            path,
+            args.store,
+            preparation=_preparation(args),
+            modalities=args.modalities,
+            seed=args.seed,
+            sizes=args.split_sizes,
+            splits=args.splits,
+            roots=args.root,
+            allow_head=args.allow_head,
+            workers=args.workers,
+            overwrite=args.overwrite,
+            progress=progress,
+        )
     store = report.store
     subjects = {name: len(store.subjects(name)) for name in SPLITS}
     result = {
@@ -145,8 +132,9 @@ def run(args: argparse.Namespace) -> int:
         "preparation": store.preparation.to_json(),
         "fingerprint": store.fingerprint,
     }
+    sessions = f"{len(store.sessions)} session{'' if len(store.sessions) == 1 else 's'}"
     text = (
-        f"{printable(store.path)}: {len(store.sessions)} sessions ({report.num_built} made, {report.num_kept} kept, "
+        f"{printable(store.path)}: {sessions} ({report.num_built} made, {report.num_kept} kept, "
         f"{len(report.failures)} left out), {' '.join(store.modalities)}, "
         + ", ".join(f"{number} {name}" for name, number in subjects.items())
     )
@@ -163,34 +151,3 @@ def _preparation(args: argparse.Namespace) -> "Preparation":
     values: dict[str, Any] = _DEFAULTS if args.preset is None else preset(args.preset)
     given = {name: getattr(args, name) for name in _ARGUMENTS if getattr(args, name) is not None}
     return Preparation(**values | {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-
-
-class _Progress:
-    """A bar with the time left on a terminal, else a line every ten seconds."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.is_terminal = sys.stderr.isatty() and not args.quiet
-        # the rate of late: entries that an earlier run had made take no time
-        self.times = deque([time.monotonic()], maxlen=32)
-        self.said = self.times[0]
-
-    def __call__(self, done: int, total: int, name: str) -> None:
-        now = time.monotonic()
-        self.times.append(now)
-        left = (total - done) * (now - self.times[0]) / (len(self.times) - 1)
-        text = f"prepared {done} of {total} ({printable(name)})" + (f", {_duration(left)} left" if done < total else "")
-        if self.is_terminal:
-            full = round(24 * done / total)
-            end = "\n" if done == total else ""
-            print(f"\r[{'#' * full}{'.' * (24 - full)}] {text}\x1b[K", end=end, file=sys.stderr, flush=True)
-        elif done in (1, total) or now - self.said >= _SECONDS_BETWEEN_LINES:
-            self.said = now
-            say(self.args, text)
-
-
-def _duration(seconds: float) -> str:
-    """Return ``3:07``, or ``2:03:07`` from an hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from neurotome.cli import answer, existing, natural, positive, say
+from neurotome.cli import answer, existing, load_tokenizer, natural, positive
 from neurotome.errors import UsageError
 
 _ONE_SCAN = ("modality", "mask", "allow_head", "volume", "use_qform", "root")
@@ -13,7 +13,7 @@ _SHARD_MB = 256
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a whole store to the verb ``encode``."""
     group = parser.add_argument_group("a whole store, for training on latents")
-    group.add_argument("--shards", action="store_true", help="IN is a store; write its latents in shards with an index")
+    group.add_argument("--shards", action="store_true", help="IN is a store; write its latents as shards with an index")
     group.add_argument(
         "--draws", type=positive, metavar="N", help="entries per training session; all but the first are augmented: "
         "mirrored, shifted (default: 1)",
@@ -46,10 +46,10 @@ def run_shards(args: argparse.Namespace) -> int:
     """Encode a store."""
     existing(args.model, "model folder")
     existing(args.source, "store")
-    from neurotome.apply.names import check_writable
     from neurotome.apply.shards import ShardPlan, ShardWriter
-    from neurotome.cli.apply import load_tokenizer
     from neurotome.data.stores.store import Store
+    from neurotome.files.atomic import check_writable
+    from neurotome.files.progress import Progress
 
     out = Path(args.target)
     if out.exists() and not out.is_dir():
@@ -64,21 +64,20 @@ def run_shards(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args, masks=True)
     writer = ShardWriter(tokenizer, store, plan)
     if args.dry_run:
-        text = f"{len(writer.cases)} entries of {len(store.sessions)} sessions; nothing is written"
-        answer(args, {"entries": len(writer.cases), "request": writer.request}, text)
+        text = f"{_counted(len(writer.cases), 'entry', 'entries')} of {_counted(len(store.sessions), 'session')}"
+        answer(args, {"entries": len(writer.cases), "request": writer.request}, f"{text}; nothing is written")
         return 0
     check_writable(out)
-    tenth = 0
-
-    def progress(share: float) -> None:
-        nonlocal tenth
-        if int(10 * share) > tenth:
-            tenth = int(10 * share)
-            say(args, f"encoded {share:.0%}")
-
-    found = writer.write(out, overwrite=args.overwrite, progress=progress)
+    with Progress("encoded", args.quiet or args.json) as progress:
+        found = writer.write(out, overwrite=args.overwrite, progress=progress)
     result = {"entries": found.entries, "shards": found.shards, "kept": found.kept, "bytes": found.size_bytes}
-    kept = f", {found.kept} of them stood already" if found.kept else ""
-    mb = found.size_bytes / 2**20
-    answer(args, result, f"{found.entries} entries in {found.shards} shards ({mb:.1f} MB){kept}\n{out}")
+    kept = (
+        f", {_counted(found.kept, 'shard')} {'was' if found.kept == 1 else 'were'} already there" if found.kept else ""
+    )
+    size = f"{_counted(found.shards, 'shard')} ({found.size_bytes / 2**20:.1f} MB)"
+    answer(args, result, f"{_counted(found.entries, 'entry', 'entries')} in {size}{kept}\n{out}")
     return 0
+
+
+def _counted(n: int, one: str, many: str = "") -> str:
+    return f"{n} {one if n == 1 else many or f'{one}s'}"

@@ -1,1 +1,1 @@
-"""Scans in, batches out."""
+"""From scans on disk to the batches a method sees."""

@@ -1,10 +1,10 @@
-r"""The audit of a code: what it tells about the contrast, and about the subject (:mod:`neurotome.evaluation.factors`).
+r"""The audit of a code: what can be read from it about the contrast.
 
 Everything is measured inside the brain, on cells that are at least half brain; the one cell of a latent that is a
 vector counts as brain. Vectors are those of the anatomy, or of the whole latent where the tokenizer has no anatomy of
 its own, sampled at the same random cells in all contrasts of a session. Codes are those of the first code map, the
 anatomy or the coarsest, taken everywhere. Probes are fitted on training subjects and tested on others.
-:mod:`neurotome.metrics.disentanglement` has the measures.
+:mod:`neurotome.metrics.disentanglement` has the measures, :mod:`neurotome.evaluation.factors` reads the subject.
 """
 
 import itertools
@@ -63,6 +63,7 @@ class ScanCode:
 
 def scan_codes(
     encoded: Encoded,
+    anatomy: Float[Tensor, "v d i j k"],
     modalities: Sequence[str],
     mask: Mask,
     subject: str,
@@ -73,10 +74,21 @@ def scan_codes(
 ) -> list[ScanCode]:
     """Return what to keep of the scans of one session, encoded as one batch in the order of ``modalities``.
 
+    Args:
+        encoded: The codes.
+        anatomy: The part of their latents that all contrasts share.
+        modalities: Contrast of each scan.
+        mask: The brain.
+        subject: Subject id.
+        session: Session id.
+        site: Scanner site, or "".
+        seed: Of the sampled cells.
+        noisy: Codes of the same scans under noise; None where it was not tried.
+
     Raises:
         ValueError: No cell is half brain.
     """
-    anatomy = encoded.aux.get("anatomy_q", encoded.latent).float()  # (v, d, x, y, z)
+    anatomy = anatomy.float()  # (v, d, x, y, z)
     inside = brain_cells(mask, anatomy.shape[2:])[0]
     if not inside.any():
         raise ValueError(f"no latent cell of {subject} {session} is half brain: an empty mask, or cells too large")

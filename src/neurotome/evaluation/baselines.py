@@ -2,7 +2,7 @@ r"""What a method must beat, fitted on the training split.
 
     mean_image          y(v) = mean over training subjects of y(v)
     trilinear           y = U D x             D averages blocks of the latent grid's cells, U is trilinear
-    lookup_full_rate    y(v) = f(x(v))        "no bottleneck": sees the whole source
+    lookup_full_rate    y(v) = f(x(v))        "no bottleneck": is given the whole source
     lookup_equal_rate   y = f(U D x)          the same f behind the latent grid
     lookup_refitted     y = g(U D x)          g fitted on what it is applied to
 

@@ -11,7 +11,7 @@ store's training split and stand in the same table. Nothing is read from the sca
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurotome.data.stores.store import LoadedSession, SessionEntry, Store
+from neurotome.data.preparation.preparation import Preparation
+from neurotome.data.stores.entries import LoadedSession, SessionEntry
+from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError
 from neurotome.evaluation.audit import ScanCode, audit, scan_codes
 from neurotome.evaluation.baselines import Baselines
@@ -41,8 +43,10 @@ from neurotome.evaluation.results import (
     window_size,
     write_results,
 )
-from neurotome.evaluation.structures import JUDGED, StructureReader, StructureScores, check_reader
-from neurotome.tokenizers.base import Encoded, Tokenizer, codebook_sizes
+from neurotome.evaluation.structures import SEGMENTED, StructureReader, StructureScores, check_reader
+from neurotome.files.progress import Report
+from neurotome.scans.codec import Codec
+from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.training.cost import peak_memory
 from neurotome.types import Image, Mask
 
@@ -51,10 +55,13 @@ ALL_SITES = "all"
 
 @runtime_checkable
 class Evaluable(Protocol):
-    """What is evaluated: a network with the styles and the subjects of its training (``ScanTokenizer`` is one)."""
+    """What is evaluated: a network with what it was trained with (``ScanTokenizer`` is one)."""
 
     network: Tokenizer
+    codec: Codec
+    preparation: Preparation
     styles: dict[tuple[str, str], Tensor]
+    digest: str
 
     def trained_on(self, subject: str) -> bool:
         """Return whether the model was trained on the subject."""
@@ -69,7 +76,7 @@ def evaluate(
     seed: int = 0,
     noise_sd: float = 0.04,
     truth: Truth | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Report | None = None,
     segmenter: StructureReader | None = None,
     regions: RegionVolumes | None = None,
 ) -> dict[str, Any]:
@@ -84,7 +91,7 @@ def evaluate(
         seed: Of noise, sampling, probes and intervals.
         noise_sd: Standard deviation, on [-1, 1], of the noise that tests how steady codes are.
         truth: Known factors by subject, ``{"01": {"age": 43.0, "sex": "F"}}``; none if None.
-        progress: Called with the share of sessions done, in (0, 1].
+        progress: Called after every session.
         segmenter: Names the structures whose overlap is measured; None for no overlap.
         regions: Volumes of regions that another program measured on scans and reconstructions; None for none.
 
@@ -122,7 +129,7 @@ class _Evaluation:
             raise UsageError(f"split is {split!r}; admissible are train, val and test")
         self.tokenizer, self.store, self.split, self.seed, self.noise_sd = tokenizer, store, split, seed, noise_sd
         self.segmenter, self.truth = segmenter, truth
-        self.network = tokenizer.network.eval()
+        self.network = tokenizer.network
         self.modalities = [m for m in self.network.modalities if m in store.modalities]
         self.entries = list(store.split(split))
         self.training = list(store.split("train"))
@@ -131,11 +138,10 @@ class _Evaluation:
         self.code_maps: tuple[str, ...] = ()
         self.styled = True
         self.structures: StructureScores | None = None
-        self.device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
-        self.precision: str = getattr(tokenizer, "precision", "fp32")
+        self.device = tokenizer.codec.device
 
     def check(self, allow_train: bool) -> None:
-        """Refuse what cannot give an honest number."""
+        """Refuse what cannot give an valid number."""
         if not self.entries:
             raise UsageError(f"the store has no session in its {self.split} split; choose another split")
         if not self.modalities:
@@ -147,8 +153,7 @@ class _Evaluation:
             self._check_subjects()
         if self.segmenter is not None:
             check_reader(self.segmenter, self.store, self.modalities)
-        expected = getattr(self.tokenizer, "preparation", None)
-        if expected is not None and expected.image_digest != self.store.preparation.image_digest:
+        if self.tokenizer.preparation.image_digest != self.store.preparation.image_digest:
             raise InputError(
                 "the store was prepared differently from what the model expects",
                 remedy="run `neurotome prepare` with the spacing and shape in the model's preprocess.json",
@@ -169,8 +174,8 @@ class _Evaluation:
 
     def _check_subjects(self) -> None:
         subjects = sorted({e.subject for e in self.entries})
-        for what, judge in (("model", self.tokenizer), ("segmenter", self.segmenter)):
-            seen = [s for s in subjects if judge is not None and judge.trained_on(s)]
+        for what, model in (("model", self.tokenizer), ("segmenter", self.segmenter)):
+            seen = [s for s in subjects if model is not None and model.trained_on(s)]
             if seen:
                 raise InputError(
                     f"{len(seen)} of {len(subjects)} subjects of the {self.split} split were in the {what}'s training: "
@@ -180,7 +185,7 @@ class _Evaluation:
                 )
 
     @torch.inference_mode()
-    def measure(self, progress: Callable[[float], None] | None = None) -> dict[str, Any]:
+    def measure(self, progress: Report | None = None) -> dict[str, Any]:
         """Pass through both splits and return the tree of ``metrics.json``."""
         passes = [(self._fit, entry) for entry in self.training] + [(self._test, entry) for entry in self.entries]
         for i, (step, entry) in enumerate(passes):
@@ -190,7 +195,7 @@ class _Evaluation:
                 self.structures = self._structures(session, views, mask) if step == self._test else None
                 step(entry, views, mask, self.seed + i)
             if progress is not None:
-                progress((i + 1) / len(passes))
+                progress(i + 1, len(passes), entry.name)
         return finite(self._tree())
 
     def _fit(self, entry: SessionEntry, views: dict[str, Image], mask: Mask, seed: int) -> None:
@@ -218,15 +223,15 @@ class _Evaluation:
                 self.found.score(name, "shared_codes_alone", entry.subject, metrics)
         self.styled = encoded.style is not None
         for target in self.modalities if self.styled else ():
-            painted = self._decode(self._styled(shared, target), [target] * len(names))
-            outputs |= {(name, target): painted[i : i + 1] for i, name in enumerate(names) if name != target}
+            decoded = self._decode(self._styled(shared, target), [target] * len(names))
+            outputs |= {(name, target): decoded[i : i + 1] for i, name in enumerate(names) if name != target}
         for (source, target), output in outputs.items():
             if target in views:
                 self._score(entry.subject, source, target, output, views, mask)
         self.code_maps = tuple(encoded.codes)
         self.found.bits["own"] += self.network.bits_used(encoded).tolist()
         self.found.bits["translated"] += self.network.bits_used(shared).tolist() if self.styled else []
-        self.found.count(encoded.codes, codebook_sizes(self.network, tuple(encoded.codes)), mask)
+        self.found.count(encoded.codes, self._sizes(encoded.codes), mask)
         noisy = self._encode(self._noisy(views, mask, seed)) if encoded.codes else None
         self.found.test += self._codes(entry, names, encoded, mask, seed, noisy)
         self.found.keep(entry.subject, views, outputs, mask)
@@ -241,12 +246,12 @@ class _Evaluation:
         return images, torch.from_numpy(np.array(session.mask, dtype=bool))[None, None].to(self.device)
 
     def _encode(self, views: Mapping[str, Image]) -> Encoded:
-        with self._autocast():
-            return self.network.encode(torch.cat(list(views.values())), self._ids(list(views)))
+        images = [image[0].cpu().numpy() for image in views.values()]
+        return Encoded.joined(self.tokenizer.codec.encode(images, list(views))).to(self.device)
 
     def _decode(self, encoded: Encoded, names: Sequence[str]) -> Image:
-        with self._autocast():
-            return self.network.decode(encoded, self._ids(names)).float().clamp(-1, 1)
+        codes = [encoded.single(i) for i in range(len(names))]
+        return torch.stack(self.tokenizer.codec.decode(codes, names)).clamp(-1, 1).to(self.device)
 
     def _styled(self, encoded: Encoded, target: str) -> Encoded:
         """Return the code with the target's mean style over training subjects."""
@@ -280,7 +285,7 @@ class _Evaluation:
     ) -> dict[str, float]:
         """Return what is measured of one image; the structures are noted one by one for the model alone."""
         values = image_metrics(image, views[target], mask)
-        if self.structures is not None and method in JUDGED:
+        if self.structures is not None and method in SEGMENTED:
             found = None if method else self.found
             values |= self.structures.score(image, task, target, subject, found)
         return values
@@ -301,7 +306,17 @@ class _Evaluation:
         noisy: Encoded | None = None,
     ) -> list[ScanCode]:
         try:
-            return scan_codes(encoded, names, mask, entry.subject, entry.session or "", entry.site or "", seed, noisy)
+            return scan_codes(
+                encoded,
+                self.network.anatomy(encoded),
+                names,
+                mask,
+                entry.subject,
+                entry.session or "",
+                entry.site or "",
+                seed,
+                noisy,
+            )
         except ValueError as error:
             raise InputError(str(error), remedy="check the brain mask of this session and prepare it again") from error
 
@@ -316,12 +331,12 @@ class _Evaluation:
     def _tree(self) -> dict[str, Any]:
         """Return the tree of ``metrics.json``."""
         found = self.found
-        sizes = codebook_sizes(self.network, self.code_maps)
+        sizes = self._sizes(self.code_maps)
         return {
             "protocol": self._protocol(),
             **task_tree(found.scores, self.seed),
             "structures": structure_tree(found.overlaps, self.seed),
-            "codebook": codebook_tree(found.books, sizes),
+            "codebook": codebook_tree(found.codebooks, sizes),
             "bits": bits_tree(found.bits, self.store.preparation.shape),
             "audit": audit(found.train, found.test, self.modalities, self.seed),
             "not_applicable": self._not_applicable(),
@@ -335,8 +350,10 @@ class _Evaluation:
         name, reasons = type(self.network).__name__, {}
         if not self.styled:
             without = f"{name} has no style apart from the anatomy"
-            reasons["translation"] = f"{without}, so it cannot paint another contrast"
-            reasons["split"] = f"{without}, so there is no split to judge; the probes say what its code tells"
+            reasons["translation"] = f"{without}, so it cannot make another contrast"
+            reasons["split"] = (
+                f"{without}, so there is no separation to measure; the probes show what can be predicted from its code"
+            )
         if not self.code_maps:
             reasons["codebook"] = f"{name} stores floats and has no codebook"
         return reasons
@@ -347,7 +364,7 @@ class _Evaluation:
         return {
             **evaluation_request(self.split, getattr(self.segmenter, "digest", None), self.truth),
             "model": type(self.network).__name__,
-            "model_sha256": getattr(self.tokenizer, "digest", None),
+            "model_sha256": self.tokenizer.digest,
             "store_sha256": self.store.fingerprint,
             "subjects": len({e.subject for e in self.entries}),
             "sessions": len(self.entries),
@@ -363,17 +380,15 @@ class _Evaluation:
             "structures": list(self.segmenter.structures) if self.segmenter is not None else None,
             "noise_sd": self.noise_sd,
             "seed": self.seed,
-            "precision": self.precision,
+            "precision": self.tokenizer.codec.precision,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             **PROTOCOL,
         }
 
-    def _ids(self, names: Sequence[str]) -> Tensor:
-        return torch.tensor([self.network.modality_id(name) for name in names], device=self.device)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+    def _sizes(self, names: Iterable[str]) -> dict[str, int | None]:
+        """Return the number of codes behind each code map, None where the network does not say."""
+        return {name: self.network.codebook_sizes.get(name) for name in names}
 
     def _clock(self) -> float:
         if self.device.type == "cuda":

@@ -1,9 +1,9 @@
-r"""What the code of a scan tells about its subject: site, and what a table says, such as sex and age.
+r"""What can be read from the code of a scan about its subject: site, and what a table says, such as sex and age.
 
     classes   balanced accuracy of a linear probe, beside 1 / number of classes      text, or two different numbers
     numbers   R² of a ridge regression                                                 more than two different numbers
 
-A feature is the mean vector of a scan (of its anatomy, where the tokenizer tells one from style), or its style. Probes
+A feature is the mean vector of a scan (of its anatomy, where the tokenizer separates style), or its style. Probes
 are fitted on training subjects and tested on others; each contrast alone, so that contrast cannot stand in for a
 factor.
 """
@@ -52,11 +52,11 @@ def factors(
         ``{"site": {contrast: {"anatomy", "style", "chance", "n"}}, "age": {contrast: {"anatomy_r2", "style_r2",
         "n"}}}``; what could not be probed is left out, such as text that is another for nearly every subject.
     """
-    told = any(s.site for s in (*train, *test))
+    known_sites = any(s.site for s in (*train, *test))
     names = {name for row in truth.values() for name in row}
 
     def value(scan: ScanCode, name: str) -> Value | None:
-        found = scan.site if name == SITE and told else truth.get(scan.subject, {}).get(name)
+        found = scan.site if name == SITE and known_sites else truth.get(scan.subject, {}).get(name)
         if isinstance(found, float | int):
             return float(found) if math.isfinite(found) else None
         return found or None

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neurotome.apply.names import stem
 from neurotome.data.datasets.bids import table_rows
 from neurotome.errors import InputError, printable
 from neurotome.evaluation.audit import interval_entry, per_subject
-from neurotome.files.stream import file_sha256
+from neurotome.files.endings import stem
+from neurotome.files.verified import file_sha256
 from neurotome.metrics.agreement import icc_consistency, pearson
 from neurotome.modality import candidates
 

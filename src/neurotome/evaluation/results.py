@@ -23,8 +23,8 @@ from torch import Tensor
 from neurotome.errors import OutputError, printable
 from neurotome.evaluation.audit import SAMPLED_CELLS, ScanCode, interval_entry, per_subject
 from neurotome.evaluation.factors import Truth, truth_digest
-from neurotome.files.stream import write_atomically
-from neurotome.metrics import codebook
+from neurotome.files.atomic import write_atomically
+from neurotome.metrics import codebook as measures
 from neurotome.metrics.fidelity import (
     high_frequency_ratio,
     mean_over,
@@ -126,7 +126,7 @@ class Findings:
         scores: ``{"T1w" or "T1w->T2w": {method: {metric: [(subject, value)]}}}``; the method "" is the model.
         train: Codes of the training scans.
         test: Codes of the scans under test.
-        books: Counts per code map, over the box and inside the brain.
+        codebooks: Counts per code map, over the box and inside the brain.
         overlaps: ``{"T1w" or "T1w->T2w": {"dice", "truth_dice", "volume_error" or "ceiling": {structure:
             [(subject, value)]}}}``.
         seconds: Seconds per volume, "encode" and "decode".
@@ -138,7 +138,7 @@ class Findings:
     scores: dict[str, dict[str, dict[str, list[tuple[str, float]]]]] = field(default_factory=dict)
     train: list[ScanCode] = field(default_factory=list)
     test: list[ScanCode] = field(default_factory=list)
-    books: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    codebooks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     overlaps: dict[str, dict[str, dict[str, list[tuple[str, float]]]]] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"encode": [], "decode": []})
     bits: dict[str, list[float]] = field(default_factory=lambda: {"own": [], "translated": []})
@@ -159,20 +159,20 @@ class Findings:
                 row.setdefault(name, []).append((subject, value))
 
     def count(self, codes: Mapping[str, Tensor], sizes: Mapping[str, int | None], mask: Mask) -> None:
-        """Count the codes of one session; a book of unknown size is as large as the largest code seen.
+        """Count the codes of one session; a codebook of unknown size is as large as the largest code seen.
 
         Where a map "tissue" says which cells are coded, the others are not counted.
         """
         tissue = codes.get("tissue")
         for name, found in codes.items():
-            book = self.books.setdefault(name, {k: torch.zeros(0, dtype=torch.long) for k in ("box", "brain")})
-            size = sizes[name] or max(len(book["box"]), int(found.max()) + 1)
-            inside = codebook.brain_cells(mask, found.shape[1:]).expand_as(found)
+            codebook = self.codebooks.setdefault(name, {k: torch.zeros(0, dtype=torch.long) for k in ("box", "brain")})
+            size = sizes[name] or max(len(codebook["box"]), int(found.max()) + 1)
+            inside = measures.brain_cells(mask, found.shape[1:]).expand_as(found)
             coded = None if tissue is None or name == "tissue" else tissue.bool()
             for place, where in (("box", coded), ("brain", inside if coded is None else inside & coded)):
-                counts = codebook.code_counts(found, size, where).cpu()
-                counts[: len(book[place])] += book[place]
-                book[place] = counts
+                counts = measures.code_counts(found, size, where).cpu()
+                counts[: len(codebook[place])] += codebook[place]
+                codebook[place] = counts
 
     def keep(
         self, subject: str, views: Mapping[str, Image], outputs: Mapping[tuple[str, str], Image], mask: Mask
@@ -247,21 +247,21 @@ def _paired(first: Mapping[str, float], second: Mapping[str, float], seed: int) 
     return paired_interval([first[s] for s in subjects], [second[s] for s in subjects], seed=seed).to_json()
 
 
-def codebook_tree(books: Mapping[str, Mapping[str, Tensor]], sizes: Mapping[str, int | None]) -> dict[str, Any]:
-    """Return the use of the anatomy book in front, of every book under its name.
+def codebook_tree(codebooks: Mapping[str, Mapping[str, Tensor]], sizes: Mapping[str, int | None]) -> dict[str, Any]:
+    """Return the use of the anatomy's codebook in front, of every codebook under its name.
 
     In front: ``utilisation`` over the split, background included; ``perplexity`` and ``entropy_bits`` in the brain.
     """
     trees: dict[str, Any] = {}
-    for name, book in books.items():
+    for name, use in codebooks.items():
         trees[name] = {"num_codes": sizes[name]}
-        for place, counts in book.items():
+        for place, counts in use.items():
             trees[name][place] = {
-                "utilisation": None if sizes[name] is None else codebook.utilisation(counts),
-                "perplexity": codebook.perplexity(counts),
-                "entropy_bits": codebook.entropy_bits(counts),
+                "utilisation": None if sizes[name] is None else measures.utilisation(counts),
+                "perplexity": measures.perplexity(counts),
+                "entropy_bits": measures.entropy_bits(counts),
             }
-        trees[name]["brain"]["counts"] = book["brain"].tolist()
+        trees[name]["brain"]["counts"] = use["brain"].tolist()
     if not trees:
         return {}
     first = next(iter(trees.values()))

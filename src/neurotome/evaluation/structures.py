@@ -23,7 +23,7 @@ from neurotome.metrics.overlap import mean_dice, structure_dice, volume_differen
 from neurotome.types import Image, Mask
 
 # methods whose images are segmented, the model itself first; a segmentation costs as much as all else of an image
-JUDGED = ("", "shared_codes_alone", "trilinear")
+SEGMENTED = ("", "shared_codes_alone", "trilinear")
 
 
 class StructureReader(Protocol):
@@ -109,7 +109,7 @@ class StructureScores:
 
 
 def check_reader(reader: StructureReader, store: Store, modalities: Sequence[str]) -> None:
-    """Refuse a segmenter that cannot judge the scans of a store.
+    """Refuse a segmenter that cannot read the scans of a store.
 
     Raises:
         InputError: The store was prepared otherwise, or no contrast is one it knows.

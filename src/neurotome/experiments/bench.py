@@ -13,7 +13,6 @@ once per recipe and kept, so that a resumed bench trains every seed for as long.
 the row: wall seconds, and CPU seconds with validation and checkpoints.
 """
 
-import json
 import math
 import re
 import statistics
@@ -24,6 +23,7 @@ from typing import Any
 
 from neurotome.errors import InputError
 from neurotome.experiments.bench_plan import BenchPlan, BenchRun
+from neurotome.files.json_text import parse_json
 from neurotome.metrics.statistics import Interval, bootstrap_interval, paired_interval
 from neurotome.training.run_folder import differences
 
@@ -36,7 +36,7 @@ LOG = "train.log"
 
 
 @dataclass(frozen=True)
-class Cell:
+class BenchCell:
     """What one training gave.
 
     Args:
@@ -67,7 +67,7 @@ REMEDIES = {
 }
 
 
-def read_cell(folder: Path, recipe: Tree, seed: int) -> Cell | None:
+def read_cell(folder: Path, recipe: Tree, seed: int) -> BenchCell | None:
     """Return a trained cell, evaluated or not; None where its training is not finished.
 
     Args:
@@ -93,7 +93,7 @@ def read_cell(folder: Path, recipe: Tree, seed: int) -> Cell | None:
             remedy="give the same values and store, or remove the folder and run again, or choose another --out",
         )
     parameters = int(made.get("parameters") or 0)
-    return Cell(seed, found["metrics.json"], found["status.json"], parameters, alarms(folder / LOG))
+    return BenchCell(seed, found["metrics.json"], found["status.json"], parameters, alarms(folder / LOG))
 
 
 def read_object(file: Path, remedy: str) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def read_object(file: Path, remedy: str) -> dict[str, Any]:
         InputError: It cannot be read, or holds something else.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read ({' '.join(str(error).split())})", file=file, remedy=remedy) from error
     if not isinstance(value, dict):
@@ -169,7 +169,7 @@ def at(tree: Any, *path: str) -> Any:
     return tree.get("mean", tree) if isinstance(tree, Mapping) and "ci95" in tree else tree
 
 
-def subject_values(cells: Sequence[Cell], measure: str) -> dict[str, dict[str, float]]:
+def subject_values(cells: Sequence[BenchCell], measure: str) -> dict[str, dict[str, float]]:
     """Return task -> subject -> mean over seeds, for a measure that has a value per subject."""
     section, key = SUBJECT_MEASURES[measure]
     found: dict[str, dict[str, list[float]]] = {}
@@ -182,7 +182,7 @@ def subject_values(cells: Sequence[Cell], measure: str) -> dict[str, dict[str, f
     return {task: {s: statistics.fmean(v) for s, v in rows.items()} for task, rows in found.items()}
 
 
-def paired_steps(cells: Sequence[Cell], rival: Sequence[Cell], measure: str) -> dict[str, Interval]:
+def paired_steps(cells: Sequence[BenchCell], rival: Sequence[BenchCell], measure: str) -> dict[str, Interval]:
     """Return task -> mean difference to a rival over subjects, from the seeds that both have."""
     shared = {c.seed for c in cells} & {c.seed for c in rival}
     ours, theirs = (subject_values([c for c in side if c.seed in shared], measure) for side in (cells, rival))
@@ -193,7 +193,7 @@ def paired_steps(cells: Sequence[Cell], rival: Sequence[Cell], measure: str) -> 
     }
 
 
-def row(run: BenchRun, cells: Sequence[Cell], rival: Sequence[Cell] = ()) -> dict[str, Any]:
+def row(run: BenchRun, cells: Sequence[BenchCell], rival: Sequence[BenchCell] = ()) -> dict[str, Any]:
     """Return a row of the table: intervals over subjects, scalars over seeds, and the paired step against a rival."""
     tasks: dict[str, dict[str, Any]] = {}
     for measure in SUBJECT_MEASURES:
@@ -226,11 +226,11 @@ def row(run: BenchRun, cells: Sequence[Cell], rival: Sequence[Cell] = ()) -> dic
     }
 
 
-def _largest(cells: Sequence[Cell], key: str) -> float | None:
+def _largest(cells: Sequence[BenchCell], key: str) -> float | None:
     return max((c.status[key] for c in cells if c.status.get(key) is not None), default=None)
 
 
-def _ceilings(cells: Sequence[Cell]) -> dict[str, float] | None:
+def _ceilings(cells: Sequence[BenchCell]) -> dict[str, float] | None:
     """Return by contrast how far the segmentation of the scans themselves agrees with the label maps."""
     for cell in cells:  # it is the same for every tokenizer
         rows = cell.metrics.get("structures") or {}
@@ -249,7 +249,7 @@ def is_real(step: Interval, floor: float = 0.0) -> bool:
     return (step.low > 0 or step.high < 0) and abs(step.mean) >= floor
 
 
-def table(plan: BenchPlan, cells: Mapping[str, Sequence[Cell]]) -> list[dict[str, Any]]:
+def table(plan: BenchPlan, cells: Mapping[str, Sequence[BenchCell]]) -> list[dict[str, Any]]:
     """Return the rows of all runs that have a finished cell, in the plan's order."""
     return [
         row(run, cells[run.name], cells.get(run.against, ()) if run.against else ())

@@ -1,24 +1,27 @@
 """The cells of a bench: each is trained and evaluated by the commands a user would type, in processes of their own."""
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from neurotome.cli import say
+import torch
+import yaml
+
+from neurotome.data.stores.store import Store
 from neurotome.errors import Interrupted, NeurotomeError, UsageError
-from neurotome.files.stream import write_atomically
-
-if TYPE_CHECKING:
-    from neurotome.data.stores.store import Store
-    from neurotome.experiments.bench import Cell
-    from neurotome.experiments.bench_plan import BenchRun
-    from neurotome.experiments.experiment import Experiment
+from neurotome.experiments.bench import LOG, BenchCell, read_cell
+from neurotome.experiments.bench_plan import BenchRun, BenchSettings
+from neurotome.experiments.config import load_config
+from neurotome.experiments.experiment import Experiment, check_experiment
+from neurotome.files.atomic import write_atomically
+from neurotome.models.folder import read_folder
+from neurotome.nn.exported import Exportable
+from neurotome.training.device import chosen_device, trainer_precision
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,20 @@ class Cells:
     """Where the cells of a bench lie, and what they are made of.
 
     Args:
-        args: Of the command.
+        settings: How they are computed and evaluated.
         store: The prepared scans.
         out: Folder of the bench.
         experiments: The checked config of every run, by name.
         request: How every cell is evaluated.
+        say: Called with a line of progress.
     """
 
-    args: argparse.Namespace
-    store: "Store"
+    settings: BenchSettings
+    store: Store
     out: Path
-    experiments: Mapping[str, "Experiment"]
+    experiments: Mapping[str, Experiment]
     request: Mapping[str, Any]
+    say: Callable[[str], None]
 
     def folder(self, name: str, seed: int) -> Path:
         """Return the folder of a cell."""
@@ -45,28 +50,24 @@ class Cells:
 
     def recipe(self, name: str) -> dict[str, Any]:
         """Return all that the weights of a run depend on but the seed and the length, as JSON."""
-        import yaml
-
         tree = yaml.safe_load(self.experiments[name].resolved())
         del tree["seed"], tree["trainer"]["max_steps"]
-        return dict(json.loads(json.dumps({"experiment": tree, **machine(self.args, self.store)})))
+        return dict(json.loads(json.dumps({"experiment": tree, **machine(self.settings, self.store)})))
 
-    def read(self, name: str, seed: int) -> "Cell | None":
+    def read(self, name: str, seed: int) -> BenchCell | None:
         """Return a trained cell; None where its training is not finished."""
-        from neurotome.experiments.bench import read_cell
-
         return read_cell(self.folder(name, seed), self.recipe(name), seed)
 
-    def make(self, one: "BenchRun", seed: int, steps: int) -> str:
+    def make(self, one: BenchRun, seed: int, steps: int) -> str:
         """Train one cell and evaluate it, each unless it is done; return why it failed, or nothing."""
         cell, title = self.read(one.name, seed), f"{one.name}, seed {seed}"
         if cell is not None and cell.answers(self.request):
-            say(self.args, f"{title}: done before")
+            self.say(f"{title}: done before")
             return ""
         folder = self.folder(one.name, seed)
         try:
             if cell is None:
-                say(self.args, f"{title}: {steps} steps …")
+                self.say(f"{title}: {steps} steps …")
                 self._train(one, seed, steps)
                 made = {
                     "config": one.config,
@@ -77,60 +78,48 @@ class Cells:
                 write_atomically(folder / "bench.json", [json.dumps(made, indent=1).encode()])
             else:
                 again = "trained before, evaluated with other flags or measures" if cell.metrics else "trained before"
-                say(self.args, f"{title}: {again}; evaluating …")
+                self.say(f"{title}: {again}; evaluating …")
             self._evaluate(folder)
         except NeurotomeError as error:
             if isinstance(error, Interrupted):
                 raise
-            say(self.args, f"{title}: failed: {error}")
+            self.say(f"{title}: failed: {error}")
             return str(error)
         return ""
 
     def _evaluate(self, folder: Path) -> None:
-        args = self.args
-        words = ["evaluate", str(folder / "model"), args.store, "--split", args.split, "--out", str(folder)]
-        words += ["--truth", args.truth] if args.truth else []
-        words += ["--segmenter", args.segmenter] if args.segmenter else []
-        _neurotome([*words, "--overwrite", *_compute(args), "--quiet"])
+        its = self.settings
+        words = ["evaluate", str(folder / "model"), its.store, "--split", its.split, "--out", str(folder)]
+        words += ["--truth", its.truth] if its.truth else []
+        words += ["--segmenter", its.segmenter] if its.segmenter else []
+        _neurotome([*words, "--overwrite", *its.flags(), "--quiet"])
 
-    def _train(self, one: "BenchRun", seed: int, steps: int) -> None:
-        from neurotome.experiments.bench import LOG
-
+    def _train(self, one: BenchRun, seed: int, steps: int) -> None:
         folder = self.folder(one.name, seed)
         overrides = [word for key, value in one.overrides.items() for word in (f"--{key}", value)]
-        words = ["train", one.config, self.args.store, "--out", str(folder), "--seed", str(seed), "--quiet"]
+        words = ["train", one.config, self.settings.store, "--out", str(folder), "--seed", str(seed), "--quiet"]
         # the last step is validated anyway; validating on the way would be paid by some configs only
         fixed = ["--trainer.max_steps", str(steps), "--trainer.val_every_steps", str(steps)]
-        _neurotome([*words, *_compute(self.args), *overrides, *fixed], folder / LOG)
+        _neurotome([*words, *self.settings.flags(), *overrides, *fixed], folder / LOG)
 
 
-def machine(args: argparse.Namespace, store: "Store") -> dict[str, Any]:
+def machine(settings: BenchSettings, store: Store) -> dict[str, Any]:
     """Return what every cell of a bench shares: the scans, and how it is computed."""
-    import torch
-
-    from neurotome.cli.apply import chosen_device
-
     return {
         "store_sha256": store.fingerprint,
-        "device": chosen_device(args.device),
-        "threads": args.threads or torch.get_num_threads(),
-        "precision": args.precision or "the config's",
+        "device": chosen_device(settings.device),
+        "threads": settings.threads or torch.get_num_threads(),
+        "precision": settings.precision or "the config's",
     }
 
 
-def checked_experiments(
-    args: argparse.Namespace, runs: tuple["BenchRun", ...], store: "Store"
-) -> "dict[str, Experiment]":
+def checked_experiments(settings: BenchSettings, runs: tuple[BenchRun, ...], store: Store) -> dict[str, Experiment]:
     """Return the experiment of every run, by name.
 
     Raises:
         UsageError: A config is not there, or not admissible; the message names its run.
     """
-    from neurotome.cli.train import precision_name
-    from neurotome.experiments.config import load_config
-    from neurotome.experiments.experiment import check_experiment
-
-    precision = [("trainer.precision", precision_name(args.precision))] if args.precision else []
+    precision = [("trainer.precision", trainer_precision(settings.precision))] if settings.precision else []
     found = {}
     for one in runs:
         try:
@@ -169,13 +158,6 @@ def _neurotome(words: list[str], log: Path | None = None) -> None:
         raise NeurotomeError(own[-1].removeprefix("neurotome: ") if own else f"it ended with code {code}")
 
 
-def _compute(args: argparse.Namespace) -> list[str]:
-    words = ["--device", args.device]
-    words += ["--threads", str(args.threads)] if args.threads else []
-    return words + (["--precision", args.precision] if args.precision else [])
-
-
 def _parameters(model: Path) -> int:
-    from neurotome.models.folder import read_model_folder
-
-    return sum(p.numel() for p in read_model_folder(model).network.parameters())
+    network = read_folder(model, Exportable).network  # type: ignore[type-abstract]  # the registry's are concrete
+    return sum(p.numel() for p in network.parameters())

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from neurotome.errors import UsageError, printable
+from neurotome.training.device import Precision
 
 KEYS = {"about", "seconds", "steps", "seeds", "runs"}
 RUN_KEYS = {"name", "config", "overrides", "against"}
@@ -27,6 +28,35 @@ class BenchRun:
     config: str
     overrides: Mapping[str, str] = field(default_factory=dict)
     against: str = ""
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """How the cells of a bench are computed and evaluated.
+
+    Args:
+        store: Folder of the prepared scans.
+        split: Held-out subjects, "val" or "test".
+        truth: Table of known factors per subject; None for none.
+        segmenter: Model folder of a segmenter; None for none.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        threads: CPU threads of a training; None for torch's choice.
+        precision: ``fp32`` or ``bf16``; None for the config's.
+    """
+
+    store: str
+    split: str = "test"
+    truth: str | None = None
+    segmenter: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    precision: Precision | None = None
+
+    def flags(self) -> list[str]:
+        """Return the flags of a command that computes as this bench does."""
+        words = ["--device", self.device]
+        words += ["--threads", str(self.threads)] if self.threads else []
+        return words + (["--precision", self.precision] if self.precision else [])
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Experiments: one YAML file, shipped or yours, and ``--key value`` overrides.
 
     method:    {class_path: NeuroQuantTraining, init_args: {tokenizer: {class_path: NeuroQuant, init_args: {...}}}}
-    data:      fields of data.dataset.TrainingPlan
-    trainer:   fields of training.run.TrainerConfig
+    data:      {class_path: Pairs, init_args: {...}}, a class of data.stores.sources; plain keys are those of Volumes
+    trainer:   fields of training.fit.TrainerConfig
     optimizer: fields of training.optim.OptimizerConfig
     seed:      0
     tiny:      overrides under which the config steps in seconds, for tests
@@ -26,6 +26,7 @@ SECTIONS = ("method", "data", "trainer", "optimizer", "seed", "tiny")
 FOLDERS = ("tokenizer", "disentangle", "generative", "task")
 MAX_BYTES = 256 * 2**10  # a config is a page; more is not one
 MAX_DEPTH = 24
+PLAIN_DATA = "Volumes"  # the class of a data block that names none
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,6 +59,7 @@ class _Loader(yaml.SafeLoader):
         return yaml.constructor.ConstructorError(None, None, problem, at.start_mark)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 010 is ten, as YAML 1.2 says
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"^(?:null|~|)$", ["n", "~", ""]),
@@ -111,6 +113,12 @@ def shipped() -> dict[str, Any]:
     return found
 
 
+def shipped_benches() -> list[str]:
+    """Return the names of the shipped benches."""
+    folder = resources.files("neurotome") / "configs" / "bench"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
 def load_config(name: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     """Read a shipped config or a file, and apply overrides.
 
@@ -125,12 +133,34 @@ def load_config(name: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     tree = parse_yaml(text, name)
     if not isinstance(tree, dict):
         raise UsageError(f"{printable(name)}: a config is a block with the keys {', '.join(SECTIONS)}")
+    tree["data"] = _data_block(tree.get("data"))
     for key, value in overrides:
+        if key.split(".")[0] == "tiny":
+            raise UsageError(f"--{printable(key)}: the block tiny is for tests alone; set the key itself")
         _override(tree, key, parse_yaml(value, f"--{key}"))
     _check_sections(tree, name)
-    tiny = tree.pop("tiny", None) or {}
+    tree["data"] = _data_block(tree["data"])
+    tiny = tree.pop("tiny", None)
+    tiny = {} if tiny is None else tiny
+    if not isinstance(tiny, dict) or not set(tiny) <= set(SECTIONS[:-1]):
+        raise UsageError(f"{printable(name)}: tiny is a block with keys of {', '.join(SECTIONS[:-1])}")
+    if "data" in tiny:
+        tiny["data"] = _class_block(tiny["data"])
     tree.setdefault("seed", 0)
     return Config(name, tree, tiny, text)
+
+
+def _data_block(block: Any) -> Any:
+    """Return a ``data`` block as a class block; others than blocks as they are."""
+    found = _class_block(block)
+    return {"class_path": PLAIN_DATA, **found} if isinstance(found, dict) else found
+
+
+def _class_block(block: Any) -> Any:
+    """Return a block of plain keys as the ``init_args`` of a class block; others as they are."""
+    if block is None or (isinstance(block, dict) and not block.keys() & {"class_path", "init_args"}):
+        return {"init_args": block or {}}
+    return block
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -169,14 +199,6 @@ def class_blocks(tree: Any) -> Iterator[dict[str, Any]]:
             yield from class_blocks(value)
 
 
-def plain_keys() -> list[str]:
-    """Return the dotted keys of the settings that every config has."""
-    from neurotome.experiments.experiment import SETTINGS, settings_class
-    from neurotome.experiments.schema import parameters
-
-    return ["seed", *(f"{section}.{name}" for section in SETTINGS for name in parameters(settings_class(section)))]
-
-
 def _read(name: str) -> str:
     files = shipped()
     if name in files:
@@ -189,7 +211,7 @@ def _read(name: str) -> str:
             f"there is no shipped config '{printable(name)}'{nearest(name, list(files))}; "
             f"`neurotome configs` lists them, a file of yours ends in .yaml"
         )
-    if not path.is_file():
+    if not _is_file(path):
         raise UsageError(f"{printable(path)}: there is no such file; check the path")
     with path.open("rb") as file:
         raw = file.read(MAX_BYTES + 1)
@@ -199,6 +221,14 @@ def _read(name: str) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{printable(path)}: not UTF-8 text; save it as UTF-8") from error
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a file is there; a name that no file system takes is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _check_sections(tree: dict[str, Any], name: str) -> None:
@@ -218,22 +248,34 @@ def _check_sections(tree: dict[str, Any], name: str) -> None:
 
 
 def _override(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set one dotted key; between a class block and its argument ``init_args`` may be left out."""
+    """Set one dotted key; between a class block and its argument ``init_args`` may be left out; lists take numbers."""
     *parents, last = key.split(".")
     node: Any = tree
     for part in parents:
         node = _arguments(node, part)
+        if isinstance(node, list):
+            node = node[_index(node, part, key)]
+            continue
         if not isinstance(node, dict):
             raise UsageError(f"--{printable(key)}: '{printable(part)}' lies in something that is not a block")
         node = node.setdefault(part, {})
         if node is None:
             raise UsageError(f"--{printable(key)}: '{printable(part)}' is null; give the whole block instead")
     node = _arguments(node, last)
-    if not isinstance(node, dict):
+    if isinstance(node, list):
+        node[_index(node, last, key)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
         raise UsageError(
             f"--{printable(key)}: there is no block '{printable('.'.join(parents))}' to hold '{printable(last)}'"
         )
-    node[last] = value
+
+
+def _index(node: list[Any], part: str, key: str) -> int:
+    if not re.fullmatch("[0-9]{1,6}", part) or int(part) >= len(node):
+        raise UsageError(f"--{printable(key)}: '{printable(part)}' is no place in a list of {len(node)}, from 0")
+    return int(part)
 
 
 def _arguments(node: Any, part: str) -> Any:

@@ -1,23 +1,28 @@
 """From a config to the objects of a training: check everything, then build.
 
-config -> check -> Experiment -> build -> method, plan, trainer
+config -> check -> Experiment -> build -> method, data, trainer
 """
 
 import copy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import yaml
 
+from neurotome.data.stores.base import Reader, TrainingData
+from neurotome.data.stores.volumes import Volumes
 from neurotome.errors import UsageError
 from neurotome.experiments.config import Config, class_blocks
 from neurotome.experiments.schema import Call, check, check_class, parameters
-from neurotome.models.folder import public_classes
+from neurotome.models.registry import public_classes
 from neurotome.training.base import Method
+from neurotome.training.fit import TrainerConfig
+from neurotome.training.optim import OptimizerConfig
 
-SETTINGS = ("data", "trainer", "optimizer")
-# what the command line says and what may differ between a run and its resume
-FROM_COMMAND = {"trainer": ("seed", "device", "threads", "quiet"), "data": (), "optimizer": ()}
+SETTINGS = {"trainer": TrainerConfig, "optimizer": OptimizerConfig}
+# what the caller says and what may differ between a run and its resume
+FROM_CALLER = {"trainer": ("seed", "device", "threads", "quiet"), "optimizer": ()}
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Experiment:
     Args:
         name: Of the config.
         method: What is trained.
-        data: A TrainingPlan.
+        data: A TrainingData.
         trainer: A TrainerConfig.
         optimizer: An OptimizerConfig.
         seed: Of weights, order and augmentation.
@@ -42,8 +47,10 @@ class Experiment:
 
     def resolved(self) -> str:
         """Return the config with every default written out; it can be read again."""
-        tree = {section: getattr(self, section).resolved() for section in ("method", *SETTINGS)}
-        for section, names in FROM_COMMAND.items():
+        data = {"class_path": self.data.target.__name__, "init_args": self.data.resolved()}
+        tree = {"method": self.method.resolved(), "data": data}
+        tree |= {section: getattr(self, section).resolved() for section in SETTINGS}
+        for section, names in FROM_CALLER.items():
             for name in names:
                 tree[section].pop(name, None)
         tree["method"]["init_args"].pop("optimizer", None)
@@ -51,11 +58,22 @@ class Experiment:
 
     def build_method(self) -> Method:
         """Return the method with freshly drawn weights, a function of the seed alone."""
-        import torch
-
         torch.manual_seed(self.seed)
         extra = {"optimizer": self.optimizer.build()} if "optimizer" in parameters(self.method.target) else {}
         return self.method.build(**extra)
+
+    def method_for(self, reader: Reader) -> Method:
+        """Return the method, after it has looked at the data that it will be trained on.
+
+        Raises:
+            UsageError: A constructor refused a value, or the data do not fit the method.
+        """
+        method = self.build_method()
+        try:
+            method.check(reader.source(method.product().modalities))
+        except ValueError as error:
+            raise UsageError(f"the data do not fit the config: {error}") from error
+        return method
 
 
 def check_experiment(config: Config, modalities: tuple[str, ...] | None = None) -> Experiment:
@@ -63,32 +81,30 @@ def check_experiment(config: Config, modalities: tuple[str, ...] | None = None) 
 
     Args:
         config: As read.
-        modalities: The store's contrasts; given to every part that takes ``modalities`` and is not told by the config.
+        modalities: The store's contrasts; given to every part that takes ``modalities`` where the config names none.
 
     Raises:
         UsageError: A key, value or class is not admissible; the config fixes contrasts that the store does not hold.
     """
     tree = copy.deepcopy(config.tree)
     if modalities is not None:
-        _tell_modalities(tree["method"], modalities)
+        _give_modalities(tree["method"], modalities)
     method = check_class(Method, tree["method"], "method", skip=("optimizer",))
+    data = check_class(TrainingData, tree["data"], "data")
     settings = {
-        section: check(settings_class(section), tree.get(section) or {}, section, FROM_COMMAND[section])
-        for section in SETTINGS
+        section: check(kind, {} if tree.get(section) is None else tree[section], section, FROM_CALLER[section])
+        for section, kind in SETTINGS.items()
     }
-    return Experiment(config.name, method, seed=tree["seed"], **settings)
+    return Experiment(config.name, method, data, seed=tree["seed"], **settings)
 
 
-def settings_class(section: str) -> type:
-    """Return the dataclass whose fields are a section's keys."""
-    from neurotome.data.stores.batches import TrainingPlan
-    from neurotome.training.fit import TrainerConfig
-    from neurotome.training.optim import OptimizerConfig
-
-    return {"data": TrainingPlan, "trainer": TrainerConfig, "optimizer": OptimizerConfig}[section]
+def plain_keys() -> list[str]:
+    """Return the dotted keys of the settings that every config has."""
+    sections = {"data": Volumes, **SETTINGS}
+    return ["seed", *(f"{section}.{name}" for section, kind in sections.items() for name in parameters(kind))]
 
 
-def _tell_modalities(method: Any, modalities: tuple[str, ...]) -> None:
+def _give_modalities(method: Any, modalities: tuple[str, ...]) -> None:
     known = public_classes(object)
     for block in class_blocks(method):
         target = known.get(str(block["class_path"]))

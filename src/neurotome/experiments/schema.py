@@ -4,12 +4,13 @@
 
 Everything is checked before anything is built. A class is named by ``class_path`` and is one of the public names of our
 method folders; no other name is ever looked up, so nothing outside the package is imported. Values of plain types are
-converted by jsonargparse, which is never shown a class.
+converted by pydantic, which is never shown a class.
 """
 
 import dataclasses
 import difflib
 import inspect
+import json
 import pathlib
 import types
 import typing
@@ -17,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-import jsonargparse
+from pydantic import TypeAdapter, ValidationError
 
-from neurotome.errors import UsageError, printable
-from neurotome.models.folder import public_classes
+from neurotome.errors import NeurotomeError, UsageError, printable
+from neurotome.models.registry import constructor_words, public_classes
+from neurotome.nn.recorded import bounded_modules
 
 PLAIN = {str, int, float, bool, type(None), tuple, list, dict, set, pathlib.Path, Sequence, Mapping, Any, Ellipsis}
 
@@ -47,11 +49,12 @@ class Call:
         """
         arguments = {name: _built(value) for name, value in self.arguments.items()}
         try:
-            return self.target(**{**arguments, **extra})
-        except UsageError:
+            with bounded_modules():
+                return self.target(**{**arguments, **extra})
+        except NeurotomeError:
             raise
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{self.path}: {' '.join(str(error).split())}") from error
+        except Exception as error:  # whatever a constructor trips over, it is the config's value
+            raise UsageError(f"{self.path}: {constructor_words(error)}") from error
 
     def resolved(self) -> dict[str, Any]:
         """Return the block with every default written out, as plain data."""
@@ -84,7 +87,8 @@ def check(target: type, values: Any, path: str, skip: Sequence[str] = ()) -> Cal
     known = {name: p for name, p in parameters(target).items() if name not in skip}
     for key in values:
         if key not in known:
-            raise UsageError(f"{path}: unknown key {_shown(key)}{nearest(str(key), list(known))}; {_admissible(known)}")
+            what = f"unknown key {_shown(key)} of {target.__name__}"
+            raise UsageError(f"{path}: {what}{nearest(str(key), list(known))}; {_admissible(known)}")
     missing = [name for name, p in known.items() if p.default is p.empty and name not in values]
     if missing:
         raise UsageError(f"{path}: {target.__name__} needs {', '.join(missing)}; {_admissible(known)}")
@@ -104,7 +108,8 @@ def check_class(kind: type, block: Any, path: str, skip: Sequence[str] = ()) -> 
         if key not in ("class_path", "init_args"):
             raise UsageError(f"{path}: unknown key {_shown(key)}; a class block has class_path and init_args")
     target = named_class(block["class_path"], kind, path)
-    return check(target, block.get("init_args") or {}, path, skip)
+    values = block.get("init_args")
+    return check(target, {} if values is None else values, path, skip)
 
 
 def named_class(name: Any, kind: type, path: str) -> type:
@@ -160,44 +165,14 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 
 def _plain_value(hint: Any, value: Any, path: str) -> Any:
-    if value is None and not _leaves(hint) & {type(None), Any}:
-        raise UsageError(f"{path}: null does not fit; admissible is {_described(hint)}")
-    if _has_text(value) and not _leaves(hint) & {str, pathlib.Path, Any} and not _choices(hint):
-        raise UsageError(f"{path}: {_shown(value)} is text; admissible is {_described(hint)}")
-    if _holds(value, bool) and bool not in _leaves(hint) and Any not in _leaves(hint):
-        raise UsageError(f"{path}: {_shown(value)} is a truth value; admissible is {_described(hint)}")
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
-    parser.add_argument("--value", type=hint)
-    try:
-        return parser.parse_object({"value": value}).value
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+    try:  # of JSON, strictly: lists become tuples and whole numbers floats, but text no number and a truth value none
+        return TypeAdapter(hint).validate_json(json.dumps(value, allow_nan=False), strict=True)
+    except (ValidationError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: {_shown(value)} does not fit; admissible is {_described(hint)}") from error
 
 
 def _is_object(hint: Any) -> bool:
     return isinstance(hint, type) and get_origin(hint) is None and hint not in PLAIN
-
-
-def _leaves(hint: Any) -> set[Any]:
-    """Return the types an annotation is made of."""
-    if get_origin(hint) is Literal:
-        return {type(choice) for choice in get_args(hint)}
-    parts = get_args(hint)
-    return set().union(*(_leaves(part) for part in parts)) if parts else {hint}
-
-
-def _choices(hint: Any) -> bool:
-    return get_origin(hint) is Literal or any(_choices(part) for part in get_args(hint))
-
-
-def _holds(value: Any, kind: type) -> bool:
-    if isinstance(value, list | tuple):
-        return any(_holds(item, kind) for item in value)
-    return isinstance(value, kind)
-
-
-def _has_text(value: Any) -> bool:
-    return _holds(value, str)
 
 
 def _described(hint: Any) -> str:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 from typing import TypeVar
@@ -22,8 +23,8 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class WorkerKilled(NeurotomeError):  # noqa: N818 - what happened to it
-    """A worker process ended without a word."""
+class WorkerKilled(NeurotomeError):  # noqa: N818 - says what happened
+    """A worker process was killed."""
 
 
 def results(
@@ -32,7 +33,7 @@ def results(
     """Yield the result of every job, in the order in which they are done.
 
     Args:
-        function: At the top of a module, so that another process can find it.
+        function: At the top of a module, so that another process can find it; or a partial of such a function.
         jobs: Each travels to a worker.
         workers: Processes; 0 works in this one.
         name: What an error calls a job.
@@ -47,7 +48,7 @@ def results(
     todo = iter(jobs)
     running: dict[Future[Result], Job] = {}
     # spawned, not forked: a forked child inherits locks of the parent's threads
-    context, module = get_context("spawn"), function.__module__
+    context, module = get_context("spawn"), (function.func if isinstance(function, partial) else function).__module__
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(module,)) as pool:
         try:
             for job in todo:
@@ -60,8 +61,8 @@ def results(
         except BrokenProcessPool as error:
             names = ", ".join(name(job) for job in running.values())
             raise WorkerKilled(
-                f"a worker process was killed while it did one of: {names}. Most often memory had run out. What was "
-                "finished is kept. Remedy: run the same command again, with fewer --workers if it recurs."
+                f"a worker process was killed while it did one of: {names}. Most often memory had run out. "
+                "Remedy: run the same command again, with fewer --workers if it recurs."
             ) from error
 
 
@@ -75,7 +76,7 @@ def _finished(running: "dict[Future[Result], Job]") -> Iterator[Result]:
 
 
 def _start(module: str) -> None:
-    """Prepare a worker: one thread, deaf to Ctrl-C (the parent tells it), gone when the parent is gone."""
+    """Prepare a worker: one thread; Ctrl-C is left to the parent; it ends when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     importlib.import_module(module)  # with all it computes with, whose threads can be limited only now
     importlib.import_module("threadpoolctl").threadpool_limits(1)  # it has no type stubs

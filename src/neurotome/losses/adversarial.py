@@ -1,4 +1,4 @@
-r"""Two players in one step: a reconstruction that should look real, and a discriminator D that tells it from an image.
+r"""Adversarial loss: the discriminator D classifies images x and reconstructions y; both networks learn in one step.
 
     hinge           L_D = (mean max(0, 1 - D(x)) + mean max(0, 1 + D(y))) / 2        L_G = -mean D(y)
     least squares   L_D = (mean (D(x) - 1)^2 + mean D(y)^2) / 2                      L_G = mean (D(y) - 1)^2
@@ -6,7 +6,7 @@ r"""Two players in one step: a reconstruction that should look real, and a discr
     one step        minimise  L_rec + w L_G(D detached) + L_D(y detached)
 
 The discriminator's weights enter L_G detached and the reconstruction y enters L_D detached, so the gradient of the sum
-is, for each player, the gradient of its own loss: one backward pass, one optimiser, the players' own learning rates.
+is, for each network, the gradient of its own loss: one backward pass, one optimiser, a learning rate per network.
 
     adaptive        w <- w min(|dL_rec/dW| / (|dL_G/dW| + 1e-4), max)                W the decoder's last weight
 
@@ -23,18 +23,18 @@ from torch import Tensor, nn
 from neurotome.nn.discriminator import PatchDiscriminator
 from neurotome.types import Image, Scalar
 
-DELTA = 1e-4  # Esser et al.: keeps the ratio finite where the discriminator is indifferent
+DELTA = 1e-4  # Esser et al.: keeps the ratio finite where the discriminator has no gradient
 
 
 @dataclass(frozen=True)
 class Adversarial:
-    """How the discriminator is built, learns and is listened to.
+    """How the discriminator is built and trained, and the weight of its loss for the generator.
 
     Args:
         weight: w, at least 0.
         lr: Peak learning rate of the discriminator, > 0; its curve is the generator's.
         kind: ``hinge`` or ``least_squares``.
-        start: Finished steps before the generator hears the discriminator.
+        start: Finished steps before L_G enters the loss.
         lead: Steps by which the discriminator begins to learn before that.
         adaptive: Whether w is scaled to the gradient of the reconstruction.
         max_ratio: Largest such scale, > 0.
@@ -71,21 +71,21 @@ class Adversarial:
         """Return the discriminator for the images of a tokenizer."""
         return PatchDiscriminator(spatial_dims, in_channels, self.channels, self.num_layers, self.norm_groups)
 
-    def heard(self, step: int) -> bool:
-        """Return whether the generator listens after ``step`` finished steps."""
+    def active(self, step: int) -> bool:
+        """Return whether L_G enters the loss after ``step`` finished steps."""
         return self.weight > 0 and step >= self.start
 
     def learns(self, step: int) -> bool:
         """Return whether the discriminator learns after ``step`` finished steps."""
         return step >= self.start - self.lead
 
-    def judge(self, real: Tensor, fake: Tensor) -> Scalar:
+    def discriminator_loss(self, real: Tensor, fake: Tensor) -> Scalar:
         """Return L_D of the logits of images and of reconstructions."""
         if self.kind == "hinge":
             return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
         return ((real - 1).square().mean() + fake.square().mean()) / 2
 
-    def fool(self, fake: Tensor) -> Scalar:
+    def generator_loss(self, fake: Tensor) -> Scalar:
         """Return L_G of the logits of reconstructions."""
         return -fake.mean() if self.kind == "hinge" else (fake - 1).square().mean()
 

@@ -1,13 +1,13 @@
-r"""What a reconstruction looks like to a trained eye: distances of features, slice by slice.
+r"""Perceptual loss: distance of the features of a frozen network, slice by slice.
 
     L = mean over axes, drawn slices x_s, y_s and levels l of  mean |u_l(x_s) - u_l(y_s)|^2,     u = phi / |phi|
 
 phi_l are the features of a frozen network of two dimensions at level l, a vector per place (Zhang et al., 2018,
-arXiv:1801.03924, without its learned weights). A volume is seen through a share of its slices along each axis
-("2.5-D"), drawn anew every step; a slice is seen whole.
+arXiv:1801.03924, without its learned weights). Of a volume a share of the slices along each axis is used ("2.5-D"),
+drawn anew every step; of a slice everything is used.
 
-The network is given: a safetensors file on this machine. Nothing is ever downloaded. The one that comes with the
-package was trained on synthetic brains to name tissues in any contrast (``apply/features.py`` says how and trains it
+The network is read from a safetensors file on this machine; nothing is downloaded. The one that comes with the package
+was trained to segment tissues of synthetic brains in any contrast (``experiments/perceptual_features.py`` trains it
 again); its SHA-256 stands below and in the card of every model that used it. Features of an ImageNet network can be
 used where torchvision is installed: a file with its weights and the metadata ``architecture: torchvision-vgg16``.
 """
@@ -22,13 +22,15 @@ from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurotome.errors import InputError, UsageError, printable
+from neurotome.files.atomic import write_atomically
+from neurotome.files.json_text import parse_json
+from neurotome.files.tensors import metadata_of, read_bounded, read_tensors
 from neurotome.nn.nd import Conv
 from neurotome.types import Image, Scalar
 
@@ -116,9 +118,7 @@ def write_features(path: Path, network: SliceFeatures, facts: dict[str, str]) ->
         "in_channels": "1",
     }
     state = {key: value.detach().half().contiguous() for key, value in network.state_dict().items()}
-    content = safetensors.torch.save(state, metadata)
-    path.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
+    return write_atomically(path, [safetensors.torch.save(state, metadata)])
 
 
 def read_features(path: Path, sha256: str | None = None) -> tuple[FeatureExtractor, str]:
@@ -134,25 +134,22 @@ def read_features(path: Path, sha256: str | None = None) -> tuple[FeatureExtract
     """
     if not path.is_file():
         raise UsageError(f"{printable(path)}: there is no such file of perceptual features; give one on this machine")
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"larger than {MAX_BYTES // 2**30} GiB", file=path, remedy="give a file of features")
-    content = path.read_bytes()
+    content = read_bounded(path, MAX_BYTES)
     digest = hashlib.sha256(content).hexdigest()
     if sha256 is not None and digest != sha256:
         raise InputError(f"its SHA-256 is {digest}, not {sha256}", file=path, remedy="fetch or train it again")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        state = {key: value.float() for key, value in safetensors.torch.load(content).items()}
+        metadata = metadata_of(path, content)
+        state = {key: value.float() for key, value in read_tensors(content, path).items()}
         with torch.device("cpu"):  # also while a method is built on the meta device
             network = _network(metadata, state)
     except UsageError:
         raise
-    except (safetensors.SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        words = " ".join(str(error).split())[:200]
-        raise InputError(f"not a file of perceptual features ({words})", file=path, remedy="train it again") from error
-    if not all(torch.isfinite(value).all() for value in state.values()):
-        raise InputError("a weight is NaN or Inf", file=path, remedy="fetch or train it again")
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        words = " ".join(str(error.reason if isinstance(error, InputError) else error).split())[:200]
+        raise InputError(
+            f"not a file of perceptual features ({words})", file=path, remedy="fetch or train it again"
+        ) from error
     return network.eval().requires_grad_(False), digest
 
 
@@ -162,7 +159,7 @@ def _network(metadata: dict[str, str], state: dict[str, Tensor]) -> FeatureExtra
     if architecture == SLICE_FEATURES:
         if metadata["in_channels"] != "1":
             raise ValueError(f"its slices have {metadata['in_channels']} channels; features of one are known")
-        network = SliceFeatures(json.loads(metadata["channels"]))
+        network = SliceFeatures(parse_json(metadata["channels"]))
         network.load_state_dict(state)
         return network
     if architecture != VGG:
@@ -188,7 +185,7 @@ class Perceptual:
         weight: Of the term, at least 0 (MedGen: 1e-3 for a VAE, 2e-3 for a VQ-VAE, 0.1 for a DC-AE).
         features: Path of a safetensors file; None for the network that comes with the package.
         sha256: What the file's SHA-256 must be; None to take the file as it is.
-        slices: Share of a volume's slices seen along each axis and step, in (0, 1].
+        slices: Share of a volume's slices used along each axis and step, in (0, 1].
         axes: Axes along which slices are taken, of 0, 1, 2.
         start: Finished steps before the term counts.
 
@@ -217,7 +214,8 @@ class Perceptual:
         """Return the loss with the network read from its file.
 
         Raises:
-            UsageError, InputError: As :func:`read_features`.
+            UsageError: There is no such file, or it needs torchvision, which is not installed.
+            InputError: Not such a file, changed, or weights that do not fit.
         """
         if self.features is not None:
             return PerceptualLoss(*read_features(Path(self.features), self.sha256), self)
@@ -228,7 +226,7 @@ class Perceptual:
 class PerceptualLoss:
     """The distance, with its network.
 
-    The network is no submodule of a training: it is given, not trained, and checkpoints need only its hash.
+    The network is no submodule of a training, because it is not trained: checkpoints hold only its hash.
 
     Args:
         network: Frozen features of slices.
@@ -244,14 +242,14 @@ class PerceptualLoss:
         """Weight of the term."""
         return self.settings.weight
 
-    def heard(self, step: int) -> bool:
+    def active(self, step: int) -> bool:
         """Return whether the term counts after ``step`` finished steps."""
         return self.settings.weight > 0 and step >= self.settings.start
 
     def __call__(self, y: Image, x: Image) -> Scalar:
         """Return the mean distance over channels of a reconstruction ``y`` from ``x``, both ``(b, c, x, y, z)``."""
         self.network.to(x.device)
-        y, x = (image.flatten(0, 1)[:, None] for image in (y, x))  # the network looks at one channel
+        y, x = (image.flatten(0, 1)[:, None] for image in (y, x))  # the network takes one channel
         flat = [axis for axis in range(3) if x.shape[2 + axis] == 1]
         distances = [self._along(y, x, axis) for axis in flat[:1] or self.settings.axes]
         return torch.stack(distances).mean()

@@ -6,7 +6,7 @@ r"""How far a reconstruction is from its image.
           + ab sum e |x - y| / sum e                         e = max_3 x - min_3 x, large at the boundaries of x
 
 The paper (Li et al., 2026, eq. 12) has a1 = 1, as = lambda_SSIM = 0.5 and nothing else; its released code weights
-bright voxels. D is the finite difference, which asks for edges in the right place. The pairwise distances are the loss
+bright voxels. D is the finite difference; its term penalises displaced edges. The pairwise distances are the loss
 of Baur et al. (2019) as multiview-crl trains with it, at ap = 1e-5: sums over voxels, hence the small weight. All terms
 are for images in [-1, 1].
 """

@@ -9,7 +9,6 @@ r"""How far the reconstruction of a mask is from the mask, for tokenizers whose 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neurotome.losses.reconstruction import boundaries
-from neurotome.types import Batch, Image
+from neurotome.types import Image
 
 Overlap = Float[Tensor, "b c"]
 
@@ -36,16 +35,13 @@ def dice(probability: Image, target: Image, smooth: float = 1.0) -> Overlap:
 
 @dataclass(frozen=True)
 class SegmentationLoss:
-    """The weights of the terms, and where the masks are.
+    """The weights of the terms.
 
     Args:
         bce_weight: Binary cross-entropy of every voxel.
         dice_weight: One minus the soft overlap.
         boundary_weight: Binary cross-entropy averaged over the borders of the mask.
         smooth: Added to both sides of the overlap, > 0.
-        source: ``image``: the images are masks, -1 outside and 1 inside. ``label``: the batch's label maps are encoded
-            instead, one channel for all labels above 0, or as many channels as the tokenizer has, channel i the label
-            i + 1.
 
     Raises:
         ValueError: A weight is negative, none is positive, or ``smooth`` is not.
@@ -55,7 +51,6 @@ class SegmentationLoss:
     dice_weight: float = 1.0
     boundary_weight: float = 0.5
     smooth: float = 1.0
-    source: Literal["image", "label"] = "image"
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
@@ -65,28 +60,6 @@ class SegmentationLoss:
                 f"bce, dice and boundary weights are {weights}, smooth is {self.smooth}: give weights of at least 0, "
                 "one of them positive, and smooth > 0"
             )
-
-    def masks(self, batch: Batch, channels: int) -> tuple[Image, Tensor]:
-        """Return the masks as images of -1 and 1, ``(n, c, x, y, z)``, and their modality ids ``(n,)``.
-
-        Raises:
-            ValueError: Label maps are asked for and the batch holds none.
-        """
-        if self.source == "image":
-            image, modality = batch.flat()
-            return torch.where(image > 0, 1.0, -1.0), modality
-        if batch.label is None or batch.label.ndim != 4:
-            raise ValueError(
-                "segmentation.source is label, but the batch holds no label maps (b, x, y, z); "
-                "prepare the store with label maps, or give masks as images and source: image"
-            )
-        label = batch.label[:, None]  # (b, 1, x, y, z)
-        inside = (
-            label > 0
-            if channels == 1
-            else label == torch.arange(1, channels + 1, device=label.device).view(-1, 1, 1, 1)
-        )
-        return torch.where(inside, 1.0, -1.0), batch.modality[:, 0]
 
     def __call__(self, y: Image, x: Image) -> dict[str, Tensor]:
         """Return ``loss`` and its terms for logits ``y`` of the mask image ``x`` in {-1, 1}."""

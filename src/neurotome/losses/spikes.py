@@ -1,9 +1,9 @@
-r"""A guard against single batches that would throw a training off.
+r"""Updates of batches with an extreme loss are skipped.
 
     spike:   l > m + k s        m median, s = 1.4826 median |l_i - m| of the last losses l_i (robust deviation)
 
 A batch whose loss is a spike changes no weight. Its loss enters the history all the same, so that a lasting change of
-level becomes normal; the median does not mind a few outliers.
+level is accepted after a while; a few outliers hardly change the median.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
-FLOOR = 0.01  # the deviation is at least this share of the median: a flat history makes no spike of a ripple
+FLOOR = 0.01  # smallest deviation, as a share of the median: small changes after constant losses are no spikes
 
 
 @dataclass(frozen=True)
 class SpikeGuard:
-    """When an update is skipped, and when it is enough.
+    """When an update is skipped, and how often that is admitted.
 
     Args:
         deviations: k, > 0.

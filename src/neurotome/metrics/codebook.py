@@ -29,7 +29,7 @@ def code_counts(codes: Int[Tensor, "..."], num_codes: int, mask: Bool[Tensor, ".
     counts = torch.bincount(chosen, minlength=num_codes) if chosen.numel() == 0 or chosen.min() >= 0 else None
     if counts is None or len(counts) > num_codes:
         raise ValueError(
-            f"codes lie in [{int(chosen.min())}, {int(chosen.max())}], the book has [0, {num_codes - 1}]: "
+            f"codes lie in [{int(chosen.min())}, {int(chosen.max())}], the codebook has [0, {num_codes - 1}]: "
             "the codes are of another tokenizer"
         )
     return counts

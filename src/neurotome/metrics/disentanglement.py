@@ -5,8 +5,8 @@ r"""Is the split between anatomy and contrast real?
     probe      balanced accuracy of a fresh linear classifier, beside 1 / number of classes
 
 q1 and q2 are the quantised anatomy vectors of two contrasts of one brain at the same places, c1 and c2 their codes. No
-single measure suffices: codes that are all one code agree everywhere, and a decoder that knows both dialects translates
-codes that name their contrast.
+single measure suffices: collapsed codes agree everywhere, and a decoder that has learned each contrast's own codes
+translates well although the codes reveal their contrast.
 """
 
 from dataclasses import asdict, dataclass
@@ -28,11 +28,11 @@ Classes = Int[Tensor, " n"]
 
 @dataclass(frozen=True)
 class Probe:
-    """What a fresh linear classifier read.
+    """The result of a newly trained linear classifier.
 
     Args:
         balanced_accuracy: Mean recall over the classes, on subjects it was not fitted on.
-        chance: One over the number of classes that are tested: what one answer for all gets.
+        chance: One over the number of classes that are tested: the value of a constant answer.
         n_train: Samples it was fitted on.
         n_test: Samples it was tested on.
     """
@@ -100,7 +100,7 @@ def linear_probe(
         seed: Of the solver.
 
     Raises:
-        ValueError: Fewer than two classes to tell apart.
+        ValueError: The training samples hold fewer than two classes.
     """
     if len(torch.unique(train_y)) < 2:
         raise ValueError("a probe needs at least two classes among the training samples")
@@ -115,10 +115,10 @@ def linear_probe(
 def code_probe(
     train_codes: TokenCodes, train_y: Classes, test_codes: Int[Tensor, " m"], test_y: Int[Tensor, " m"], num_codes: int
 ) -> Probe:
-    """Return what a linear classifier on one-hot codes reads, in closed form.
+    """Return the accuracy of a linear classifier on one-hot codes, in closed form.
 
-    On one-hot features it can only name, for each code, the class where that code is most frequent. A code never
-    seen in training, or equally frequent in several classes, earns the chance of guessing right.
+    On one-hot features it can only predict, for each code, the class where that code is most frequent. A code never
+    seen in training, or equally frequent in several classes, counts as the chance of a random guess.
     """
     num_classes = int(train_y.max()) + 1
     table = torch.bincount(train_y * num_codes + train_codes, minlength=num_classes * num_codes).double()

@@ -51,7 +51,7 @@ class LesionSize:
     def rano_bm(self) -> Literal["measurable", "non-measurable"]:
         """Class by the response criteria for brain metastases: measurable from 10 mm on (Lin et al., 2015)."""
         # differs from the paper: the diameter is that of the whole lesion, not of one axial slice, and slice gaps are
-        # not judged, because a mask does not tell how it was drawn
+        # not considered, because a mask does not say how it was drawn
         return "measurable" if self.feret_mm >= MEASURABLE_MM else "non-measurable"
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-r"""A discriminator that judges patches (Isola et al., 2017, arXiv:1611.07004).
+r"""A discriminator of patches (Isola et al., 2017, arXiv:1611.07004).
 
     D(x) = conv(leaky(norm(conv(... leaky(conv(x))))))          one logit per patch, above 0 for real
 

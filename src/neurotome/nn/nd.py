@@ -1,4 +1,4 @@
-"""The only place that tells two dimensions from three.
+"""The only place that distinguishes two dimensions from three.
 
 Images always have three spatial axes. A slice is a volume with one axis of length 1, and the same weights serve it:
 

@@ -38,7 +38,7 @@ def repeat_channels(x: Tensor, channels: int) -> Tensor:
     return x.repeat_interleave(channels // x.shape[1], dim=1)
 
 
-class Downsample(nn.Module):
+class ShortcutDownsample(nn.Module):
     """``fold(conv(x))``, plus the averaged fold of ``x`` as a shortcut.
 
     Args:
@@ -72,7 +72,7 @@ class Downsample(nn.Module):
         return y
 
 
-class Upsample(nn.Module):
+class ShortcutUpsample(nn.Module):
     """``unfold(conv(x))``, plus the unfolded repetition of ``x`` as a shortcut.
 
     Args:

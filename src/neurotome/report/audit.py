@@ -1,14 +1,14 @@
-r"""How far the split is real: sentences made from numbers by fixed thresholds.
+r"""How far anatomy and contrast are separated: sentences made from numbers by fixed thresholds.
 
     gap         mean |q_1 - q_2|^2 / (2 var q)        0 identical, 1 unrelated, above 1 opposed
-    agreement   share of places where both contrasts of one brain choose the same code
+    agreement   share of latent cells in which both contrasts of one brain have the same code
     chance      the agreement that the two code histograms give by themselves
-    self        agreement of a scan with itself under small noise: what noise alone leaves
+    self        agreement of a scan with the same scan under small noise: what noise alone leaves
     lifted      (agreement - chance) / (self - chance)
-    probe       balanced accuracy of a fresh linear classifier that guesses the contrast, chance 1/2
+    probe       balanced accuracy of a newly trained linear classifier of the contrast, chance 1/2
 
-A number that was not measured gives no sentence and no verdict. Translation that looks right proves nothing: a decoder
-may have learned to read each contrast's own codes.
+A number that was not measured gives no sentence and no verdict. Plausible translations do not prove a separation: the
+decoder may have learned to read each contrast's own codes.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ Level = Literal["hidden", "partial", "absent", "collapsed", "unknown"]
 
 # The goals of the project for its default cohort.
 GAP_GOAL, TOKEN_GOAL, ONEHOT_GOAL, HISTOGRAM_GOAL, SELF_SHARE_GOAL = 0.10, 0.55, 0.58, 0.75, 0.5
-# Above these a single code or a single vector betrays its contrast so often that no split may be claimed.
+# Above these the contrast is predicted from a single code or vector so often that no separation is claimed.
 GAP_LIMIT, TOKEN_LIMIT = 0.5, 0.65
-# Where two code histograms agree by themselves at half of the places, few codes carry everything.
+# Where two code histograms give an agreement of half by chance, a few codes cover most of the brain.
 COLLAPSE_CHANCE = 0.5
-# A difference from chance smaller than this (or than half of chance) is within what two seeds differ by.
+# A difference from chance smaller than this (or than half of chance) is not larger than that between two seeds.
 CHANCE_MARGIN = 0.02
 
 
@@ -41,12 +41,12 @@ class Audit:
         gap: Code gap, 0 or more.
         agreement: In [0, 1], with ``chance`` and ``self_agreement`` beside it.
         chance: Agreement of the two code histograms.
-        self_agreement: Agreement of a scan with its noisy self.
+        self_agreement: Agreement of a scan with the same scan under noise.
         token_vector: Probe on single quantised vectors, balanced accuracy in [0, 1].
         token_onehot: Probe on single codes.
         pooled_mean: Probe on a scan's mean vector.
         pooled_histogram: Probe on a scan's code histogram.
-        style: Probe on the style vector; here a high value is the wish.
+        style: Probe on the style vector; here a high value is wanted.
         guess: The probes' chance level, one over the number of contrasts.
         samples: Number of test samples behind a probe, by its name.
     """
@@ -72,7 +72,7 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditStatement:
     """One row of the audit.
 
     Args:
@@ -80,12 +80,12 @@ class Finding:
         value: The number.
         text: The number as printed.
         sentence: What it means.
-        tone: How it stands against its goal.
+        tone: How it compares with its goal.
         goal: The goal, or None.
         goal_text: The goal in words, or "".
         reference: Chance level or the like to draw beside the value, or None.
         scale: Ends of the axis it is drawn on.
-        samples: How many samples it rests on, in words, or "".
+        samples: How many test samples were used, in words, or "".
     """
 
     measure: str
@@ -123,13 +123,13 @@ def read_audit(metrics: Mapping[str, Any], modalities: int = 2) -> Audit:
     )
 
 
-def findings(audit: Audit, *, judged: bool = True) -> list[Finding]:
+def statements(audit: Audit, *, with_goals: bool = True) -> list[AuditStatement]:
     """Return one row per measure that was taken.
 
     Args:
         audit: The measures.
-        judged: Whether anatomy and contrast are to be apart; where a tokenizer has no style the numbers stand without
-            goals, since nobody asked its code to hide the contrast.
+        with_goals: False for a tokenizer without a style: its codes need not hide the contrast, so its numbers have no
+            goals.
     """
     rows = [_gap(audit), _agreement(audit)]
     hidden = (
@@ -144,7 +144,7 @@ def findings(audit: Audit, *, judged: bool = True) -> list[Finding]:
     style = _style(audit)
     rows.append(style and replace(style, samples=_samples(audit, "style")))
     found = [row for row in rows if row is not None]
-    return found if judged else [replace(row, tone="none", goal=None, goal_text="") for row in found]
+    return found if with_goals else [replace(row, tone="none", goal=None, goal_text="") for row in found]
 
 
 def _samples(audit: Audit, key: str) -> str:
@@ -153,9 +153,10 @@ def _samples(audit: Audit, key: str) -> str:
 
 
 def level(audit: Audit) -> Level:
-    """Return how far the split is real; ``unknown`` unless every measure that a verdict needs was taken.
+    """Return how well anatomy and contrast are separated.
 
-    A bad value is enough to deny the split, a good one is never enough to claim it.
+    It is ``unknown`` unless every measure that a verdict needs was taken. One bad value suffices for ``absent``;
+    ``hidden`` needs every measure.
     """
     if audit.chance is not None and audit.chance >= COLLAPSE_CHANCE:
         return "collapsed"
@@ -172,30 +173,31 @@ def level(audit: Audit) -> Level:
 
 
 def verdict(audit: Audit) -> tuple[str, str]:
-    """Return a headline of a few words and one paragraph of plain words."""
+    """Return a headline of a few words and one paragraph."""
     found = level(audit)
     if found == "unknown":
         return "Not fully measured", (
             "The measures that a verdict needs were not all taken in this run, so none is given. Training with swapped "
-            "codes, and translations that look right, do not show that anatomy and contrast are separated."
+            "codes and plausible translations do not show that anatomy and contrast are separated."
         )
     if found == "collapsed":
-        return "Cannot be judged: few codes in use", (
-            f"The two contrasts would agree at {_percent(audit.chance)} of places by chance alone, because a few codes "
-            "cover most of the brain. Agreement and probes say little about such codes, and no split is claimed."
+        return "No verdict: few codes in use", (
+            f"The two contrasts would have the same code in {_percent(audit.chance)} of latent cells by chance alone, "
+            "because a few codes cover most of the brain. Agreement and probes say little about such codes, and no "
+            "separation is claimed."
         )
     if found == "absent":
-        return "The split is not real", (
-            f"{_reasons(audit)} Translation may still look right, because the decoder can learn to read each "
-            "contrast's own codes; that is not a separation of anatomy from contrast."
+        return "Anatomy and contrast are not separated", (
+            f"{_reasons(audit)} Translations may still be plausible, because the decoder can learn to read "
+            "each contrast's own codes; that is not a separation of anatomy from contrast."
         )
     if found == "partial":
-        return "Partly real", (
+        return "Anatomy and contrast are partly separated", (
             f"Single codes hide most of the contrast, but not every measure reaches its goal. {_shortfall(audit)}"
         )
-    return "Real by every measure taken here", (
+    return "Anatomy and contrast are separated by every measure taken here", (
         "Every measure with a goal reaches it: the anatomy codes of the two contrasts are close, and these probes "
-        "barely tell them apart. A stronger probe, or scans from elsewhere, may still find a trace."
+        "barely distinguish them. A stronger probe, or scans from elsewhere, may still find a difference."
     )
 
 
@@ -209,11 +211,13 @@ def _reasons(audit: Audit) -> str:
         reasons.append(f"the code gap is {audit.gap:.2f} (0 is identical, 1 is unrelated)")
     if audit.agreement is not None and audit.chance is not None and _near_chance(audit.agreement, audit.chance):
         shared, chance = _percent(audit.agreement), _percent(audit.chance)
-        reasons.append(f"two contrasts of one brain share a code at {shared} of places, where chance gives {chance}")
+        reasons.append(
+            f"two contrasts of one brain have the same code in {shared} of latent cells, where chance gives {chance}"
+        )
     for name, value in (("code vector", audit.token_vector), ("code index", audit.token_onehot)):
         if value is not None and value + 0.5 - audit.guess > TOKEN_LIMIT:
             rate = f"{value:.2f} (chance {audit.guess:.2f})"
-            reasons.append(f"a linear probe names the contrast from one {name} with accuracy {rate}")
+            reasons.append(f"a linear probe predicts the contrast from one {name} with accuracy {rate}")
     text = "; ".join(reasons)
     return f"{text[:1].upper()}{text[1:]}."
 
@@ -222,12 +226,12 @@ def _shortfall(audit: Audit) -> str:
     return " ".join(row.sentence for row in _missed(audit))
 
 
-def _missed(audit: Audit) -> list[Finding]:
+def _missed(audit: Audit) -> list[AuditStatement]:
     """Return the rows that forbid a claim: a goal not reached, or no goal and a poor value all the same."""
-    return [row for row in findings(audit) if row.tone == "poor" or (row.goal is not None and row.tone != "good")]
+    return [row for row in statements(audit) if row.tone == "poor" or (row.goal is not None and row.tone != "good")]
 
 
-def _gap(audit: Audit) -> Finding | None:
+def _gap(audit: Audit) -> AuditStatement | None:
     gap = audit.gap
     tone: Tone
     if gap is None:
@@ -243,21 +247,23 @@ def _gap(audit: Audit) -> Finding | None:
     if GAP_LIMIT < gap < 0.9:
         sentence = "The two contrasts' code vectors are more different than alike."
     goal = f"at most {GAP_GOAL:.2f}"
-    return Finding("Code gap", gap, f"{gap:.2f}", sentence, tone, GAP_GOAL, goal, 1.0, (0.0, max(2.0, gap)))
+    return AuditStatement("Code gap", gap, f"{gap:.2f}", sentence, tone, GAP_GOAL, goal, 1.0, (0.0, max(2.0, gap)))
 
 
-def _agreement(audit: Audit) -> Finding | None:
-    """Judge agreement between chance and self-agreement; alone it means nothing (collapsed codes agree everywhere)."""
+def _agreement(audit: Audit) -> AuditStatement | None:
+    """Compare agreement with chance and self-agreement: collapsed codes agree everywhere, so it means little alone."""
     agreement, chance, own = audit.agreement, audit.chance, audit.self_agreement
     if agreement is None:
         return None
     text = _percent(agreement)
-    shared = f"The two contrasts of one brain choose the same code at {text} of places"
+    shared = f"The two contrasts of one brain have the same code in {text} of latent cells"
     if chance is None or own is None:
         beside = "chance" if chance is None else "self-agreement"
-        sentence = f"{shared}. Without {beside} beside it this number cannot be judged."
-        return Finding("Code agreement", agreement, text, sentence, "none", None, "", chance, (0.0, 1.0))
-    measured = f"{shared}; chance gives {_percent(chance)}, a scan and its noisy self {_percent(own)}."
+        sentence = f"{shared}. Without {beside} beside it this number cannot be interpreted."
+        return AuditStatement("Code agreement", agreement, text, sentence, "none", None, "", chance, (0.0, 1.0))
+    measured = (
+        f"{shared}; chance gives {_percent(chance)}, a scan and the same scan under noise agree in {_percent(own)}."
+    )
     goal = SELF_SHARE_GOAL * own
     tone: Tone
     if chance >= COLLAPSE_CHANCE:
@@ -265,51 +271,53 @@ def _agreement(audit: Audit) -> Finding | None:
     elif _near_chance(agreement, chance):
         sentence, tone = f"{measured} That is no better than chance: the codes are not shared.", "poor"
     elif agreement < goal:
-        sentence, tone = f"{measured} More than chance, less than half of what noise would leave.", "fair"
+        sentence, tone = f"{measured} That is more than chance and less than half of self-agreement.", "fair"
     else:
-        sentence, tone = f"{measured} At least half of what noise would leave.", "good"
+        sentence, tone = f"{measured} That is at least half of self-agreement.", "good"
     target = f"at least {_percent(goal)}, half of self-agreement"
-    return Finding("Code agreement", agreement, text, sentence, tone, goal, target, chance, (0.0, 1.0))
+    return AuditStatement("Code agreement", agreement, text, sentence, tone, goal, target, chance, (0.0, 1.0))
 
 
-def _probe(name: str, value: float | None, goal: float | None, subject: str, guess: float) -> Finding | None:
+def _probe(name: str, value: float | None, goal: float | None, subject: str, guess: float) -> AuditStatement | None:
     if value is None:
         return None
     shift = guess - 0.5  # the thresholds are stated for two contrasts
     reach = (goal if goal is not None else TOKEN_GOAL) + shift
     tone: Tone
     if value < guess - 0.1:
-        sentence = f"{subject} misleads the probe: below chance, which does not show that the contrast is hidden."
+        sentence = f"{subject} gives an accuracy below chance, which does not show that the contrast is hidden."
         tone = "fair"
     elif value <= reach:
-        words = "barely tells" if value > guess + 0.02 else "does not tell"
+        words = "barely reveals" if value > guess + 0.02 else "does not reveal"
         sentence, tone = f"{subject} {words} the contrast.", "good"
     elif value <= TOKEN_LIMIT + shift:
-        sentence, tone = f"{subject} tells a little of the contrast.", "fair"
+        sentence, tone = f"{subject} reveals the contrast in part.", "fair"
     elif value <= 0.9:
-        sentence, tone = f"{subject} often tells the contrast.", "poor"
+        sentence, tone = f"{subject} often reveals the contrast.", "poor"
     else:
-        sentence, tone = f"{subject} names the contrast.", "poor"
+        sentence, tone = f"{subject} reveals the contrast.", "poor"
     if 0.60 + shift < value <= reach:
-        sentence = f"{subject} tells some of the contrast, within the goal."
+        sentence = f"{subject} reveals the contrast in part, within the goal."
     goal_text = "" if goal is None else f"at most {reach:.2f}"
-    return Finding(
+    return AuditStatement(
         name, value, f"{value:.2f}", sentence, tone, None if goal is None else reach, goal_text, guess, (0.0, 1.0)
     )
 
 
-def _style(audit: Audit) -> Finding | None:
+def _style(audit: Audit) -> AuditStatement | None:
     value = audit.style
     if value is None:
         return None
     if value >= 0.9:
-        sentence = "The style vector names the contrast, as it should."
+        sentence = "The style vector determines the contrast, as it should."
     elif value >= 0.65:
-        sentence = "The style vector often tells the contrast; it should name it."
+        sentence = "The style vector often reveals the contrast; it should always do so."
     else:
-        sentence = "The style vector hardly tells the contrast, so contrast is not held where it belongs."
+        sentence = "The style vector hardly reveals the contrast, which it is meant to hold."
     tone: Tone = "good" if value >= 0.9 else "fair" if value >= 0.65 else "poor"
-    return Finding("Probe: style vector", value, f"{value:.2f}", sentence, tone, None, "", audit.guess, (0.0, 1.0))
+    return AuditStatement(
+        "Probe: style vector", value, f"{value:.2f}", sentence, tone, None, "", audit.guess, (0.0, 1.0)
+    )
 
 
 def _percent(value: float | None) -> str:

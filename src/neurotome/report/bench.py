@@ -65,13 +65,13 @@ def _chance(rows: Sequence[Row], key: Key) -> str:
 
 
 def _limit(rows: Sequence[Row], measure: str, task: str) -> str:
-    """Return what the scans themselves reach beside their label maps, as words of the heading."""
+    """Return the Dice of the scans themselves with their label maps, as words of the heading."""
     known = [row["structure_ceiling"][task] for row in rows if task in (row.get("structure_ceiling") or {})]
     return f" (scan itself {known[0]:.3f})" if known and measure == "structure_dice_truth" else ""
 
 
 def notes(bench: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know of the columns that are there, and why a factor has none."""
+    """Return explanations of the columns that are there, and why a factor has none."""
     rows: Sequence[Row] = bench["rows"]
     kept = {key if isinstance(key, str) else key[0] for _, key, _ in columns(rows)}
     said = []
@@ -98,8 +98,8 @@ def notes(bench: Mapping[str, Any]) -> list[str]:
     if "structure_dice" in kept:
         said.append(
             "Structure Dice: overlap of a segmenter's labels on the reconstruction and on the scan, mean over "
-            "structures; with label map: of its labels on the reconstruction and the true ones, where the scan itself "
-            "reaches what the heading says."
+            "structures; with label map: of its labels on the reconstruction and the true ones, the heading "
+            "states the same for the scan itself."
         )
     if "region_volume_error" in kept:
         said.append(
@@ -125,7 +125,7 @@ def cell_text(row: Row, key: Key, digits: int) -> str:
 
 
 def markdown(bench: Mapping[str, Any]) -> str:
-    """Return what was compared on what, the table, under it the steps, and what a reader must know.
+    """Return the setting, the table, the paired steps, explanations and warnings as Markdown.
 
     Args:
         bench: As in ``bench.json``: about, budget, split, subjects, seeds, device, threads, rows, unprobed,
@@ -145,7 +145,7 @@ def markdown(bench: Mapping[str, Any]) -> str:
 
 
 def setting(bench: Mapping[str, Any]) -> str:
-    """Return in one sentence what every number of the table rests on."""
+    """Return the budget, device, seeds and subjects of the table in one sentence."""
     seeds, threads = (f"{n} {one}{'' if n == 1 else 's'}" for n, one in
                       ((len(bench["seeds"]), "seed"), (bench["threads"], "CPU thread")))  # fmt: skip
     return (
@@ -165,7 +165,7 @@ def warning_lines(rows: Sequence[Row], most: int = 4) -> list[str]:
 
 
 def step_lines(rows: Sequence[Row]) -> list[str]:
-    """Return what each paired step is; one that is not real is not claimed, and it is said why."""
+    """Return each paired step; one that is not significant is marked with the reason."""
     lines = []
     for row in rows:
         said = [
@@ -179,7 +179,7 @@ def step_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def step_text(step: Mapping[str, Any]) -> str:
-    """Return a step in dB with its interval; with more digits where two would make a number zero that is not."""
+    """Return a step in dB with its interval; with more than two digits where two would round a number to zero."""
     low, high = step["ci95"]
     digits = next(
         (d for d in range(2, 6) if all(round(v, d) or not v for v in (step["mean"], low, high))),
@@ -220,7 +220,7 @@ def page(bench: Mapping[str, Any], folders: Mapping[str, Path]) -> str:
 
 
 def rate_charts(rows: Sequence[Row], n: int) -> list[Chart]:
-    """Return quality over bits per voxel, one chart per measure and contrast; ``n`` subjects stand in the titles."""
+    """Return quality over bits per voxel, one chart per measure and contrast; titles state the ``n`` subjects."""
     charts = []
     for heading, measure, unit in CHARTED:
         for task in dict.fromkeys(task for row in rows for task in row.get(measure) or {}):

@@ -186,7 +186,7 @@ def _x_axis(start: float, end: float, width: float, height: float) -> list[Marku
 
 
 def dot_chart(title: str, rows: Sequence[Dot], unit: str, *, width: float = 410) -> Chart:
-    """Return values on one line each, the model filled, its rivals open, intervals as bars."""
+    """Return values on one line each, the model filled, the baselines open, intervals as bars."""
     label, line = 182.0, 25.0
     height = TOP + line * len(rows) + BOTTOM
     shown = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
@@ -205,7 +205,7 @@ def dot_chart(title: str, rows: Sequence[Dot], unit: str, *, width: float = 410)
         )
     for i, row in enumerate(rows):
         y = TOP + line * (i + 0.5)
-        kind = "own" if row.own else "rival"
+        kind = "own" if row.own else "baseline"
         parts.append(
             element("text", row.name, class_=f"name {kind}", x=label - 14, y=y, dy="0.35em", text_anchor="end")
         )
@@ -264,4 +264,4 @@ def usage_chart(name: str, counts: Sequence[float], *, width: float = 400, heigh
     parts.append(element("text", "equal use", class_="tick", x=width - RIGHT, y=float(even) - 6, text_anchor="end"))
     parts += _x_axis(1, shares.size, width, height)
     svg = drawing(width, height, "Share of tokens per code", parts)
-    return Chart(f"Book “{name}”", svg, (), f"share of tokens in the brain, {shares.size} codes by use")
+    return Chart(f"Codebook “{name}”", svg, (), f"share of tokens in the brain, {shares.size} codes by use")

@@ -1,6 +1,6 @@
-"""The few numbers that matter, in words and figures, each beside what it must be compared with.
+"""The most important numbers, in words and figures, each beside its baseline.
 
-No sentence says more than its numbers: a model below its rival is said to be below it.
+A sentence states only what its numbers support; a model that is below its baseline is reported as below it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 from neurotome.report.audit import Tone
 from neurotome.report.run import lookup, number
-from neurotome.report.tables import NBSP, Cell, Table, arrow, codebook, count, interval, tasks
+from neurotome.report.tables import NBSP, Table, TableCell, arrow, cells, codebook, count, interval, tasks
 
 # Goals of the project for its default cohort, dB above the baseline named beside them.
 OVER_TRILINEAR_DB = 5.0
@@ -29,7 +29,7 @@ class Stat:
         detail: Interval and number of subjects.
         beside: What it is compared with, in words.
         goal: The goal for the default cohort, in words, or "".
-        tone: How it stands against its goal.
+        tone: How it compares with its goal.
     """
 
     label: str
@@ -49,7 +49,7 @@ def _detail(value: Any, decimals: int) -> str:
 
 
 def headline(metrics: Mapping[str, Any]) -> list[Stat]:
-    """Return the few numbers that matter, each with interval, n and what it is compared with."""
+    """Return the most important numbers, each with interval, n and baseline."""
     reconstruction, translation = tasks(metrics, "reconstruction"), tasks(metrics, "translation")
     stats = []
     for name, entry in reconstruction.items():
@@ -61,10 +61,10 @@ def headline(metrics: Mapping[str, Any]) -> list[Stat]:
     return [*(s for s in stats if s is not None), *_cost(metrics)]
 
 
-def _against(label: str, entry: Mapping[str, Any], rival: str, words: str, goal: float | None) -> Stat | None:
-    """Return a PSNR beside a rival's; the gain is the mean within subjects, where that was measured."""
-    value, paired = entry.get("psnr_db"), lookup(entry, "paired", f"over_{rival}_db")
-    mean, other = number(value), number(lookup(entry, "baselines", rival, "psnr_db"))
+def _against(label: str, entry: Mapping[str, Any], baseline: str, words: str, goal: float | None) -> Stat | None:
+    """Return a PSNR beside a baseline's; the gain is the mean within subjects, where that was measured."""
+    value, paired = entry.get("psnr_db"), lookup(entry, "paired", f"over_{baseline}_db")
+    mean, other = number(value), number(lookup(entry, "baselines", baseline, "psnr_db"))
     if mean is None:
         return None
     tone: Tone = "none"
@@ -91,14 +91,14 @@ def split_name(metrics: Mapping[str, Any]) -> str:
 
 
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know before any number."""
+    """Return warnings that precede every number."""
     if lookup(metrics, "protocol", "trained_on_evaluated") is True or split_name(metrics) == "training":
-        return ["The model was trained on these subjects. The numbers do not say how it does on new ones."]
+        return ["The model was trained on these subjects. The numbers do not show how well it works on new ones."]
     return []
 
 
 def lead(metrics: Mapping[str, Any]) -> list[str]:
-    """Return what happened in one or two plain sentences; no sentence says more than its numbers."""
+    """Return the results in one or two sentences that state only what the numbers support."""
     sentences = []
     entries = {k: v for k, v in tasks(metrics, "reconstruction").items() if number(v.get("psnr_db")) is not None}
     if entries:
@@ -107,13 +107,13 @@ def lead(metrics: Mapping[str, Any]) -> list[str]:
         bits = number(lookup(metrics, "bits", "own_per_voxel"))
         rate = "its codes" if bits is None else f"{bits:.2f} bits per voxel"
         over = f", mean over {n} {split_name(metrics)} subject{'s' if n != 1 else ''}" if n else ""
-        sentences.append(f"A scan comes back from {rate} at {_listed(levels)} inside the brain{over}.")
+        sentences.append(f"A scan is reconstructed from {rate} with a PSNR of {_listed(levels)} in the brain{over}.")
     for name, entry in tasks(metrics, "translation").items():
         mean, free = number(entry.get("psnr_db")), number(lookup(entry, "baselines", "lookup_full_rate", "psnr_db"))
         source, _, target = name.partition("->")
         if mean is not None and target:
-            rival = "" if free is None else f", {_gain(mean - free)} a voxel lookup that sees the whole {source} scan"
-            sentences.append(f"{target} made from {source} reaches {mean:.1f}{NBSP}dB{rival}.")
+            baseline = "" if free is None else f", {_gain(mean - free)} a voxel lookup of the whole {source} scan"
+            sentences.append(f"{target} made from {source} reaches {mean:.1f}{NBSP}dB{baseline}.")
     return [" ".join(sentences)] if sentences else []
 
 
@@ -121,8 +121,8 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def price_table(metrics: Mapping[str, Any]) -> Table | None:
-    """Return what it costs to make a scan from another contrast's codes, with the bits that each way uses."""
+def translation_cost_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Return how much PSNR is lost by decoding another contrast's codes, with the bits per voxel of both."""
     own_bits, far_bits = (number(lookup(metrics, "bits", k)) for k in ("own_per_voxel", "translated_per_voxel"))
     reconstruction = tasks(metrics, "reconstruction")
     rows = []
@@ -139,10 +139,10 @@ def price_table(metrics: Mapping[str, Any]) -> Table | None:
         ends = interval(paired, 1)
         wish = f"goal at most {UNDER_OWN_DB:g}{NBSP}dB lower"
         aside = f"95{NBSP}% {ends}; {wish}" if ends else wish
-        cells = (f"{own:.1f}{NBSP}dB", own_bits), (f"{far:.1f}{NBSP}dB", far_bits)
-        levels = [Cell(text, "" if bits is None else f"{bits:.2f} bits per voxel") for text, bits in cells]
-        rows.append((Cell(arrow(name)), *levels, Cell(words, aside, tone)))
-    head = (Cell("From → to"), Cell("Target from its own codes"), Cell("Target from the other's codes"), Cell("Price"))
+        both = (f"{own:.1f}{NBSP}dB", own_bits), (f"{far:.1f}{NBSP}dB", far_bits)
+        levels = [TableCell(text, "" if bits is None else f"{bits:.2f} bits per voxel") for text, bits in both]
+        rows.append((TableCell(arrow(name)), *levels, TableCell(words, aside, tone)))
+    head = cells("From → to", "Target from its own codes", "Target from the other's codes", "Cost")
     return Table(head, tuple(rows)) if rows else None
 
 

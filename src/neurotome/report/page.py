@@ -1,4 +1,4 @@
-"""One HTML file about one run: it opens offline, loads and runs nothing, and the same run gives the same bytes.
+"""One HTML file about one run: it opens offline, runs no code, and the same run gives the same bytes.
 
 Everything from the run folder is escaped by the template; the only markup that is not is made in
 :mod:`neurotome.report.figures`, which escapes its own words. The page forbids itself scripts, fonts, frames and the
@@ -8,8 +8,6 @@ network (content security policy), and names its one style sheet by hash.
 import base64
 import functools
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from neurotome.errors import OutputError, printable
+from neurotome.files.atomic import write_atomically
 from neurotome.report import audit, headline, tables
 from neurotome.report.figures import Chart, dot_chart, gauge, line_chart, usage_chart
 from neurotome.report.panels import Figure, difference_range, draw
@@ -31,7 +29,7 @@ DONE = frozenset({"finished", "done", "complete", "completed"})
 # Two scans of 1 mm take about 1 MB; mail and code hosts show files up to a few MB.
 IMAGE_BYTES = 2_000_000
 RESULTS_NOTE = (
-    "Means over the {} subjects inside the brain mask, with bootstrap 95 % intervals. Fine detail kept is the "
+    "Means inside the brain mask over the {} subjects, with bootstrap 95 % intervals. Fine detail kept is the "
     "energy of high spatial frequencies in the output over that in the truth: below 1 is blur."
 )
 LIMITS = (
@@ -40,7 +38,7 @@ LIMITS = (
     "Intervals are over the subjects of one run; they do not cover another seed, scanner or population.",
 )
 PHANTOM_LIMIT = (
-    "The scans are synthetic phantoms: warps of one template with painted contrast. In them one contrast is nearly a "
+    "The scans are synthetic phantoms: warps of one template with simulated contrast. In them one contrast is nearly a "
     "function of the other, so numbers on real scans will be lower, translation most of all."
 )
 
@@ -57,27 +55,14 @@ def write_report(run_dir: Path) -> Path:
     """
     html = render(read_run(run_dir))
     path = run_dir / PAGE_NAME
-    part: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=".report-", dir=run_dir)
-        part = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(html)
-        part.chmod(0o644)
-        part.replace(path)
-    except OSError as error:
-        if part is not None:
-            part.unlink(missing_ok=True)
-        raise OutputError(
-            f"{printable(path)} cannot be written: {error.strerror}. Free space or give a folder you may write to."
-        ) from error
+    write_atomically(path, [html.encode()])
     return path
 
 
 def render(run: Run) -> str:
     """Return the page as text."""
     content: dict[str, Any] = {}
-    for part in (_what_was_run, _training, _evaluation, _pictures, _split):
+    for part in (_what_was_run, _training, _evaluation, _pictures, _separation):
         content |= part(run)
     content["sections"] = _sections(content)
     text = template().render(content)
@@ -136,9 +121,9 @@ def _what_was_run(run: Run) -> dict[str, Any]:
         ]
     )
     state = str(run.status.get("state", ""))
-    told = run.data.get("synthetic")
+    declared = run.data.get("synthetic")
     words = f"{run.data} {lookup(run.metrics, 'protocol')} {run.config_text} {run.environment}".lower()
-    synthetic = told if isinstance(told, bool) else "phantom" in words or name == "neurotome demo"
+    synthetic = declared if isinstance(declared, bool) else "phantom" in words or name == "neurotome demo"
     return {
         "title": name or find("class_path") or "Run",
         "facts": facts,
@@ -151,9 +136,7 @@ def _what_was_run(run: Run) -> dict[str, Any]:
         "environment": tables.tree_table(run.environment),
         "notes": run.notes,
         "cohort": tables.cohort_table(run.data),
-        "cohort_facts": tables.tree_table(
-            {k: v for k, v in run.data.items() if k not in {"splits", "excluded", "fingerprint"}}
-        ),
+        "cohort_facts": tables.tree_table({k: v for k, v in run.data.items() if k not in APART}),
         "fingerprint": tables.fingerprint_table(run.data.get("fingerprint")),
         "checked": tables.finding_table(run.check),
         "excluded": tables.tree_table(run.data.get("excluded")),
@@ -199,7 +182,9 @@ def _evaluation(run: Run) -> dict[str, Any]:
     for name, entry in translation.items():
         own = reconstruction.get(name.split("->")[-1])
         dots.append((f"{tables.arrow(name)} translation", tables.result_dots(entry, own)))
-    counted = [(name, found) for name, book in tables.books(metrics).items() if (found := tables.book_counts(book))]
+    counted = [
+        (name, found) for name, entry in tables.codebooks(metrics).items() if (found := tables.code_counts(entry))
+    ]
     costs = {"Bits": metrics.get("bits"), "Speed": metrics.get("speed"), "Memory": metrics.get("memory")}
     costs["Time by phase"] = {k: tables.duration(number(v)) for k, v in flat(run.timing)}
     return {
@@ -222,7 +207,7 @@ def _evaluation(run: Run) -> dict[str, Any]:
 
 
 def not_applicable(metrics: Mapping[str, Any], section: str) -> str | None:
-    """Return why the tokenizer has nothing to show in a section, or None."""
+    """Return why a section does not apply to this tokenizer, or None."""
     reason = lookup(metrics, "not_applicable", section)
     return f"{reason}." if isinstance(reason, str) and reason else None
 
@@ -249,12 +234,12 @@ def _pictures(run: Run) -> dict[str, Any]:
     }
 
 
-def _split(run: Run) -> dict[str, Any]:
+def _separation(run: Run) -> dict[str, Any]:
     names = {name for pair in tables.tasks(run.metrics, "translation") for name in pair.split("->")}
     measured = audit.read_audit(run.metrics, len(names))
     # files of format 1 call it audit
     reason = not_applicable(run.metrics, "split") or not_applicable(run.metrics, "audit")
-    rows = audit.findings(measured, judged=reason is None)
+    rows = audit.statements(measured, with_goals=reason is None)
     words, paragraph = audit.verdict(measured)
     level = audit.level(measured)
     if reason is not None:
@@ -265,8 +250,8 @@ def _split(run: Run) -> dict[str, Any]:
         "verdict_text": paragraph,
         "verdict_tone": tone[level],
         "factors": tables.factor_table(run.metrics),
-        "price": headline.price_table(run.metrics),
-        "findings": [(row, gauge(row.value, *row.scale, row.goal, row.reference)) for row in rows],
+        "translation_cost": headline.translation_cost_table(run.metrics),
+        "statements": [(row, gauge(row.value, *row.scale, row.goal, row.reference)) for row in rows],
     }
 
 
@@ -281,7 +266,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("reconstruction", "Reconstruction"): content["reconstructions"],
         ("translation", "Translation"): content["translations"],
         ("codebook", "Codebook"): content["usage"] or content["codebook_table"] or content["codebook_reason"],
-        ("split", "How far the split is real"): True,
+        ("separation", "How well anatomy and contrast are separated"): True,
         ("cost", "Speed and memory"): content["cost"],
         ("protocol", "Protocol"): content["protocol"],
         ("limits", "Limits"): True,

@@ -9,7 +9,6 @@ z (or y in the axial plane).
 """
 
 import base64
-import json
 import struct
 import zlib
 from collections.abc import Mapping
@@ -19,7 +18,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from safetensors import SafetensorError, safe_open
+
+from neurotome.errors import InputError
+from neurotome.files.json_text import parse_json
+from neurotome.files.tensors import map_tensors, metadata_of
 
 Picture = UInt8[np.ndarray, "row column"]
 Inside = Bool[np.ndarray, "x y z"]
@@ -79,11 +81,11 @@ def read_panels(path: Path) -> tuple[list[Panel], list[str]]:
     if not path.is_file():
         return [], []
     try:
-        with safe_open(path, framework="numpy") as file:
-            entries = json.loads((file.metadata() or {}).get("entries", "[]"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
-        return [], [f"{path.name} could not be read and was left out: {error}."]
+        entries = parse_json(metadata_of(path).get("entries", "[]"))
+        tensors = map_tensors(path)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        reason = error.reason if isinstance(error, InputError) else error
+        return [], [f"{path.name} could not be read and was left out: {reason}."]
     if not isinstance(entries, list) or not entries:
         return [], [f"{path.name} has no list of entries, so its images are not shown."]
     panels = [panel for entry in entries if isinstance(entry, Mapping) and (panel := _panel(entry, tensors))]
@@ -202,7 +204,7 @@ def png(picture: Picture, palette: UInt8[np.ndarray, "256 3"] | None = None) -> 
 
 
 @dataclass(frozen=True)
-class Cell:
+class PanelCell:
     """One picture of a figure.
 
     Args:
@@ -226,7 +228,7 @@ class Figure:
 
     title: str
     note: str
-    cells: tuple[Cell, ...]
+    cells: tuple[PanelCell, ...]
     width: int
     height: int
     planes: bool
@@ -247,16 +249,16 @@ def draw(panel: Panel, limit: float) -> Figure:
     address = {role: png(grey(three_planes(scan, -1.0))) for role, scan in cut.items()}
     other = "truth" if translated else "source"
     cells = [
-        Cell(names[role], address[role], address[other], names[other])
+        PanelCell(names[role], address[role], address[other], names[other])
         if role == "output" and other in address
-        else Cell(names[role], address[role])
+        else PanelCell(names[role], address[role])
         for role in ("source", "output", "truth")
         if role in address
     ]
     difference = panel.difference
     if difference is not None:
         canvas = grey(three_planes(difference[box], 0.0), -limit, limit)
-        cells.append(Cell("Difference", png(canvas, diverging_palette()), kind="difference"))
+        cells.append(PanelCell("Difference", png(canvas, diverging_palette()), kind="difference"))
     first = next(iter(cut.values()))
     rows, columns = three_planes(first, -1.0).shape
     title = f"{panel.source} → {panel.target}" if translated else panel.target

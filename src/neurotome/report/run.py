@@ -1,6 +1,6 @@
 """What a run folder holds, read file by file; a missing, half-written or broken file is a note, never a failure.
 
-A report is wanted most when something went wrong, so nothing here assumes that a run has ended well.
+A report must also be possible for a failed run, so nothing here assumes that a run finished.
 
     config.yaml         the resolved configuration
     environment.json    versions, machine, seed
@@ -14,7 +14,6 @@ A report is wanted most when something went wrong, so nothing here assumes that 
     check.json          what `neurotome check` found, where it was written here
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ import numpy as np
 import yaml
 
 from neurotome.errors import UsageError, printable
+from neurotome.files.json_text import parse_json
 from neurotome.report.panels import Panel, read_panels
 
 # A run of a million logged steps is about 200 MB; anything beyond is not one of ours and would only fill the memory.
@@ -142,8 +142,8 @@ def _read_json(run: Run, name: str) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except ValueError as error:
         run.notes.append(f"{name} is not JSON and was left out: {error}.")
         return {}
     if not isinstance(value, dict):
@@ -176,8 +176,8 @@ def _read_series(run: Run) -> dict[str, Series]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line)
+        except ValueError:
             row = None
         step = number(row.get("step")) if isinstance(row, dict) else None
         if step is None:

@@ -1,7 +1,7 @@
 """Numbers as rows: results beside their baselines and goals, the cohort, the machine.
 
 A number is printed with its 95 % interval and the number of subjects wherever the evaluation gave them; what was not
-measured is a dash, never a zero.
+measured is a dash.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,9 +36,9 @@ MEASURES = {
     "psnr_db": ("PSNR, brain", 1, "dB"),
     "ssim": ("SSIM, brain", 3, ""),
     "ms_ssim": ("MS-SSIM, brain", 3, ""),
-    "structure_dice": ("Structures kept", 3, "Dice with the scan's"),
-    "structure_dice_truth": ("Structures, true", 3, "Dice with the label map"),
-    "structure_volume_error": ("Volumes off by", 3, "share of the scan's, without sign"),
+    "structure_dice": ("Structure Dice", 3, "with the scan's labels"),
+    "structure_dice_truth": ("Structure Dice", 3, "with the label map"),
+    "structure_volume_error": ("Volume error", 3, "absolute, share of the scan's"),
     "high_frequency_ratio": ("Fine detail kept", 2, "ratio"),
     "psnr_db_whole": ("PSNR, whole box", 1, "dB"),
     "ssim_whole": ("SSIM, whole box", 3, ""),
@@ -46,8 +46,8 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One table cell: its text, a smaller second line, and how it stands."""
+class TableCell:
+    """One table cell: its text, a smaller second line, and how it compares with its goal."""
 
     text: str
     small: str = ""
@@ -65,10 +65,15 @@ class Table:
         caption: One sentence, or "".
     """
 
-    head: tuple[Cell, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    head: tuple[TableCell, ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     strong: frozenset[int] = frozenset()
     caption: str = ""
+
+
+def cells(*given: str | tuple[str, str]) -> tuple[TableCell, ...]:
+    """Return a cell for each text, or for each pair of a text and its smaller second line."""
+    return tuple(TableCell(entry) if isinstance(entry, str) else TableCell(*entry) for entry in given)
 
 
 def arrow(pair: str) -> str:
@@ -78,10 +83,7 @@ def arrow(pair: str) -> str:
 
 def interval(value: Any, decimals: int) -> str:
     """Return the 95 % interval as ``23.9 to 24.7``, or ""."""
-    ends = value.get("ci95") if isinstance(value, Mapping) else None
-    if not isinstance(ends, Sequence) or isinstance(ends, str) or len(ends) != 2:
-        return ""
-    low, high = number(ends[0]), number(ends[1])
+    low, high = _ends(value)
     return "" if low is None or high is None else f"{low:.{decimals}f} to {high:.{decimals}f}"
 
 
@@ -111,17 +113,16 @@ def result_table(entries: Mapping[str, Mapping[str, Any]], what: str) -> Table |
     groups = [(name, [("neurotome", entry), *_baselines(entry)]) for name, entry in entries.items()]
     found = {key for _, rows in groups for _, row in rows for key in row if number(row[key]) is not None}
     keys = [k for k in MEASURES if k in found] + sorted(k for k in found if k not in MEASURES and k != "n")
-    head = [Cell(what), Cell("Method")]
-    head += [Cell(MEASURES[k][0], MEASURES[k][2]) if k in MEASURES else Cell(plain(k)) for k in keys]
-    body: list[tuple[Cell, ...]] = []
+    head = cells(what, "Method", *((MEASURES[k][0], MEASURES[k][2]) if k in MEASURES else plain(k) for k in keys))
+    body: list[tuple[TableCell, ...]] = []
     strong: set[int] = set()
     for name, rows in groups:
         for i, (method, row) in enumerate(rows):
             if i == 0:
                 strong.add(len(body))
             values = [_value(row.get(k), MEASURES[k][1] if k in MEASURES else 3) for k in keys]
-            body.append((Cell(arrow(name) if i == 0 else ""), Cell(method), *values))
-    return Table(tuple(head), tuple(body), frozenset(strong))
+            body.append((*cells(arrow(name) if i == 0 else "", method), *values))
+    return Table(head, tuple(body), frozenset(strong))
 
 
 def _baselines(entry: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -132,9 +133,9 @@ def _baselines(entry: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [(BASELINES.get(k, plain(k)), given[k]) for k in order if isinstance(given[k], Mapping)]
 
 
-def _value(value: Any, decimals: int) -> Cell:
+def _value(value: Any, decimals: int) -> TableCell:
     mean = number(value)
-    return Cell("–") if mean is None else Cell(f"{mean:.{decimals}f}", interval(value, decimals))
+    return TableCell("–") if mean is None else TableCell(f"{mean:.{decimals}f}", interval(value, decimals))
 
 
 def result_dots(entry: Mapping[str, Any], own_of_target: Mapping[str, Any] | None = None) -> list[Dot]:
@@ -148,23 +149,23 @@ def result_dots(entry: Mapping[str, Any], own_of_target: Mapping[str, Any] | Non
 
 
 def codebook(metrics: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Return utilisation in [0, 1] and perplexity inside the brain, of the anatomy book."""
+    """Return utilisation in [0, 1] and perplexity inside the brain, of the anatomy codebook."""
     tree = lookup(metrics, "codebook")
     return number(lookup(tree, "utilisation")), number(lookup(tree, "perplexity"))
 
 
-def books(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the codebooks of an evaluation by name; the numbers in front stand for one book where none is named."""
+def codebooks(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the codebooks of an evaluation by name; without names the top-level numbers are those of the only one."""
     tree = lookup(metrics, "codebook")
     named = lookup(tree, "books")
     if isinstance(named, Mapping):
-        return {str(name): book for name, book in named.items() if isinstance(book, Mapping)}
+        return {str(name): entry for name, entry in named.items() if isinstance(entry, Mapping)}
     return {"codes": {"box": tree, "brain": tree, **tree}} if isinstance(tree, Mapping) and tree else {}
 
 
-def book_counts(book: Mapping[str, Any]) -> list[float] | None:
+def code_counts(entry: Mapping[str, Any]) -> list[float] | None:
     """Return how often each code occurs inside the brain, or None where the evaluation did not say."""
-    given = lookup(book, "brain", "counts")
+    given = lookup(entry, "brain", "counts")
     if not isinstance(given, list) or len(given) < 2:
         return None
     counts = [number(value) for value in given]
@@ -174,16 +175,19 @@ def book_counts(book: Mapping[str, Any]) -> list[float] | None:
 def codebook_table(metrics: Mapping[str, Any]) -> Table | None:
     """Return the use of every codebook."""
     rows = []
-    for name, book in books(metrics).items():
-        values = [number(lookup(book, "num_codes")), number(lookup(book, "box", "utilisation"))]
-        values += [number(lookup(book, "brain", key)) for key in ("utilisation", "perplexity", "entropy_bits")]
+    for name, entry in codebooks(metrics).items():
+        values = [number(lookup(entry, "num_codes")), number(lookup(entry, "box", "utilisation"))]
+        values += [number(lookup(entry, "brain", key)) for key in ("utilisation", "perplexity", "entropy_bits")]
         kinds = ("{:.0f}", "{:.0%}", "{:.0%}", "{:.0f}", "{:.1f}")
         texts = ["–" if v is None else kind.format(v) for kind, v in zip(kinds, values, strict=True)]
         if any(v is not None for v in values):
-            rows.append((Cell(name), *(Cell(text.replace("%", f"{NBSP}%")) for text in texts)))
-    used = (Cell("In use", "whole split"), Cell("In use", "brain"))
-    head = (Cell("Book"), Cell("Codes"), *used, Cell("Perplexity", "brain"), Cell("Entropy", "bits, brain"))
-    return Table(head, tuple(rows)) if rows else None
+            rows.append(cells(name, *(text.replace("%", f"{NBSP}%") for text in texts)))
+    used = ("In use", "whole split"), ("In use", "brain")
+    return (
+        Table(cells("Codebook", "Codes", *used, ("Perplexity", "brain"), ("Entropy", "bits, brain")), tuple(rows))
+        if rows
+        else None
+    )
 
 
 def structure_table(metrics: Mapping[str, Any]) -> Table | None:
@@ -196,13 +200,13 @@ def structure_table(metrics: Mapping[str, Any]) -> Table | None:
         names = columns[0] if isinstance(columns[0], Mapping) else {}
         for i, name in enumerate(names):
             values = [_value(lookup(column, str(name)), 3) for column in columns]
-            rows.append((Cell(arrow(task) if i == 0 else ""), Cell(plain(str(name))), *values))
+            rows.append((*cells(arrow(task) if i == 0 else "", plain(str(name))), *values))
     heads = ("Output with scan", "Output with label map", "Scan with label map")
-    return Table((Cell("Image"), Cell("Structure"), *(Cell(h, "Dice") for h in heads)), tuple(rows)) if rows else None
+    return Table(cells("Image", "Structure", *((head, "Dice") for head in heads)), tuple(rows)) if rows else None
 
 
 def factor_table(metrics: Mapping[str, Any]) -> Table | None:
-    """Return what a scan's mean vector and style tell about the site and about known factors of the subjects."""
+    """Return how well linear probes of a scan's mean vector and of its style predict site and subject factors."""
     tree = lookup(metrics, "factors")
     rows = []
     for factor, name, values in _factor_rows(tree):
@@ -212,9 +216,9 @@ def factor_table(metrics: Mapping[str, Any]) -> Table | None:
         chance = number(values.get("chance"))
         measure = ("accuracy" if chance is None else f"accuracy, chance {chance:.2f}") if classed else "R²"
         texts = ["–" if v is None else f"{v:.2f}" for v in (accuracy if classed else explained)]
-        rows.append((Cell(plain(factor)), Cell(name), *(Cell(text) for text in texts), Cell(measure)))
+        rows.append(cells(plain(factor), name, *texts, measure))
     anatomy = "From code" if lookup(metrics, "not_applicable", "split") else "From anatomy"
-    head = (Cell("Factor"), Cell("Contrast"), Cell(anatomy, "mean vector"), Cell("From style"), Cell("Measure"))
+    head = cells("Factor", "Contrast", (anatomy, "mean vector"), "From style", "Measure")
     return Table(head, tuple(rows)) if rows else None
 
 
@@ -226,8 +230,8 @@ def _factor_rows(tree: Any) -> Iterable[tuple[str, str, Mapping[str, Any]]]:
 
 
 def fact_table(facts: Iterable[tuple[str, str]]) -> Table | None:
-    """Return a table of two columns, or None when there is nothing to say."""
-    rows = tuple((Cell(name), Cell(value)) for name, value in facts if value)
+    """Return a table of two columns, or None where every value is empty."""
+    rows = tuple(cells(name, value) for name, value in facts if value)
     return Table((), rows) if rows else None
 
 
@@ -248,14 +252,12 @@ def cohort_table(data: Mapping[str, Any]) -> Table | None:
     ]
     known = [(str(s), splits[s]) for s in order if isinstance(splits[s], Mapping)]
     contrasts = list(dict.fromkeys(str(c) for _, row in known for c in _names(row.get("modalities"))))
-    head = [Cell("Split"), Cell("Subjects"), Cell("Sessions"), *(Cell(c, "scans") for c in contrasts), Cell("Sites")]
+    head = cells("Split", "Subjects", "Sessions", *((c, "scans") for c in contrasts), "Sites")
     rows = []
     for name, row in known:
-        scans = [Cell(shown(lookup(row, "modalities", c))) for c in contrasts]
-        rows.append(
-            (Cell(name), Cell(shown(row.get("subjects"))), Cell(shown(row.get("sessions"))), *scans, Cell(_sites(row)))
-        )
-    return Table(tuple(head), tuple(rows)) if rows else None
+        scans = [shown(lookup(row, "modalities", c)) for c in contrasts]
+        rows.append(cells(name, shown(row.get("subjects")), shown(row.get("sessions")), *scans, _sites(row)))
+    return Table(head, tuple(rows)) if rows else None
 
 
 def fingerprint_table(fingerprint: Any) -> Table | None:
@@ -263,9 +265,9 @@ def fingerprint_table(fingerprint: Any) -> Table | None:
     contrasts = lookup(fingerprint, "contrasts")
     if not isinstance(contrasts, Mapping) or not contrasts:
         return None
-    head = (
-        Cell("Contrast"), Cell("Scans"), Cell("Voxels", "scans"), Cell("Voxel edges", "mm"), Cell("Orientation"),
-        Cell("Intensities of the brain", "median of the scans"),
+    head = cells(
+        "Contrast", "Scans", ("Voxels", "scans"), ("Voxel edges", "mm"), "Orientation",
+        ("Intensities of the brain", "median of the scans"),
     )  # fmt: skip
     rows = []
     for name, entry in contrasts.items():
@@ -273,7 +275,7 @@ def fingerprint_table(fingerprint: Any) -> Table | None:
         known = levels.items() if isinstance(levels, Mapping) else ()
         middle = ", ".join(f"{key}: {shown(lookup(value, 'median'))}" for key, value in known)
         kinds = [_counted(lookup(entry, key)) for key in ("shapes", "spacings_mm", "orientations")]
-        rows.append((Cell(str(name)), Cell(shown(lookup(entry, "scans"))), *map(Cell, kinds), Cell(middle or "–")))
+        rows.append(cells(str(name), shown(lookup(entry, "scans")), *kinds, middle or "–"))
     return Table(head, tuple(rows))
 
 
@@ -295,10 +297,10 @@ def finding_table(check: Mapping[str, Any], most: int = 40) -> Table | None:
         severity, file, reason, remedy = (
             shown(lookup(finding, key)) for key in ("severity", "file", "reason", "remedy")
         )
-        rows.append((Cell(f"{severity}: {file}"), Cell(f"{reason}. Remedy: {remedy}" if remedy != "–" else reason)))
+        rows.append(cells(f"{severity}: {file}", f"{reason}. Remedy: {remedy}" if remedy != "–" else reason))
     if len(grave) > most:
-        rows.append((Cell(f"and {len(grave) - most} more"), Cell("all are in check.json")))
-    return Table((Cell("File"), Cell("Finding")), tuple(rows))
+        rows.append(cells(f"and {len(grave) - most} more", "all are in check.json"))
+    return Table(cells("File", "Finding"), tuple(rows))
 
 
 def _names(value: Any) -> Iterable[Any]:

@@ -1,33 +1,33 @@
 r"""From a trained network to a model folder: statistics over the training subjects, and the card.
 
-    latent_stats   mean and standard deviation per channel over all cells of all training scans
+    latent_stats   mean and standard deviation per channel over all cells of all training images
     styles         mean and covariance of the style vector per contrast, over all sites and per site
     intensity      mean of the source intensities that became -1 and 1, per contrast
 
-Of a tokenizer of masks the same, over masks; they have no intensities. Nothing here looks at a validation or test
+Statistics are those of a tokenizer; of masks there are no intensities. Nothing here looks at a validation or test
 subject.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import neurotome
-from neurotome.data.stores.store import Store
+from neurotome.data.stores.base import Reader
 from neurotome.errors import UsageError
-from neurotome.losses.segmentation import SegmentationLoss
-from neurotome.models.folder import write_model_folder
-from neurotome.models.pretrained import NO_SCANS, longer
-from neurotome.models.session_views import described_masks, session_views
+from neurotome.files.progress import Report
+from neurotome.models.folder import NO_SCANS, write_model_folder
 from neurotome.models.styles import ALL_SITES, named_styles
+from neurotome.nn.exported import Exportable
+from neurotome.scans.codec import Codec
 from neurotome.tokenizers.base import Tokenizer
-from neurotome.tokenizers.health import books_started
+from neurotome.training.base import Frozen
+from neurotome.types import Images
 
 # a mean and spread per channel from fewer volumes are those of these volumes (ours: no source gives a number)
 FEW_VOLUMES = 16
@@ -35,7 +35,7 @@ FEW_VOLUMES = 16
 
 @dataclass
 class TrainingStatistics:
-    """Sums over the training scans.
+    """Sums over the training images.
 
     Args:
         volumes: Training volumes seen.
@@ -43,7 +43,6 @@ class TrainingStatistics:
         total: Sum per latent channel, float64.
         square: Sum of squares per latent channel, float64.
         styles: Style vectors by (contrast, site).
-        ranges: (low, high) of the sources by contrast.
     """
 
     volumes: int = 0
@@ -51,7 +50,6 @@ class TrainingStatistics:
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
     square: Tensor = field(default_factory=lambda: torch.zeros(()))
     styles: dict[tuple[str, str], list[Tensor]] = field(default_factory=lambda: defaultdict(list))
-    ranges: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
     def add_latent(self, latent: Tensor) -> None:
         """Add latents ``(b, d, x, y, z)``."""
@@ -62,24 +60,12 @@ class TrainingStatistics:
         self.square = self.square + cells.square().sum(dim=0)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of ``latent_stats.json``."""
+        """Return the content of ``latent_stats.json`` but for the intensities."""
         mean = self.total / max(self.count, 1)
         variance = (self.square / max(self.count, 1) - mean.square()).clamp(min=0)
-        intensity = {
-            name: {
-                "low": float(np.mean([a for a, _ in pairs])),
-                "high": float(np.mean([b for _, b in pairs])),
-                "n": len(pairs),
-            }
-            for name, pairs in self.ranges.items()
-        }
         return {
-            "mean": mean.tolist(),
-            "std": variance.sqrt().tolist(),
-            "volumes": self.volumes,
-            "cells": self.count,
-            "intensity": intensity,
-        }
+            "mean": mean.tolist(), "std": variance.sqrt().tolist(), "volumes": self.volumes, "cells": self.count
+        }  # fmt: skip
 
     def volumes_in_words(self) -> str:
         """Return on how many volumes the statistics rest, and whether these are few."""
@@ -97,165 +83,132 @@ class TrainingStatistics:
         return means, covariances
 
 
-def training_statistics(
-    network: Tokenizer,
-    store: Store,
-    progress: Callable[[float], None] | None = None,
-    segmentation: SegmentationLoss | None = None,
-) -> TrainingStatistics:
+def training_statistics(network: Tokenizer, reader: Reader, progress: Report | None = None) -> TrainingStatistics:
     """Encode every training session and collect what a model folder states.
 
     Args:
-        network: In evaluation mode.
-        store: Its training split is read.
-        segmentation: How a batch becomes the masks it was trained on; None for scans.
-        progress: Called with the share of sessions done.
+        network: Holding the averaged weights; put into evaluation mode.
+        reader: Its training split is read.
+        progress: Called after every session.
     """
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    found = TrainingStatistics()
-    entries = store.split("train")
-    for number, entry in enumerate(entries, 1):
-        views = session_views(network, store, store.load(entry), segmentation)
-        if not views:
-            continue
-        image = torch.from_numpy(np.stack([view.image for view in views])).to(device)  # (v, c, x, y, z)
-        ids = torch.tensor([network.modality_id(view.modality) for view in views], device=device)
-        with torch.inference_mode():
-            encoded = network.encode(image, ids)
-        found.add_latent(encoded.latent)
-        for i, view in enumerate(views):
-            if segmentation is None:
-                found.ranges[view.modality].append((view.record.low, view.record.high))
-            if encoded.style is None:
+    codec, found = Codec(network, reader.preparation.shape), TrainingStatistics()
+    sessions = reader.sessions("train", network.modalities)
+    for number in range(len(sessions)):
+        batch = sessions[number]
+        image, ids = batch.flat()
+        names = [network.modalities[i] for i in ids.tolist()]
+        site = reader.sites[index] if (index := int(batch.site[0])) >= 0 else ""
+        codes = codec.encode(list(image.numpy()), names)
+        if codes:
+            found.add_latent(torch.cat([code.latent for code in codes]))
+        for name, code in zip(names, codes, strict=True):
+            if code.style is None:
                 continue
-            vector = encoded.style[i].float().cpu()
-            found.styles[view.modality, ALL_SITES].append(vector)
-            if entry.site and entry.site != ALL_SITES:
-                found.styles[view.modality, entry.site].append(vector)
+            found.styles[name, ALL_SITES].append(code.style[0])
+            if site and site != ALL_SITES:
+                found.styles[name, site].append(code.style[0])
         if progress is not None:
-            progress(number / len(entries))
+            progress(number + 1, len(sessions), f"sub-{batch.subject[0]}")
     return found
 
 
-def export_model(
-    network: Tokenizer,
-    store: Store,
+def export(
+    network: Exportable,
+    reader: Reader,
     folder: Path,
     *,
     facts: Mapping[str, Any],
-    segmentation: SegmentationLoss | None = None,
+    frozen: Mapping[str, Frozen] | None = None,
     overwrite: bool = False,
-    progress: Callable[[float], None] | None = None,
+    progress: Report | None = None,
 ) -> str:
     """Write the model folder of a trained network and return its digest.
 
     Args:
         network: Holding the averaged weights.
-        store: What it was trained on.
+        reader: What it was trained on.
         folder: Where the model folder will stand.
         facts: Lines of the card: config, steps, seconds, validation.
-        segmentation: How a batch becomes the masks it was trained on; None for scans.
+        frozen: Networks that its training only read, by name.
         overwrite: Replace a model folder that is there.
-        progress: Called with the share of training sessions done.
+        progress: Called after every training session that statistics are made of.
 
     Raises:
-        UsageError: The store has no training session; the folder is there already.
+        UsageError: There is no training session; the folder is there already.
     """
-    if not store.split("train"):
+    if not reader.subjects("train"):
         raise UsageError("the store has no training session; prepare it again with a training split")
-    training = network.training
-    network.eval()
-    try:
-        found = training_statistics(network, store, progress, segmentation)
-    finally:
+    images, stats, styles = reader.images, None, None
+    if isinstance(network, Tokenizer):
+        training = network.training
+        found = training_statistics(network, reader, progress)
         network.train(training)
-    subjects = sorted(store.subjects("train"))
-    masks = None if segmentation is None else described_masks(network, segmentation)
+        stats = {**found.to_json(), "intensity": reader.intensity("train")}
+        styles = named_styles(*found.style_moments())
+        facts = {**facts, "Latent statistics": found.volumes_in_words(), "Translation": _translation(bool(styles))}
     return write_model_folder(
         folder,
         network,
-        preparation=store.preparation.to_json(),
-        stats=found.to_json(),
-        styles=named_styles(*found.style_moments()),
-        subjects=subjects,
-        card=card(
-            network,
-            store,
-            {**facts, "Latent statistics": found.volumes_in_words()},
-            styled=bool(found.styles),
-            masks=masks,
-        ),
-        masks=masks,
+        preparation=reader.preparation,
+        subjects=reader.subjects("train"),
+        card=card(network, reader, images, facts),
+        images=images,
+        frozen={name: one.digest for name, one in (frozen or {}).items()},
+        stats=stats,
+        styles=styles,
         overwrite=overwrite,
     )
 
 
-def card(
-    network: Tokenizer,
-    store: Store,
-    facts: Mapping[str, Any],
-    *,
-    styled: bool = True,
-    masks: Mapping[str, Any] | None = None,
-) -> str:
+def card(network: Exportable, reader: Reader, images: Images, facts: Mapping[str, Any]) -> str:
     """Return the README of a model folder: what it is, what it was trained on, what it must not be used for.
 
     Args:
-        network: The tokenizer.
-        store: What it was trained on.
+        network: What was trained.
+        reader: What it was trained on.
+        images: What its images are.
         facts: Further lines.
-        styled: Whether it tells style from anatomy, and can paint another contrast.
-        masks: ``source`` and ``groups`` of the masks it was trained on; None for scans.
     """
-    preparation, name = store.preparation, type(network).__name__
     size = sum(value.numel() for value in network.exported_state().values())
-    counts = ", ".join(f"{len(store.subjects(split))} {split}" for split in ("train", "val", "test"))
-    what = f"brain MRI ({', '.join(network.modalities)})" if masks is None else "masks of brain MRI"
+    counts = ", ".join(f"{len(reader.subjects(split))} {split}" for split in ("train", "val", "test"))
+    of_masks, contrasts = images.space == "masks", ", ".join(network.modalities)
+    what = "masks of brain MRI" if of_masks else f"brain MRI ({contrasts})"
+    seen = "Masks on the grid of skull-stripped scans" if of_masks else "Skull-stripped scans"
+    unready = network.unready()
     lines = [
-        f"# {name}",
+        f"# {type(network).__name__}",
         "",
-        f"Tokenizer for {what}, made by neurotome {neurotome.__version__}.",
+        f"{network.family.capitalize()} for {what}, made by neurotome {neurotome.__version__}.",
         "",
         "## Use",
         "",
-        *_use(network, masks),
+        *([f"The model {NO_SCANS[0]}; {NO_SCANS[1]}."] if of_masks else network.usage()),
         "",
         "## Data and protocol",
         "",
-        f"- {'Skull-stripped scans' if masks is None else 'Masks on the grid of skull-stripped scans'} at "
-        f"{preparation.describe()}.",
+        f"- {seen} at {reader.preparation.describe()}.",
         f"- Subjects: {counts}. The training subjects are listed in config.json as salted hashes.",
-        f"- Bits per voxel: at most {network.bits_per_voxel(preparation.shape):.3f}; {size} stored numbers.",
-        f"- {_images(masks, styled)}",
+        f"- {size} stored numbers.",
+        *(f"- {line}" for line in ([_masks(images)] if of_masks else network.describe(reader.preparation.shape))),
         *(f"- {key}: {value}" for key, value in facts.items()),
         "",
         "## Limits",
         "",
-        *([] if books_started(network) else [f"CODEBOOK NOT STARTED: its codes are noise; {longer(network)}.", ""]),
-        "Research only; not for clinical use. Reconstructed and translated scans are synthetic: a structure may be "
-        "missing, moved or invented. Scans unlike the training data give results that only look right.",
+        *([f"NOT READY: {unready}.", ""] if unready else []),
+        f"Research only; not for clinical use. {network.limits()} Scans unlike the training data give results that "
+        "only look right.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _use(network: Tokenizer, masks: Mapping[str, Any] | None) -> list[str]:
-    if masks is not None:
-        return [f"The model {NO_SCANS[0]}; {NO_SCANS[1]}."]
-    return [
-        "```python",
-        "from neurotome import Tokenizer, read_volume",
-        'tokenizer = Tokenizer.from_pretrained("path/to/this/folder")',
-        f'code = tokenizer.encode(read_volume("scan.nii.gz"), modality="{network.modalities[0]}")',
-        "```",
-    ]
-
-
-def _images(masks: Mapping[str, Any] | None, styled: bool) -> str:
-    """Return what the images are that it learned from, or what it can do with their style."""
-    if masks is not None:
-        return f"Images: masks, one channel each of: {', '.join(masks['groups'])} (source: {masks['source']})."
+def _translation(styled: bool) -> str:
     if styled:
-        return (
-            "The default style of another contrast is the mean over the training subjects; so is its intensity range."
-        )
-    return "It has no style apart from the anatomy: it reconstructs scans and cannot translate them."
+        return "the default style of another contrast is the mean over training subjects, and so is its intensity range"
+    return "it has no style apart from the anatomy: it reconstructs scans and cannot translate them"
+
+
+def _masks(images: Images) -> str:
+    """Return what the channels of masks are."""
+    return (
+        f"Images: masks, one channel each of: {', '.join(images.masks['groups'])} (source: {images.masks['source']})."
+    )

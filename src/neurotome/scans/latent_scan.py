@@ -21,11 +21,11 @@ from torch import Tensor
 
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
-from neurotome.data.stores.bit_planes import are_signs, pack_bits, unpack_bits
 from neurotome.data.stores.latents import ALTERED, promise_of
 from neurotome.errors import InputError
-from neurotome.files.stream import write_atomically
-from neurotome.models.folder import read_bounded, read_tensors
+from neurotome.files.atomic import write_atomically
+from neurotome.files.json_text import parse_json
+from neurotome.files.tensors import metadata_of, read_bounded, read_tensors
 from neurotome.tokenizers.base import Encoded
 
 FORMAT_VERSION = 1
@@ -56,24 +56,16 @@ class LatentScan:
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """Write the file, whole or not at all; return the SHA-256 of its bytes."""
-        encoded = self.encoded
-        tensors = {"latent": stored(encoded.latent), "mask": torch.from_numpy(np.packbits(self.mask))}
-        if encoded.style is not None:
-            tensors["style"] = encoded.style
-        if encoded.gain is not None:
-            tensors["gain"] = encoded.gain
-        # int32 holds every codebook and is half of what networks return
-        tensors.update({f"codes.{name}": codes.to(torch.int32) for name, codes in encoded.codes.items()})
+        tensors = {**self.encoded.stored(), "mask": torch.from_numpy(np.packbits(self.mask))}
         head = {
             "format_version": FORMAT_VERSION,
             "tokenizer": self.tokenizer,
             "modality": self.modality,
-            "shape": list(encoded.shape),
+            "shape": list(self.encoded.shape),
             "preparation": self.preparation.to_json(),
             "record": self.record.to_json(),
         }
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        return write_atomically(path, [safetensors.torch.save(plain, {KEY: json.dumps(head)})])
+        return write_atomically(path, [safetensors.torch.save(tensors, {KEY: json.dumps(head)})])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -91,37 +83,23 @@ class LatentScan:
         head = _head(data, file)
         try:
             x, y, z = (int(size) for size in head["shape"])
-            codes = {name[6:]: value.long() for name, value in tensors.items() if name.startswith("codes.")}
-            latent, style, gain = _restored(tensors["latent"]), tensors.get("style"), tensors.get("gain")
-            encoded = Encoded(latent, codes, style, {}, (x, y, z), gain=gain)
+            encoded = Encoded.restored(tensors, (x, y, z))
             record = Record.from_json(head["record"])
             preparation = Preparation.from_json(head["preparation"])
             mask = _unpacked(tensors["mask"], (x, y, z))
             return cls(encoded, str(head["modality"]), record, mask, preparation, str(head["tokenizer"]))
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            if isinstance(error, InputError) and error.file is not None:
+                raise
             raise InputError(f"not a latent of a scan ({error})", file=file, remedy=REMEDY) from error
-
-
-def stored(latent: Tensor) -> Tensor:
-    """Return a latent ``(..., d, x, y, z)`` as it lies on disk: one of signs alone takes one bit each, not 32."""
-    values = latent.detach().cpu().numpy()
-    return torch.from_numpy(pack_bits(values)) if are_signs(values) else latent
-
-
-def _restored(latent: Tensor) -> Tensor:
-    """Undo :func:`stored`."""
-    return latent if latent.is_floating_point() else torch.from_numpy(unpack_bits(latent.numpy()))
 
 
 def _head(data: bytes, file: Path) -> dict[str, Any]:
     """Return the metadata of safetensors bytes that were read before."""
-    size = int.from_bytes(data[:8], "little")
     try:
-        head = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][KEY])
+        head = parse_json(metadata_of(file, data)[KEY])
         version = int(head["format_version"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
             "holds no latent of a scan", file=file, remedy="give a file that `neurotome encode` wrote"
         ) from error

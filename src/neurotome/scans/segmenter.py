@@ -1,22 +1,20 @@
 """A trained segmenter for prepared scans: an image and its contrast in, labels out, as the Dice of a tokenizer needs.
 
-It judges images, so it is bound to the preparation of the store it was trained on, and to subjects other than its own.
+It is bound to the preparation of the store it was trained on, and used on subjects other than its own.
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
-import neurotome
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError
-from neurotome.models.folder import read_folder, subject_hash, write_model_folder
+from neurotome.models.folder import read_folder, subject_hash
 from neurotome.tasks.base import Segmenter
 from neurotome.types import Image
 
@@ -52,11 +50,8 @@ class ScanSegmenter:
             InputError: It is damaged, changed, of a newer format, or holds no segmenter.
         """
         content = read_folder(Path(folder), Segmenter)  # type: ignore[type-abstract]  # the registry's are concrete
-        try:
-            preparation = Preparation.from_json(content.preparation)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"not a preparation ({error})", file=Path(folder) / "preprocess.json") from error
-        return cls(content.network.to(device), preparation, content.training_subjects, content.digest, content.card)
+        network = content.network.to(device)
+        return cls(network, content.preparation, content.training_subjects, content.digest, content.card)
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -77,7 +72,7 @@ class ScanSegmenter:
         """Refuse a store that was prepared otherwise than the segmenter's.
 
         Raises:
-            InputError: As said.
+            InputError: The store was prepared otherwise.
         """
         if store.preparation.image_digest != self.preparation.image_digest:
             raise InputError(
@@ -99,57 +94,3 @@ class ScanSegmenter:
     def classes(self, labels: Integer[Tensor, "b x y z"]) -> Int[Tensor, "b x y z"]:
         """Return the structures of a label map of the store."""
         return self.network.classes(labels)
-
-
-def export_segmenter(
-    network: Segmenter, store: Store, folder: Path, *, facts: Mapping[str, Any], overwrite: bool = False
-) -> str:
-    """Write the model folder of a trained segmenter and return its digest.
-
-    Args:
-        network: Holding the averaged weights.
-        store: What it was trained on.
-        folder: Where the model folder will stand.
-        facts: Lines of the card: config, steps, seconds, validation.
-        overwrite: Replace a model folder that is there.
-
-    Raises:
-        UsageError: The folder is there already.
-    """
-    return write_model_folder(
-        folder,
-        network,
-        preparation=store.preparation.to_json(),
-        subjects=sorted(store.subjects("train")),
-        card=card(network, store, facts),
-        overwrite=overwrite,
-    )
-
-
-def card(network: Segmenter, store: Store, facts: Mapping[str, Any]) -> str:
-    """Return the README of a model folder: what it names, what it was trained on, what it must not be used for."""
-    name, counts = type(network).__name__, ", ".join(f"{len(store.subjects(s))} {s}" for s in ("train", "val", "test"))
-    groups = zip(network.structures, network.label_ids, strict=True)
-    lines = [
-        f"# {name}",
-        "",
-        f"Segmenter for brain MRI ({', '.join(network.modalities)}), made by neurotome {neurotome.__version__}.",
-        "",
-        "## Use",
-        "",
-        "`neurotome evaluate MODEL STORE --segmenter path/to/this/folder --out DIR`",
-        "",
-        "## Data and protocol",
-        "",
-        f"- Skull-stripped scans at {store.preparation.describe()}.",
-        f"- Subjects: {counts}. The training subjects are listed in config.json as salted hashes.",
-        f"- Structures (ids of the label maps): "
-        f"{'; '.join(f'{n} ({chr(44).join(map(str, ids))})' for n, ids in groups)}. Other ids are no structure.",
-        *(f"- {key}: {value}" for key, value in facts.items()),
-        "",
-        "## Limits",
-        "",
-        "Research only; not for clinical use. It compares an image with its reconstruction and measures no patient. "
-        "Scans unlike its training data give labels that only look right.",
-    ]
-    return "\n".join(lines) + "\n"

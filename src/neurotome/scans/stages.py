@@ -1,4 +1,4 @@
-"""A scan on its way through the network: prepared for it, and painted by it."""
+"""A scan on its way through the network: prepared for it, and decoded by it."""
 
 import os
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ class PreparedScan:
 
 
 @dataclass(frozen=True, eq=False)
-class Painting:
-    """What the network painted, not yet on the source's grid.
+class DecodedScan:
+    """What the network decoded, not yet on the source's grid.
 
     Args:
         image: In [-1, 1], on the prepared grid, ``(x, y, z)``.

@@ -4,15 +4,11 @@ r"""A trained tokenizer for scans: volumes in, volumes out, on the grid and with
     decode      code -> network.decode -> undo the preparation -> volume
     translate   decode(shared code, style of the target contrast)
 
-The network always sees batches of one size, filled up where scans are missing, so that a scan's result does not depend
-on what it was computed with: one by one, in pairs or in a folder of thousands the bytes are the same.
-
 The style of another contrast is, unless a reference is given, its mean over the *training* subjects, and the intensity
 range is the mean range of that contrast over the training subjects (a source's own range says nothing about another
 contrast); outside the brain the value is 0.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,21 +23,16 @@ from neurotome import modality as contrasts
 from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
+from neurotome.data.stores.masks import MaskSource
 from neurotome.errors import InputError, UsageError
-from neurotome.losses.segmentation import SegmentationLoss
-from neurotome.models.folder import subject_hash, write_model_folder
-from neurotome.models.pretrained import NO_SCANS, read_pretrained
-from neurotome.models.session_views import described_masks
+from neurotome.models.folder import NO_SCANS, check_usable, read_folder, subject_hash, write_model_folder
 from neurotome.models.styles import ALL_SITES, named_styles, style_key
-from neurotome.nn.nd import channels_last
-from neurotome.nn.slabs.computing import SlabChoice, computing
-from neurotome.scans.codes import alike, full, joined, moved, single
+from neurotome.nn.slabs.computing import SlabChoice
+from neurotome.scans.codec import Codec
 from neurotome.scans.latent_scan import LatentScan
-from neurotome.scans.stages import Painting, PreparedScan
+from neurotome.scans.stages import DecodedScan, PreparedScan
 from neurotome.tokenizers.base import Encoded, Tokenizer
-
-# On a CPU two small images take hardly longer than one, four take twice as long as two; large images fill it alone.
-SMALL_VOXELS = 2**20
+from neurotome.types import Images
 
 
 class ScanTokenizer:
@@ -58,10 +49,11 @@ class ScanTokenizer:
         card: README of the model folder.
         precision: "bf16" runs the network in mixed precision.
         slabs: Planes of a volume that the network computes at a time (:func:`neurotome.nn.slabs.computing.computing`).
-        masks: How a batch becomes the masks it was trained on; None for a tokenizer of scans.
+        images: What the images are that it was trained on; None for scans.
+        frozen: Digests of the networks that its training only read, by name.
 
     Raises:
-        ValueError: The preparation makes images that the network cannot paint.
+        ValueError: The preparation makes images that the network cannot decode.
     """
 
     def __init__(
@@ -76,20 +68,19 @@ class ScanTokenizer:
         card: str = "",
         precision: Literal["fp32", "bf16"] = "fp32",
         slabs: SlabChoice = "auto",
-        masks: SegmentationLoss | None = None,
+        images: Images | None = None,
+        frozen: Mapping[str, str] | None = None,
     ) -> None:
         network.check_window(preparation.window)
-        self.network = network.eval()
-        channels_last(network)  # convolutions on a CPU take a quarter less time
-        self.preparation = preparation
+        self.codec = Codec(network, preparation.shape, precision, slabs)
+        self.network, self.preparation = self.codec.network, preparation
         self.stats = dict(stats)
         self.styles = dict(styles)
         self.covariances = dict(covariances)
         self.training_subjects = training_subjects
         self.digest = digest
         self.card = card
-        self.precision, self.masks = precision, masks
-        self.compute = computing(slabs, preparation.shape)
+        self.images, self.frozen = images or Images(), dict(frozen or {})
 
     @classmethod
     def from_pretrained(
@@ -107,12 +98,17 @@ class ScanTokenizer:
             InputError: It is damaged, changed, of a newer format, or not of this package; its codebook has not seen
                 data; it is a tokenizer of masks.
         """
-        content, preparation, made_of = read_pretrained(Path(folder), masks=masks)
+        content = read_folder(Path(folder), Tokenizer)  # type: ignore[type-abstract]  # the registry's are concrete
+        check_usable(content, Path(folder), "masks" if masks and content.images.masks else "voxels")
+        try:
+            content.network.check_window(content.preparation.window)
+        except ValueError as error:
+            raise InputError(str(error), file=Path(folder) / "preprocess.json") from error
         means = {style_key(k): v for k, v in content.styles.items() if k.endswith("/mean")}
         covariances = {style_key(k): v for k, v in content.styles.items() if k.endswith("/covariance")}
         return cls(
             content.network.to(device),
-            preparation,
+            content.preparation,
             content.stats,
             means,
             covariances,
@@ -121,7 +117,8 @@ class ScanTokenizer:
             content.card,
             precision,
             slabs,
-            made_of,
+            content.images,
+            content.frozen,
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -129,12 +126,13 @@ class ScanTokenizer:
         self.digest = write_model_folder(
             Path(folder),
             self.network,
-            preparation=self.preparation.to_json(),
+            preparation=self.preparation,
             stats=self.stats,
             styles=named_styles(self.styles, self.covariances),
             subjects=self.training_subjects,
             card=self.card,
-            masks=None if self.masks is None else described_masks(self.network, self.masks),
+            images=self.images,
+            frozen=self.frozen,
             overwrite=overwrite,
         )
 
@@ -146,7 +144,13 @@ class ScanTokenizer:
     @property
     def device(self) -> torch.device:
         """Where the network computes."""
-        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        return self.codec.device
+
+    @property
+    def masks(self) -> MaskSource | None:
+        """How a batch becomes the masks it was trained on; None for a tokenizer of scans."""
+        found = self.images.masks
+        return MaskSource(found["source"], self.network.in_channels) if found else None
 
     def trained_on(self, subject: str) -> bool:
         """Return whether a subject was among those the model was trained on."""
@@ -181,29 +185,13 @@ class ScanTokenizer:
         image = np.ascontiguousarray(prepared.image[0], dtype=np.float32)
         return PreparedScan(image, name, prepared.records[name], np.asarray(prepared.mask, dtype=bool))
 
-    @property
-    def batch(self) -> int:
-        """Scans that the network sees at once."""
-        return 2 if math.prod(self.preparation.shape) <= SMALL_VOXELS else 1
-
     def encode_batch(self, scans: Sequence[PreparedScan]) -> list[LatentScan]:
         """Return the codes of prepared scans."""
-        codes = self.encode_images([scan.image[None] for scan in scans], [scan.modality for scan in scans])
+        codes = self.codec.encode([scan.image[None] for scan in scans], [scan.modality for scan in scans])
         return [
             LatentScan(code, scan.modality, scan.record, scan.mask, self.preparation, self.digest)
             for scan, code in zip(scans, codes, strict=True)
         ]
-
-    def encode_images(self, images: Sequence[np.ndarray[Any, Any]], modalities: Sequence[str]) -> list[Encoded]:
-        """Return the codes of images ``(c, x, y, z)`` as the network takes them, scans or masks."""
-        codes: list[Encoded] = []
-        for part in full(list(zip(images, modalities, strict=True)), self.batch):
-            image = torch.from_numpy(np.stack([one for one, _ in part]))  # (b, c, x, y, z)
-            ids = self._ids([name for _, name in part])
-            with torch.inference_mode(), self._autocast():
-                encoded = self.compute(self.network.encode, image.to(self.device), ids)
-            codes += [single(encoded, index) for index in range(len(part))]
-        return codes[: len(images)]  # what filled the last batch is left over
 
     def decode(
         self,
@@ -216,14 +204,14 @@ class ScanTokenizer:
 
         Args:
             latent: Made by this very model.
-            modality: Contrast to paint; None for the source's own. Another sees only the shared part of the code.
+            modality: Contrast of the result; None for the source's own. Another sees only the shared part of the code.
             style: Style vector ``(d,)``; None for the code's own, or the training mean of another contrast.
             intensity: Record of a scan whose intensity range the result takes; None for the source's own range, or the
                 training mean of another contrast.
 
         Raises:
             InputError: The code was made by another model.
-            UsageError: The model does not know the contrast, or has no style to paint another with.
+            UsageError: The model does not know the contrast, or has no style for another one.
         """
         return self.decode_batch([latent], modality, style, intensity)[0].volume()
 
@@ -233,35 +221,27 @@ class ScanTokenizer:
         modality: str | None = None,
         style: Tensor | None = None,
         intensity: Record | None = None,
-    ) -> list[Painting]:
+    ) -> list[DecodedScan]:
         """Return what :meth:`decode` makes of several codes; the arguments hold for all of them."""
         self._check_scans()
-        coming = [self._to_paint(latent, modality, style) for latent in latents]
-        images: dict[int, Tensor] = {}
-        for group in alike([code for code, _ in coming]):
-            for part in full(group, self.batch):
-                encoded = moved(joined([coming[index][0] for index in part]), self.device)
-                ids = self._ids([coming[index][1] for index in part])
-                with torch.inference_mode(), self._autocast():
-                    painted = self.compute(self.network.decode, encoded, ids)
-                values = painted[:, 0].float()
-                if self.preparation.window is not None:
-                    values = values.clamp(*self.preparation.window)
-                images |= dict(zip(part, values.cpu(), strict=True))
+        coming = [self._to_decode(latent, modality, style) for latent in latents]
+        images = [image[0] for image in self.codec.decode([c for c, _ in coming], [target for _, target in coming])]
+        if self.preparation.window is not None:
+            images = [image.clamp(*self.preparation.window) for image in images]
         return [
-            Painting(images[index].numpy(), self._range(latent, coming[index][1], intensity), latent.mask)
-            for index, latent in enumerate(latents)
+            DecodedScan(image.numpy(), self._range(latent, target, intensity), latent.mask)
+            for image, (_, target), latent in zip(images, coming, latents, strict=True)
         ]
 
-    def _to_paint(self, latent: LatentScan, modality: str | None, style: Tensor | None) -> tuple[Encoded, str]:
-        """Return what the decoder may see of a code, and the contrast to paint."""
+    def _to_decode(self, latent: LatentScan, modality: str | None, style: Tensor | None) -> tuple[Encoded, str]:
+        """Return what the decoder may see of a code, and the contrast it decodes to."""
         self.check_latent(latent)
         target = latent.modality if modality is None else self.known(modality)
         encoded = latent.encoded
         if target != latent.modality:
             if encoded.style is None:
                 raise UsageError(
-                    f"{type(self.network).__name__} has no style, so it cannot paint {latent.modality} as {target}; "
+                    f"{type(self.network).__name__} has no style, so it cannot decode {latent.modality} as {target}; "
                     "translate with a model that has one (`neurotome configs` lists NeuroQuant's)"
                 )
             encoded = self.network.shared(encoded)
@@ -308,23 +288,30 @@ class ScanTokenizer:
             site: Training site whose mean style is taken; None for the mean over all sites.
 
         Raises:
-            UsageError: A reference and a site; the network has no style; the model folder holds none for the site.
+            UsageError: A reference and a site; a reference named after another contrast; the network has no style; the
+                model folder holds none for the site.
         """
         target = self.known(to)
-        style, intensity = self.look(target, style_from, site, allow_head)
+        style, intensity = self.appearance(target, style_from, site, allow_head)
         return self.decode(self.encode(volume, modality, mask, allow_head), target, style, intensity)
 
-    def look(
+    def appearance(
         self, target: str, style_from: Volume | None = None, site: str | None = None, allow_head: bool = False
     ) -> tuple[Tensor | None, Record | None]:
-        """Return the style and the intensities that :meth:`translate` paints with; None for the training mean."""
+        """Return the style and the intensity range that :meth:`translate` gives its result; None for training means."""
         if style_from is None:
             return None if site is None else self.mean_style(target, site), None
         if site is not None:
             raise UsageError("a style comes from a reference or from a site; give one of them")
+        file = Path(style_from.provenance.path or "")
+        named = contrasts.candidates(file.name)
+        if named and target not in named:
+            raise UsageError(f"{file}: the reference is {' or '.join(named)} by its name; give a scan of {target}")
         reference = self.encode(style_from, target, None, allow_head)
         if reference.encoded.style is None:
-            raise UsageError(f"{type(self.network).__name__} has no style vector, so a reference cannot lend one")
+            raise UsageError(
+                f"{type(self.network).__name__} has no style vector, so none can be taken from a reference"
+            )
         return reference.encoded.style, reference.record
 
     def mean_style(self, modality: str, site: str = ALL_SITES) -> Tensor:
@@ -346,7 +333,7 @@ class ScanTokenizer:
         return float(entry.get("low", 0.0)), float(entry.get("high", 1.0))
 
     def _check_scans(self) -> None:
-        if self.masks is not None:
+        if self.images.space != "voxels":
             raise UsageError(f"the model {NO_SCANS[0]}; {NO_SCANS[1]}")
 
     def known(self, name: str) -> str:
@@ -390,9 +377,3 @@ class ScanTokenizer:
         expected = (1, self.network.latent_channels, *self.network.latent_shape(latent.encoded.shape))
         if tuple(latent.encoded.latent.shape) != expected:
             raise InputError(f"the latent has shape {tuple(latent.encoded.latent.shape)}, admissible is {expected}")
-
-    def _ids(self, names: Sequence[str]) -> Tensor:
-        return torch.tensor([self.network.modality_id(name) for name in names], device=self.device)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")

@@ -1,4 +1,4 @@
-"""What is done with scans downstream; the public names are the registry of configs and model folders."""
+"""Downstream tasks: segmentation; the public names are those of configs and model folders."""
 
 from neurotome.tasks.base import Segmenter
 from neurotome.tasks.seg_resnet import SegResNet

@@ -2,24 +2,25 @@ r"""The contract of a segmenter: an image and its contrast in, the structures of
 
     logits_k(v) of K structures,     label(v) = 1 + argmax_k logits_k(v)  if the largest is above 0, else 0
 
-Structures are declared as groups of the ids of a label map; an id that no group names is no structure.
+Structures are declared as groups of the ids of a label map; an id of no group is background.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from neurotome.nn.recorded import Recorded
+from neurotome.nn.exported import Exportable
+from neurotome.nn.nd import per_axis
 from neurotome.types import Image, ModalityIds
 
 Logits = Float[Tensor, "b k x y z"]
 
 
-class Segmenter(Recorded, ABC):
-    """A network that names the structure of every voxel.
+class Segmenter(Exportable):
+    """A network that assigns a structure to every voxel.
 
     Args:
         modalities: Contrasts; their order gives the ids.
@@ -46,6 +47,8 @@ class Segmenter(Recorded, ABC):
         self.structures = tuple(structures)
         self.label_ids = tuple(tuple(group) for group in label_ids)
 
+    family = "segmenter"
+
     @abstractmethod
     def forward(self, image: Image, modality: ModalityIds) -> Logits:
         """Return one logit per structure and voxel of ``image`` in [-1, 1]; ``modality`` holds one id per image."""
@@ -67,20 +70,30 @@ class Segmenter(Recorded, ABC):
         numbers = torch.arange(1, len(self.structures) + 1, device=labels.device)
         return self.classes(labels)[:, None] == numbers.view(-1, 1, 1, 1)
 
-    def modality_id(self, name: str) -> int:
-        """Return the id of a contrast.
+    def example(self) -> dict[str, Tensor]:
+        """See :class:`Exportable`: one image per contrast, of a side that most strides divide."""
+        side = per_axis(16, self.arguments.get("spatial_dims", 3))
+        image = torch.rand(len(self.modalities), 1, *side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        return {"image": image, "modality": torch.arange(len(self.modalities))}
 
-        Raises:
-            ValueError: The network was not trained on it.
-        """
-        if name not in self.modalities:
-            raise ValueError(f"this segmenter knows {', '.join(self.modalities)}, not {name}")
-        return self.modalities.index(name)
+    def respond(self, example: Mapping[str, Tensor]) -> Tensor:
+        """See :class:`Exportable`: the logits."""
+        return self(example["image"], example["modality"])
 
-    def exported_state(self) -> dict[str, Tensor]:
-        """Return the state; nothing of it is for training alone."""
-        return {key: value.detach() for key, value in self.state_dict().items()}
+    def capabilities(self, grid: Sequence[int]) -> dict[str, object]:
+        """See :class:`Exportable`."""
+        return {**super().capabilities(grid), "grid": list(grid), "structures": list(self.structures)}
 
-    def adopt(self, state: Mapping[str, Tensor]) -> None:
-        """Make the tensors of a checked state this network's own; for one that was built on the meta device."""
-        self.load_state_dict(dict(state), assign=True)
+    def usage(self) -> list[str]:
+        """See :class:`Exportable`."""
+        return ["`neurotome evaluate MODEL STORE --segmenter path/to/this/folder --out DIR`"]
+
+    def describe(self, grid: Sequence[int]) -> list[str]:
+        """See :class:`Exportable`."""
+        groups = zip(self.structures, self.label_ids, strict=True)
+        named = "; ".join(f"{name} ({','.join(map(str, ids))})" for name, ids in groups)
+        return [f"Structures (ids of the label maps): {named}. Other ids are no structure."]
+
+    def limits(self) -> str:
+        """See :class:`Exportable`."""
+        return "It compares an image with its reconstruction and measures no patient."

@@ -31,7 +31,7 @@ class SegResNet(Segmenter):
         blocks_up: Residual blocks of each level of the decoder, one entry fewer.
 
     Raises:
-        ValueError: As :class:`Segmenter`; ``channels`` is no multiple of 8, the blocks do not fit each other.
+        ValueError: Structures or ids are not admissible, ``channels`` is no multiple of 8, or the blocks do not fit.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class SegResNet(Segmenter):
             raise ValueError(f"channels is {channels}; give a multiple of 8, the number of groups that are normalised")
         if len(blocks_up) != len(blocks_down) - 1 or min(*blocks_down, *blocks_up) < 1:
             raise ValueError(f"blocks_down is {blocks_down}, blocks_up {blocks_up}; the second has one entry fewer")
-        # three seconds of imports that only a segmenter pays
+        # imported late: it takes three seconds, and only a segmenter needs it
         from monai.networks.nets.segresnet import SegResNet as ResidualNet
 
         self.spatial_dims, self.stride = spatial_dims, 2 ** (len(blocks_down) - 1)

@@ -16,7 +16,7 @@ from neurotome.errors import InputError
 from neurotome.losses.segmentation import SegmentationLoss
 from neurotome.metrics.overlap import mean_dice, structure_dice
 from neurotome.tasks.base import Segmenter
-from neurotome.training.base import Method
+from neurotome.training.base import Method, Needs
 from neurotome.training.optim import OptimizerConfig
 from neurotome.types import Batch
 
@@ -28,15 +28,13 @@ class SegmentationTraining(Method):
         segmenter: The network.
         optimizer: How weights are updated; None for the defaults.
         loss_weights: Weights of the terms; None for 1, 1 and 0.5. ``source`` does not count here.
-        noise_sd: Standard deviation of the noise that is added to the image, in its range of 2, >= 0: a segmenter that
-            judges reconstructions must bear images that are not quite scans.
+        noise_sd: Standard deviation of the noise that is added to the image, in its range of 2, >= 0: a segmenter of
+            reconstructions must bear images that are not quite scans.
         blur_prob: Probability that a step's images are averaged over windows of three voxels, in [0, 1].
 
     Raises:
         ValueError: A value is out of range.
     """
-
-    needs_labels = True
 
     def __init__(
         self,
@@ -52,12 +50,21 @@ class SegmentationTraining(Method):
         self.segmenter, self.loss_weights = segmenter, loss_weights or SegmentationLoss()
         self.noise_sd, self.blur_prob = noise_sd, blur_prob
 
+    def product(self) -> Segmenter:
+        """See :class:`Method`."""
+        return self.segmenter
+
+    @property
+    def needs(self) -> Needs:
+        """See :class:`Method`."""
+        return Needs(labels=True)
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """See :class:`Method`."""
         image, modality = batch.flat()
         masks = self.segmenter.masks(self._labels(batch))  # (b, k, x, y, z)
         target = masks[:, None].expand(-1, batch.image.shape[1], -1, -1, -1, -1)[batch.present]
-        logits = self.segmenter(self._worn(image), modality)
+        logits = self.segmenter(self._degraded(image), modality)
         return self.loss_weights(logits, torch.where(target, 1.0, -1.0))
 
     def validate(self, batch: Batch) -> Mapping[str, float | Tensor]:
@@ -85,7 +92,7 @@ class SegmentationTraining(Method):
             )
         return batch.label
 
-    def _worn(self, image: Tensor) -> Tensor:
+    def _degraded(self, image: Tensor) -> Tensor:
         """Return the image blurred now and then, and with noise."""
         if float(torch.rand(())) < self.blur_prob:
             window = [1 if s == 1 else 3 for s in image.shape[2:]]

@@ -1,58 +1,39 @@
 """The contract of a tokenizer: voxels in, an ``Encoded`` in the middle, voxels out.
 
-A tokenizer knows tensors only. Scans, geometry and files are met in :mod:`neurotome.apply`.
+A tokenizer knows tensors only. Scans, geometry and files are met in :mod:`neurotome.scans`.
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from neurotome.nn.recorded import Recorded
-from neurotome.types import Image, ModalityIds
+from neurotome.nn.exported import Exportable
+from neurotome.nn.nd import per_axis
+from neurotome.nn.quantize.reservoir import Reservoir
+from neurotome.tokenizers.encoded import Encoded
+from neurotome.types import Image, Latent, ModalityIds, Source
 
-
-@dataclass(frozen=True)
-class Encoded:
-    """What a tokenizer makes of an image.
-
-    Args:
-        latent: What the decoder receives, ``(b, d, x, y, z)``.
-        codes: Named code maps ``(b, x, y, z)``, the first one is the anatomy; empty for continuous tokenizers.
-        style: Appearance vector ``(b, d)``, or None.
-        terms: The bottleneck's own named losses, scalars.
-        shape: Spatial shape of the source image.
-        aux: Tensors that only training looks at (continuous codes before quantisation, for example).
-        gain: Log gain on a coarse grid, ``(b, 1, x, y, z)``: the part of the appearance a vector cannot hold, or None.
-    """
-
-    latent: Tensor
-    codes: Mapping[str, Tensor]
-    style: Tensor | None
-    terms: Mapping[str, Tensor]
-    shape: tuple[int, int, int]
-    aux: Mapping[str, Tensor] = field(default_factory=dict)
-    gain: Tensor | None = None
+__all__ = ["Encoded", "Tokenizer"]
 
 
-class Tokenizer(Recorded, ABC):
+class Tokenizer(Exportable):
     """Encoder, bottleneck and decoder behind one face.
 
     Attributes:
-        modalities: Names of the contrasts the model knows; their order gives the ids.
         factor: Voxels per latent cell and axis.
         latent_channels: Channels of ``Encoded.latent``.
-        training_only: Names of submodules and buffers that training alone needs; an exported model leaves them out.
-        window: Range of what the decoder paints; None where it has no bounds.
+        codebook_sizes: Number of codes behind each code map; a map that is missing has an unknown number.
+        window: Range of what the decoder makes; None where it has no bounds.
     """
 
-    modalities: tuple[str, ...]
+    family = "tokenizer"
     factor: tuple[int, int, int]
     latent_channels: int
-    training_only: tuple[str, ...] = ()
+    codebook_sizes: Mapping[str, int] = MappingProxyType({})
     window: tuple[float, float] | None = (-1.0, 1.0)
 
     @abstractmethod
@@ -92,7 +73,7 @@ class Tokenizer(Recorded, ABC):
         return self.bits(shape) / math.prod(shape)
 
     def check_window(self, window: tuple[float, float] | None) -> None:
-        """Refuse images that the decoder cannot paint.
+        """Refuse images that the decoder cannot make.
 
         Args:
             window: The range no voxel of the images leaves; None where they have no bounds.
@@ -104,19 +85,32 @@ class Tokenizer(Recorded, ABC):
             return
         given = "images without bounds (z-scores without a clip)" if window is None else f"images in {list(window)}"
         raise ValueError(
-            f"{type(self).__name__} paints values in {list(self.window)}, it cannot learn {given}: prepare with "
+            f"{type(self).__name__} decodes to values in {list(self.window)}, it cannot learn {given}: prepare with "
             "--intensity percentile, or with --intensity zscore --clip 5"
         )
 
-    def modality_id(self, name: str) -> int:
-        """Return the id of a contrast.
+    def check(self, source: Source) -> None:
+        """See :class:`Exportable`: a grid, a crop, a range or channels that the tokenizer cannot take."""
+        self.latent_shape(source.grid)
+        self.check_window(source.window)
+        if source.crop is not None:
+            self._check_crop(source.crop)
+        if (channels := self.in_channels) != source.channels:
+            raise ValueError(
+                f"the tokenizer's in_channels is {channels}, but the images of a store have {source.channels} channel"
+                f"{'s' * (source.channels != 1)}; leave in_channels out, or train on label maps, one channel each: "
+                f"`data: {{class_path: Masks, init_args: {{channels: {channels}}}}}`"
+            )
 
-        Raises:
-            ValueError: The model was not trained on it.
-        """
-        if name not in self.modalities:
-            raise ValueError(f"this model knows {', '.join(self.modalities)}, not {name}")
-        return self.modalities.index(name)
+    def _check_crop(self, crop: tuple[int, int, int]) -> None:
+        try:
+            self.latent_shape(crop)
+        except ValueError as error:
+            nearest = [c if c == 1 else math.ceil(c / f) * f for c, f in zip(crop, self.factor, strict=True)]
+            raise ValueError(
+                f"the crop {list(crop)} is not a multiple of {list(self.factor)}, the voxels of a latent cell; the "
+                f'next admissible is --data.crop "{nearest}"'
+            ) from error
 
     def check_input(self, image: Tensor, modality: Tensor) -> None:
         """Refuse what the network was not built for.
@@ -126,11 +120,10 @@ class Tokenizer(Recorded, ABC):
         """
         if image.ndim != 5:
             raise ValueError(f"image has shape {tuple(image.shape)}; give (b, c, x, y, z), a slice has z = 1")
-        channels = self.arguments.get("in_channels")
-        if channels is not None and image.shape[1] != channels:
+        if "in_channels" in self.arguments and image.shape[1] != self.in_channels:
             raise ValueError(
-                f"image has {image.shape[1]} channels, this {type(self).__name__} takes {channels}; give images like "
-                "those it was trained on"
+                f"image has {image.shape[1]} channels, this {type(self).__name__} takes {self.in_channels}; give "
+                "images like those it was trained on"
             )
         self.latent_shape(image.shape[2:])
         self._check_modality(modality, len(image))
@@ -139,7 +132,8 @@ class Tokenizer(Recorded, ABC):
         """Refuse a code that does not fit its own image shape, or a contrast that the network does not know.
 
         Raises:
-            ValueError: As said.
+            ValueError: The latent's shape is not that of an image of ``encoded.shape``; the ids are not one integer per
+                image, or one lies outside ``modalities``.
         """
         shape = self.latent_shape(encoded.shape)
         if tuple(encoded.latent.shape[2:]) != shape:
@@ -163,69 +157,59 @@ class Tokenizer(Recorded, ABC):
         """Return the code without what is private to the source's contrast; here there is nothing private."""
         return encoded
 
-    def exported_state(self) -> dict[str, Tensor]:
-        """Return the state without what only training needs."""
-        return {key: value.detach() for key, value in self.state_dict().items() if not self._only_trains(key)}
+    def anatomy(self, encoded: Encoded) -> Latent:
+        """Return the part of the latent that all contrasts share, ``(b, d, x, y, z)``; here all of it."""
+        return encoded.latent
 
-    def load_exported(self, state: Mapping[str, Tensor]) -> None:
-        """Load an exported state; every key but the training-only ones must be there, and nothing else.
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return int(self.arguments.get("in_channels", 1))
 
-        Raises:
-            ValueError: A key is missing, unknown, of another shape, or not finite.
-        """
-        own = self.exported_state()
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or unknown:
-            raise ValueError(f"weights do not fit {type(self).__name__}: missing {missing[:3]}, unknown {unknown[:3]}")
-        for key, value in state.items():
-            if value.shape != own[key].shape:
-                raise ValueError(f"weight {key} has shape {tuple(value.shape)}, the network {tuple(own[key].shape)}")
-            if not is_finite(value):
-                raise ValueError(f"weight {key} holds NaN or Inf; train again or fetch the model folder again")
-        self.load_state_dict(dict(state), strict=False)
+    def example(self) -> dict[str, Tensor]:
+        """See :class:`Exportable`: one image per contrast, two latent cells or at least eight voxels a side."""
+        seen = per_axis(2, self.arguments.get("spatial_dims", 3))  # 1 for an axis that the network does not see
+        side = [f * max(2, -(-8 // f)) if two > 1 else 1 for f, two in zip(self.factor, seen, strict=True)]
+        generator = torch.Generator().manual_seed(0)
+        image = torch.rand(len(self.modalities), self.in_channels, *side, generator=generator) * 2 - 1
+        return {"image": image, "modality": torch.arange(len(self.modalities))}
 
-    def adopt(self, state: dict[str, Tensor]) -> None:
-        """Make the tensors of a checked exported state this network's own, without a copy.
+    def respond(self, example: Mapping[str, Tensor]) -> Tensor:
+        """See :class:`Exportable`: the reconstruction."""
+        image, modality = example["image"], example["modality"]
+        return self.decode(self.encode(image, modality), modality)
 
-        For a network built on the meta device; what only training needs starts anew.
+    def capabilities(self, grid: Sequence[int]) -> dict[str, object]:
+        """See :class:`Exportable`."""
+        latent = [self.latent_channels, *self.latent_shape(grid)]
+        bits = self.bits_per_voxel(grid)
+        return {**super().capabilities(grid), "grid": list(grid), "latent": latent, "bits_per_voxel": bits}
 
-        Raises:
-            ValueError: Something else than the training-only parts is missing.
-        """
-        self.load_state_dict(state, strict=False, assign=True)
-        for name, module in self.named_modules():
-            own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-            bare = [f"{name}.{key}".removeprefix(".") for key, tensor in own.items() if tensor.is_meta]
-            if any(not self._only_trains(key) for key in bare):
-                raise ValueError(f"{type(self).__name__} holds tensors that its exported state lacks: {bare[:3]}")
-            for key, tensor in own.items():
-                if tensor.is_meta:
-                    fresh = torch.zeros_like(tensor, device="cpu")
-                    setattr(module, key, nn.Parameter(fresh) if isinstance(tensor, nn.Parameter) else fresh)
-            if bare and callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
+    def usage(self) -> list[str]:
+        """See :class:`Exportable`."""
+        return [
+            "```python",
+            "from neurotome import Tokenizer, read_volume",
+            'tokenizer = Tokenizer.from_pretrained("path/to/this/folder")',
+            f'code = tokenizer.encode(read_volume("scan.nii.gz"), modality="{self.modalities[0]}")',
+            "```",
+        ]
 
-    def _only_trains(self, key: str) -> bool:
-        """Return whether a tensor of the state is needed in training alone."""
-        return any(key == name or key.startswith(f"{name}.") for name in self.training_only)
+    def describe(self, grid: Sequence[int]) -> list[str]:
+        """See :class:`Exportable`."""
+        return [f"Bits per voxel: at most {self.bits_per_voxel(grid):.3f}."]
 
+    def limits(self) -> str:
+        """See :class:`Exportable`."""
+        return "Reconstructed and translated scans are synthetic: a structure may be missing, moved or invented."
 
-def codebook_sizes(network: Tokenizer, names: Sequence[str]) -> dict[str, int | None]:
-    """Return the number of codes behind each code map, None where the network does not say.
-
-    They are ``network.codebook_sizes`` where the network has it, else ``num_codes`` of its submodules, in the order of
-    the code maps. Of a book of unknown size no utilisation is told.
-    """
-    given = getattr(network, "codebook_sizes", None)
-    if given is not None:
-        return {name: given.get(name) for name in names}
-    found = [k for m in network.modules() if isinstance(k := getattr(m, "num_codes", None), int)]
-    return dict(zip(names, found, strict=True)) if len(found) == len(names) else dict.fromkeys(names)
-
-
-def is_finite(value: Tensor) -> bool:
-    """Return whether no element is NaN or infinite; one pass, nothing allocated."""
-    if not value.is_floating_point() or not value.numel():
-        return True
-    low, high = torch.aminmax(value)
-    return math.isfinite(low) and math.isfinite(high)
+    def unready(self) -> str:
+        """See :class:`Exportable`: why the codes mean nothing yet."""
+        waiting = [m for m in self.modules() if isinstance(m, Reservoir) and not m.started]
+        if not waiting:
+            return ""
+        passes, tokens = max(m.start_after for m in waiting), max(m.size for m in waiting)
+        return (
+            "the codebook has not started, so that its codes are noise; train for more steps: a codebook starts after "
+            f"{passes} of them (start_after) and once it has collected {tokens} latent cells (reservoir)"
+        )

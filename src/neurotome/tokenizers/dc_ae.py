@@ -24,7 +24,14 @@ from torch.utils.checkpoint import checkpoint
 from neurotome.nn.linear_attention import EfficientViTBlock
 from neurotome.nn.nd import Conv, Triple, per_axis
 from neurotome.nn.rescale import Slicewise
-from neurotome.nn.shortcut import ChannelNorm, Downsample, PostNormBlock, Upsample, average_channels, repeat_channels
+from neurotome.nn.shortcut import (
+    ChannelNorm,
+    PostNormBlock,
+    ShortcutDownsample,
+    ShortcutUpsample,
+    average_channels,
+    repeat_channels,
+)
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, Latent, ModalityIds
 
@@ -60,7 +67,7 @@ class Sizes:
         return found
 
 
-class Encoder(nn.Module):
+class DeepCompressionEncoder(nn.Module):
     """Image to the features before the latent, fine to coarse; a first level without blocks is skipped by its stem."""
 
     def __init__(self, sizes: Sizes, in_channels: int, num_blocks: Sequence[int]) -> None:
@@ -68,11 +75,12 @@ class Encoder(nn.Module):
         dims, channels, self.first = sizes.spatial_dims, sizes.channels, int(num_blocks[0] == 0)
         self.stem: nn.Module = Conv(dims, in_channels, channels[0])
         if self.first:
-            self.stem = Downsample(dims, in_channels, channels[1], sizes.factors[0], shortcut=False)
+            self.stem = ShortcutDownsample(dims, in_channels, channels[1], sizes.factors[0], shortcut=False)
         levels = range(self.first, len(channels))
         self.stages = nn.ModuleList(sizes.blocks(level, num_blocks[level]) for level in levels)
         self.downs = nn.ModuleList(
-            Downsample(dims, channels[level], channels[level + 1], sizes.factors[level]) for level in levels[:-1]
+            ShortcutDownsample(dims, channels[level], channels[level + 1], sizes.factors[level])
+            for level in levels[:-1]
         )
         self.recompute = False
 
@@ -86,7 +94,7 @@ class Encoder(nn.Module):
         return h
 
 
-class Decoder(nn.Module):
+class DeepCompressionDecoder(nn.Module):
     """Features behind the latent to the image, coarse to fine."""
 
     def __init__(self, sizes: Sizes, out_channels: int, num_blocks: Sequence[int]) -> None:
@@ -96,12 +104,12 @@ class Decoder(nn.Module):
         levels = range(len(channels) - 1, self.first - 1, -1)
         self.stages = nn.ModuleList(sizes.blocks(level, num_blocks[level]) for level in levels)
         self.ups = nn.ModuleList(
-            Upsample(dims, channels[level + 1], channels[level], sizes.factors[level]) for level in levels[1:]
+            ShortcutUpsample(dims, channels[level + 1], channels[level], sizes.factors[level]) for level in levels[1:]
         )
         self.norm, self.act = ChannelNorm(channels[self.first]), nn.SiLU()
         self.head: nn.Module = Conv(dims, channels[0], out_channels)
         if self.first:
-            self.head = Upsample(dims, channels[1], out_channels, sizes.factors[0], shortcut=False)
+            self.head = ShortcutUpsample(dims, channels[1], out_channels, sizes.factors[0], shortcut=False)
         self.recompute = False
 
     def forward(self, h: Tensor, shape: Sequence[int]) -> Image:
@@ -176,17 +184,17 @@ class DCAE(Tokenizer):
         sizes = Sizes(
             spatial_dims, tuple(channels), tuple(attention_levels), factors, tuple(scales), head_channels
         )  # fmt: skip
-        self.modalities, self.latent_channels, self.in_channels = tuple(modalities), latent_channels, in_channels
+        self.modalities, self.latent_channels = tuple(modalities), latent_channels
         x, y, z = (math.prod(axis) for axis in zip(*factors, strict=True))
         self.factor, self.slices = (x, y, z), Slicewise(spatial_dims)
         self.structured = structured_from is not None
         self.channel_choices = channel_choices(latent_channels, structured_from, structured_step)
         if not self.structured and channels[-1] % latent_channels:
             raise ValueError(f"latent_channels is {latent_channels}; give a divisor of channels[-1], {channels[-1]}")
-        self.encoder = Encoder(sizes, in_channels, num_res_blocks)
+        self.encoder = DeepCompressionEncoder(sizes, in_channels, num_res_blocks)
         self.to_latent = Conv(spatial_dims, channels[-1], latent_channels)
         self.from_latent = Conv(spatial_dims, latent_channels, channels[-1])
-        self.decoder = Decoder(sizes, in_channels, decoder_blocks)
+        self.decoder = DeepCompressionDecoder(sizes, in_channels, decoder_blocks)
         self.encoder.recompute = self.decoder.recompute = recompute
 
     def encode(self, image: Image, modality: ModalityIds, channels: int | None = None) -> Encoded:
@@ -254,7 +262,7 @@ class DCAE(Tokenizer):
         - "refine": normalisation and head of the decoder, with an adversary.
 
         Raises:
-            ValueError: Another phase.
+            ValueError: ``phase`` is none of these.
         """
         # the paper says "middle layers" without a list; here they are what works on the latent's grid
         middle = (f"encoder.stages.{len(self.encoder.stages) - 1}.", "to_latent.", "from_latent.", "decoder.stages.0.")

@@ -2,7 +2,7 @@ r"""Whether codebooks are alive, counted over a stretch of training long enough 
 
     utilisation  share of codes used at all              perplexity  2 ** entropy of their use
 
-One batch cannot tell: it may hold fewer cells than the book has codes. An alarm wants a few cells per code.
+One batch is too few: it may hold fewer cells than the codebook has codes. An alarm wants a few cells per code.
 """
 
 import logging
@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from neurotome.metrics.codebook import perplexity, utilisation
+from neurotome.nn.quantize.base import Quantizer
 
 ALARM_BELOW = 0.2
-CELLS_PER_CODE = 4  # of a live book with evenly used codes 98 % are then seen
+CELLS_PER_CODE = 4  # of a live codebook with evenly used codes 98 % are then seen
 log = logging.getLogger("neurotome")
 
 
 class CodebookHealth:
-    """Counts of every code of every book since the last report.
+    """Counts of every code of every codebook since the last report.
 
     Args:
-        alarm_below: Utilisation under which a book is called collapsed, in [0, 1].
+        alarm_below: Utilisation under which a codebook is called collapsed, in [0, 1].
     """
 
     def __init__(self, alarm_below: float = ALARM_BELOW) -> None:
@@ -32,7 +33,7 @@ class CodebookHealth:
 
     @torch.no_grad()
     def add(self, codes: Mapping[str, Tensor], sizes: Mapping[str, int | None]) -> None:
-        """Count code maps; a book of unknown size is left out. Nothing is read back from an accelerator."""
+        """Count code maps; a codebook of unknown size is left out. Nothing is read back from an accelerator."""
         for name, found in codes.items():
             size = sizes.get(name)
             if size is None:
@@ -43,10 +44,10 @@ class CodebookHealth:
             self.counts[name].index_add_(0, flat, torch.ones_like(flat))
 
     def report(self, step: int | None = None) -> dict[str, float]:
-        """Return ``codebook/<measure>/<book>`` and start again.
+        """Return ``codebook/<measure>/<codebook>`` and start again.
 
         Args:
-            step: Finished steps; with it, a collapsed book is also an alarm: a value and a line in the log.
+            step: Finished steps; with it, a collapsed codebook is also an alarm: a value and a line in the log.
         """
         values: dict[str, float] = {}
         for name, counts in self.counts.items():
@@ -59,7 +60,7 @@ class CodebookHealth:
             if collapsed:
                 log.warning(
                     "step %d: the codebook %s uses %.0f %% of its %d codes; it is collapsing. Revive codes sooner, "
-                    "start them from data later, or take a smaller book",
+                    "start them from data later, or take a smaller codebook",
                     step, name, 100 * use, len(counts),
                 )  # fmt: skip
         self.counts = {}
@@ -74,6 +75,6 @@ class CodebookHealth:
         self.counts = dict(state)
 
 
-def books_started(network: nn.Module) -> bool:
-    """Return whether every quantiser that starts from data has been started; before that its codes mean nothing."""
-    return all(m.started for m in network.modules() if isinstance(getattr(m, "started", None), bool))
+def codebooks_started(network: nn.Module) -> bool:
+    """Return whether every codebook that starts from data has been started; before that its codes mean nothing."""
+    return all(m.started for m in network.modules() if isinstance(m, Quantizer))

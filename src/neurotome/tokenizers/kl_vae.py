@@ -161,7 +161,7 @@ class ResidualDecoder(nn.Module):
 
 
 class KLVAE(Tokenizer):
-    """Autoencoder with a KL-regularised latent; the contrast is not looked at.
+    """Autoencoder with a KL-regularised latent; the contrast is ignored.
 
     Args:
         spatial_dims: 2 or 3; a two-dimensional network takes a volume slice by slice along z.
@@ -179,7 +179,8 @@ class KLVAE(Tokenizer):
         recompute: Whether training computes activations again in the backward pass: less memory for more time.
 
     Raises:
-        ValueError: Arguments that do not fit each other.
+        ValueError: There is not one entry of ``attention_levels`` per level, or a width does not fit ``num_heads`` or
+            ``norm_groups``.
     """
 
     def __init__(

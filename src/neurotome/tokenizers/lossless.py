@@ -128,7 +128,7 @@ class HaarWavelet(_Lossless):
         if not 0 < low_divisor < math.inf:
             raise ValueError(f"low_divisor is {low_divisor}; give a positive number")
         self.modalities, self.factor = tuple(modalities), per_axis(2, spatial_dims)
-        self.in_channels, self.low_divisor = in_channels, low_divisor
+        self.low_divisor = low_divisor
         self.latent_channels = in_channels * math.prod(self.factor)
 
     def encode(self, image: Image, modality: ModalityIds) -> Encoded:
@@ -165,7 +165,7 @@ class MaskCodec(_Lossless):
     """A binary mask as bit planes, one channel per voxel of a block, -1 outside and 1 inside.
 
     Networks get the planes. On disk they are bits, as every latent of signs alone
-    (:mod:`neurotome.data.stores.bit_planes`).
+    (:mod:`neurotome.files.bit_planes`).
 
     Args:
         spatial_dims: 2 or 3; a volume is coded slice by slice unless ``depth`` is more than 1.

@@ -13,9 +13,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from neurotome.errors import UsageError
 from neurotome.losses.adversarial import Adversarial, frozen_logits
 from neurotome.losses.perceptual import Perceptual
 from neurotome.losses.reconstruction import ReconstructionLoss
@@ -27,12 +27,13 @@ from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.health import ALARM_BELOW
 from neurotome.tokenizers.watched_training import WatchedTraining
 from neurotome.training.augment import Augmentation
-from neurotome.training.base import Diverged
+from neurotome.training.base import Diverged, Frozen, Needs
 from neurotome.training.optim import OptimizerConfig
-from neurotome.types import Batch, Image, Scalar
+from neurotome.types import Batch, Image, Scalar, Source
 
 # the entropy of sign codes as in vector-quantize-pytorch (LFQ's entropy_loss_weight)
 TERM_WEIGHTS = {"kl": 1e-6, "commitment": 0.25, "entropy": 0.1}
+FEATURES = "perceptual features"  # name of the frozen network
 STATE = "tokenizer_training"  # key of what a checkpoint keeps beside weights and buffers
 log = logging.getLogger("neurotome")
 
@@ -45,16 +46,16 @@ class TokenizerTraining(WatchedTraining):
         optimizer: How weights are updated; the discriminator has a learning rate of its own.
         reconstruction: L_rec of images.
         term_weights: w_t by name; a term the tokenizer has and this has not is an error.
-        adversarial: The discriminator and how it is listened to; None for none.
+        adversarial: The discriminator and how it enters the objective; None for none.
         perceptual: The perceptual loss; None for none.
-        segmentation: L_rec of masks; the images are then masks, the outputs logits, and Dice is the metric.
+        segmentation: L_rec of masks; the data are then masks, the outputs logits, and Dice is the metric.
         augmentation: Mixed images and progressive resolution; None for the images as they come.
         spike_guard: When a batch is skipped; None for never.
         phase: Part of a published training in phases; only ``tokenizer.phase_parameters(phase)`` learn. None for all.
         edge: Prefixes of the tokenizer's parameters that Muon leaves to AdamW: stem, output, embeddings.
         window_steps: Steps over which codebook use is counted and the worst batch is sought; choose it so that a
             window sees every session.
-        alarm_below: Share of a book's codes in use under which it is called collapsed, in [0, 1].
+        alarm_below: Share of a codebook's codes in use under which it is called collapsed, in [0, 1].
 
     Raises:
         ValueError: Mask losses beside image losses, a phase of a tokenizer without phases, a value out of range.
@@ -85,15 +86,42 @@ class TokenizerTraining(WatchedTraining):
         self.term_weights, self.edge = dict(term_weights), tuple(edge)
         self.adversarial, self.augmentation = adversarial, augmentation
         self.perceptual = None if perceptual is None else perceptual.loss()
-        self.channels = int(tokenizer.arguments.get("in_channels", 1))
         if adversarial is not None:
             dims = int(tokenizer.arguments.get("spatial_dims", 3))
-            self.discriminator = adversarial.discriminator(dims, self.channels)
+            self.discriminator = adversarial.discriminator(dims, tokenizer.in_channels)
             channels_last(self.discriminator)
         self.history = None if spike_guard is None else LossHistory(spike_guard)
         self.skipped_subjects: dict[str, int] = {}
         if phase is not None:
             freeze_all_but_phase(tokenizer, phase)
+
+    @property
+    def needs(self) -> Needs:
+        """See :class:`Method`."""
+        return Needs(space="voxels" if self.segmentation is None else "masks")
+
+    def frozen(self) -> Mapping[str, Frozen]:
+        """Return the perceptual features."""
+        return {} if self.perceptual is None else {FEATURES: Frozen(self.perceptual, self.perceptual.sha256)}
+
+    def check(self, source: Source) -> None:
+        """See :class:`Method`; also a term without a weight, and mixed images where a step has none to mix with."""
+        super().check(source)
+        learns = self.tokenizer.training
+        self.tokenizer.eval()  # changes no codebook; the terms are those of training
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            image = torch.zeros(2, source.channels, *self.tokenizer.factor)  # norms want more than one value
+            encoded = self.tokenizer.encode(image, torch.zeros(2, dtype=torch.long))
+        self.tokenizer.train(learns)
+        if unknown := sorted(encoded.terms.keys() - self.term_weights.keys()):
+            flags = " ".join(f"--method.term_weights.{name} {TERM_WEIGHTS.get(name, 1.0)}" for name in unknown)
+            raise ValueError(f"{self._unweighted(unknown)}: {flags}")
+        mixes = self.augmentation is not None and self.augmentation.mixup_prob + self.augmentation.cutmix_prob > 0
+        if mixes and max(source.steps.values()) < 2:
+            raise ValueError(
+                "mixup and cutmix take another image of the same contrast, and every step has one session: give "
+                f"--data.{list(source.steps)[-1]} 2 or more, or leave them out"
+            )
 
     def edge_parameters(self) -> Sequence[str]:
         """Return what Muon leaves to AdamW."""
@@ -105,59 +133,38 @@ class TokenizerTraining(WatchedTraining):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the objectives of both players and their terms."""
-        image, modality = self._images(batch)  # (n, c, x, y, z), (n,)
+        image, modality = batch.flat()  # (n, c, x, y, z), (n,)
         if self.augmentation is not None:
-            image = self.augmentation.mixed(image, modality, self.step)
+            image = self.augmentation.mixed(image, modality, self.seed, self.step)
             image = self.augmentation.reduced(image, self.progress, self.tokenizer.latent_shape)
         encoded = self.tokenizer.encode(image, modality)
         output = self.tokenizer.decode(encoded, modality)
         terms = dict(self._compared(output, image))
         near = terms.pop("loss")
         loss = near + self._bottleneck(encoded, terms)
-        loss = loss + self._heard(near, output, terms)
+        loss = loss + self._adversarial(near, output, terms)
         shown = output if self.segmentation is None else output.sigmoid() * 2 - 1
-        terms |= self.watch(near, image, shown, encoded, modality, self._subjects_of(batch))
+        terms |= self.watch(near, image, shown, encoded, modality, batch.view_subjects())
         self._guard(loss, batch, terms)
-        judged = self._judged(image, output, terms)
-        if judged is not None:
+        discriminator = self._discriminator(image, output, terms)
+        if discriminator is not None:
             terms["generator"] = loss.detach()
-            loss = loss + judged
+            loss = loss + discriminator
         return {"loss": loss, **terms}
-
-    def _images(self, batch: Batch) -> tuple[Image, Tensor]:
-        """Return what is encoded: the present views, or the masks."""
-        return batch.flat() if self.segmentation is None else self.segmentation.masks(batch, self.channels)
-
-    def _subjects_of(self, batch: Batch) -> list[str]:
-        """Return the subject of each image."""
-        if self.segmentation is not None and self.segmentation.source != "image":
-            return list(batch.subject)  # one label map per session
-        return batch.view_subjects()
 
     def _compared(self, output: Image, image: Image) -> dict[str, Tensor]:
         """Return L_rec as ``loss``, with the perceptual term in it, and their terms."""
         terms = (self.segmentation or self.reconstruction)(output, image)
-        if self.perceptual is not None and self.perceptual.heard(self.step):
+        if self.perceptual is not None and self.perceptual.active(self.step):
             terms["perceptual"] = self.perceptual(output, image)
             terms["loss"] = terms["loss"] + self.perceptual.weight * terms["perceptual"]
         return terms
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the images are masks of the batch's label maps."""
-        return self.segmentation is not None and self.segmentation.source == "label"
-
-    def check_terms(self, encoded: Encoded) -> None:
-        """Refuse a tokenizer with a term that has no weight.
-
-        Raises:
-            ValueError: As said.
-        """
-        if unknown := sorted(encoded.terms.keys() - self.term_weights.keys()):
-            raise ValueError(
-                f"{type(self.tokenizer).__name__} has the terms {', '.join(unknown)}, term_weights has only "
-                f"{', '.join(self.term_weights) or 'none'}; give each a weight, 0 to leave it out"
-            )
+    def _unweighted(self, names: Sequence[str]) -> str:
+        return (
+            f"{type(self.tokenizer).__name__} has the terms {', '.join(names)}, term_weights has only "
+            f"{', '.join(self.term_weights) or 'none'}; give each a weight, 0 to leave it out"
+        )
 
     def _bottleneck(self, encoded: Encoded, terms: dict[str, Tensor]) -> Tensor | float:
         """Return the weighted terms of the bottleneck.
@@ -165,28 +172,29 @@ class TokenizerTraining(WatchedTraining):
         Raises:
             ValueError: A term has no weight.
         """
-        self.check_terms(encoded)
+        if unknown := sorted(encoded.terms.keys() - self.term_weights.keys()):
+            raise ValueError(self._unweighted(unknown))
         total: Tensor | float = 0.0
         for name, term in encoded.terms.items():
             terms[name] = term
             total = total + self.term_weights[name] * term
         return total
 
-    def _heard(self, near: Scalar, output: Image, terms: dict[str, Tensor]) -> Tensor | float:
-        """Return what the discriminator, held still, tells the generator."""
-        if self.adversarial is None or not self.adversarial.heard(self.step):
+    def _adversarial(self, near: Scalar, output: Image, terms: dict[str, Tensor]) -> Tensor | float:
+        """Return the generator's weighted adversarial term; the discriminator is frozen in it."""
+        if self.adversarial is None or not self.adversarial.active(self.step):
             return 0.0
-        terms["adversarial"] = self.adversarial.fool(frozen_logits(self.discriminator, output))
+        terms["adversarial"] = self.adversarial.generator_loss(frozen_logits(self.discriminator, output))
         weight = self.adversarial.scale(near, terms["adversarial"], output)
         terms["adversarial_weight"] = weight
         return weight * terms["adversarial"]
 
-    def _judged(self, image: Image, output: Image, terms: dict[str, Tensor]) -> Scalar | None:
+    def _discriminator(self, image: Image, output: Image, terms: dict[str, Tensor]) -> Scalar | None:
         """Return the discriminator's own loss, or None while it does not learn."""
         if self.adversarial is None or not self.adversarial.learns(self.step):
             return None
         real, fake = self.discriminator(image), self.discriminator(output.detach())
-        terms["discriminator"] = self.adversarial.judge(real, fake)
+        terms["discriminator"] = self.adversarial.discriminator_loss(real, fake)
         # the middle between the two targets: 0 for the hinge's +-1, a half for least squares' 0 and 1
         middle = 0.0 if self.adversarial.kind == "hinge" else 0.5
         right = (real.detach() > middle).float().mean() + (fake.detach() <= middle).float().mean()
@@ -235,7 +243,7 @@ class TokenizerTraining(WatchedTraining):
 
     def validate(self, batch: Batch) -> Mapping[str, float | Tensor]:
         """Return PSNR in the brain, or the overlap of masks, per contrast."""
-        image, modality = self._images(batch)
+        image, modality = batch.flat()
         encoded = self.tokenizer.encode(image, modality)
         output = self.tokenizer.decode(encoded, modality)
         self.watch_validation(encoded)
@@ -252,36 +260,22 @@ class TokenizerTraining(WatchedTraining):
 
     def facts(self) -> Mapping[str, str | int | float]:
         """Return what the card says: the feature extractor's hash, and updates that were skipped."""
-        told: dict[str, str | int | float] = {}
+        facts: dict[str, str | int | float] = {}
         if self.perceptual is not None:
-            told["Perceptual features, SHA-256"] = self.perceptual.sha256
+            facts["Perceptual features, SHA-256"] = self.perceptual.sha256
         if self.history is not None:
-            told["Updates skipped because of spikes"] = self.history.skipped
-        return told
+            facts["Updates skipped because of spikes"] = self.history.skipped
+        return facts
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is neither weight nor buffer."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[STATE] = {
-            "skipped_subjects": dict(self.skipped_subjects),
-            "features": None if self.perceptual is None else self.perceptual.sha256,
-        }
+        checkpoint[STATE] = {"skipped_subjects": dict(self.skipped_subjects)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the step and what is neither weight nor buffer.
-
-        Raises:
-            UsageError: The run was started with another feature extractor.
-        """
+        """Take up the step and what is neither weight nor buffer; raises as :class:`Method`."""
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint[STATE]
-        features = None if self.perceptual is None else self.perceptual.sha256
-        if state["features"] != features:
-            raise UsageError(
-                f"the run was started with perceptual features {str(state['features'])[:12]}, the file now has "
-                f"{str(features)[:12]}: give the same file to resume it, or another --out to start a new run"
-            )
-        self.skipped_subjects = dict(state["skipped_subjects"])
+        self.skipped_subjects = dict(checkpoint[STATE]["skipped_subjects"])
 
 
 def freeze_all_but_phase(tokenizer: Tokenizer, phase: str) -> None:

@@ -2,7 +2,7 @@ r"""VectorAE: one vector per scan, half of it content and half style (multiview-
 
     z = mean over space of E(x) in R^512,    content = z[0:256],  style = z[256:512],    x_hat = resize(D(z), x)
 
-There is no KL: the network is a plain autoencoder, its two halves are told apart by the contrastive objective alone.
+There is no KL: the network is a plain autoencoder, the contrastive objective alone makes its two halves differ.
 ``Encoded.latent`` is the vector as a map of one cell, ``(b, d, 1, 1, 1)``; ``CONTENT`` and ``STYLE`` are slices of its
 channels at the default width, ``tokenizer.content`` and ``tokenizer.style`` those of any. No shape is refused.
 
@@ -30,7 +30,7 @@ GROUPS = 16
 FIRST_EDGE = 2  # voxels per axis of the first map of the decoder
 
 
-class Stage(nn.Module):
+class VectorStage(nn.Module):
     """Convolution, normalisation, activation, and a residual block ``x + relu(gn(conv(relu(gn(conv(x))))))``.
 
     Args:
@@ -71,7 +71,7 @@ class VectorEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
-            Stage(spatial_dims, Conv(spatial_dims, a, b), b, norm, slope=0.0)
+            VectorStage(spatial_dims, Conv(spatial_dims, a, b), b, norm, slope=0.0)
             for a, b in pairwise((in_channels, *channels))
         )
         self.pool = MaxPool(spatial_dims)
@@ -103,7 +103,7 @@ class VectorDecoder(nn.Module):
         self.edges, self.first = per_axis(FIRST_EDGE, spatial_dims), channels[0]
         self.project = nn.Linear(dim, channels[0] * math.prod(self.edges))
         self.stages = nn.ModuleList(
-            Stage(spatial_dims, TransposedConv(spatial_dims, a, b), b, norm, slope=0.2)
+            VectorStage(spatial_dims, TransposedConv(spatial_dims, a, b), b, norm, slope=0.2)
             for a, b in pairwise((channels[0], *channels))
         )
         a, b = channels[-1], max(channels[-1] // 2, 1)
@@ -125,7 +125,7 @@ class VectorDecoder(nn.Module):
 
 
 class VectorAE(Tokenizer):
-    """Autoencoder with a vector for a latent; the contrast is not looked at; any shape is admissible.
+    """Autoencoder with a vector for a latent; the contrast is ignored; any shape is admissible.
 
     The weights start as torch's layers draw them. This differs from the seed, whose code draws every parameter from
     U(-1/sqrt(n), 1/sqrt(n)), n the length of its first axis: n counts a layer's outputs where the spread depends on its

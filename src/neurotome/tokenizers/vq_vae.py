@@ -4,9 +4,9 @@ r"""VQVAE: a latent of codes (van den Oord et al., 2017, arXiv:1711.00937; Esser
     plain     [conv 4, stride 2, ReLU, residual units] per level, a transposed convolution back     (MONAI, MedGen)
     residual  the autoencoder of KLVAE: normalised residual blocks, attention where asked           (VQGAN)
 
-The quantizer is an argument (:mod:`neurotome.nn.quantize.library`). With the defaults the plain network has the
-parameters of MONAI's ``VQVAE``, 5 512 069 with its book (here a buffer of 2048 numbers), and gives the same image from
-the same weights, which a test checks. What makes it a VQGAN is the objective: a discriminator, handed to the trainer.
+The quantizer is an argument (:mod:`neurotome.nn.quantize`). With the defaults the plain network has the parameters of
+MONAI's ``VQVAE``, 5 512 069 with its codebook (here a buffer of 2048 numbers), and gives the same image from the same
+weights, which a test checks. What makes it a VQGAN is the objective: a discriminator, handed to the trainer.
 """
 
 import math
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurotome.nn.nd import Conv, flat_axes, per_axis
-from neurotome.nn.quantize.library import Kind, quantizer_of
+from neurotome.nn.quantize.base import Quantizer
+from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.nn.rescale import Slicewise, TransposedConv
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.kl_vae import ResidualDecoder, ResidualEncoder
@@ -106,7 +107,7 @@ class PlainDecoder(nn.Module):
 
 
 class VQVAE(Tokenizer):
-    """Autoencoder with a quantised latent; the contrast is not looked at.
+    """Autoencoder with a quantised latent; the contrast is ignored.
 
     Args:
         spatial_dims: 2 or 3; a two-dimensional network takes a volume slice by slice along z.
@@ -121,20 +122,11 @@ class VQVAE(Tokenizer):
         mid_blocks: Whether residual block, attention, residual block stand at the coarsest level (residual blocks).
         norm_groups: Groups of the normalisations; 0 for none (residual blocks).
         stem_factor: Voxels per axis moved into channels first (residual blocks).
-        latent_channels: d, length of a code.
-        quantizer: "ema", "residual", "fsq", "lfq" or "bsq".
-        num_codes: K, codes of a book.
-        num_books: Books of the residual quantizer.
-        fsq_levels: Values per channel of the finite scalar quantizer; their product is ``num_codes``.
-        decay: Weight of the past in the book's moving averages.
-        revive_below: Share of the mean count under which a code is revived (ema).
-        start_after: Training passes with a continuous latent before the book starts (ema).
-        reservoir: Tokens the book starts from; None for eight per code, at least 8192 (ema).
+        quantizer: Its ``dim`` is d, the channels of the latent; None for 512 codes of 4 numbers.
         recompute: Whether training computes activations again in the backward pass (residual blocks).
 
     Raises:
-        ValueError: Arguments that do not fit each other.
-        UsageError: The quantizer's library is missing.
+        ValueError: A list has not one entry per level, or plain blocks are given what only residual ones have.
     """
 
     def __init__(
@@ -150,15 +142,7 @@ class VQVAE(Tokenizer):
         mid_blocks: bool = False,
         norm_groups: int = 32,
         stem_factor: int = 1,
-        latent_channels: int = 4,
-        quantizer: Kind = "ema",
-        num_codes: int = 512,
-        num_books: int = 1,
-        fsq_levels: Sequence[int] = (8, 8, 8),
-        decay: float = 0.99,
-        revive_below: float = 0.1,
-        start_after: int = 0,
-        reservoir: int | None = None,
+        quantizer: Quantizer | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -172,6 +156,8 @@ class VQVAE(Tokenizer):
         plain = blocks == "plain"
         if plain and (any(attention) or mid_blocks or stem_factor != 1):
             raise ValueError("attention_levels, mid_blocks and stem_factor belong to blocks: residual; leave them out")
+        quantizer = quantizer or EMAQuantizer(512, 4)
+        latent_channels = quantizer.dim
         self.modalities, self.latent_channels = tuple(modalities), latent_channels
         self.factor = per_axis(2 ** len(channels) if plain else stem_factor * 2 ** (len(channels) - 1), spatial_dims)
         self.slices = Slicewise(spatial_dims)
@@ -191,16 +177,10 @@ class VQVAE(Tokenizer):
                 spatial_dims, latent_channels, in_channels, channels[::-1], num_res_blocks, attention[::-1], *rest,
                 stem, recompute,
             )  # fmt: skip
-        self.quantizer = quantizer_of(
-            quantizer, latent_channels, num_codes, num_books, fsq_levels, decay, revive_below, start_after, reservoir
-        )
-        self.training_only = tuple(f"quantizer.{name}" for name in self.quantizer.training_only)
-
-    @property
-    def codebook_sizes(self) -> dict[str, int]:
-        """Number of codes behind each code map: ``anatomy``, then the books that refine it."""
-        names = ("anatomy", *(f"residual{i}" for i in range(1, len(self.quantizer.sizes))))
-        return dict(zip(names, self.quantizer.sizes, strict=True))
+        quantizer.draw()
+        self.quantizer = quantizer
+        names = ("anatomy", *(f"residual{i}" for i in range(1, len(quantizer.sizes))))
+        self.codebook_sizes = dict(zip(names, quantizer.sizes, strict=True))
 
     def encode(self, image: Image, modality: ModalityIds) -> Encoded:
         """See :class:`Tokenizer`; ``aux`` holds ``anatomy``, the latent before quantisation."""

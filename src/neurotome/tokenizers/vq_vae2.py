@@ -4,15 +4,15 @@ r"""VQVAE2: codes at several resolutions (Razavi et al., 2019, arXiv:1906.00446)
     q_l = Q_l(W_l [h_l, resize(g_{l+1}, h_l)]),   no g above the coarsest
     g_l = D_l([q_l, u(q_{l+1}), ..., u^{L-1-l}(q_{L-1})]),   x_hat = resize(g_0, x)
 
-``u`` is a learned up-scaler per book followed by a trilinear resize to the next finer map, so that any size is
+``u`` is a learned up-scaler per codebook followed by a trilinear resize to the next finer map, so that any size is
 admissible: 91x109x91 has maps of 22x27x22, 11x13x11 and 5x6x5 (strided convolutions of width 4 round down) and a raw
 output of 88x108x88. The defaults have the seed's 2 935 149 parameters.
 
 ``Encoded.latent`` is what D_0 receives: the codes of every level, up-scaled to the finest map and concatenated, the
 finest first. ``codes`` holds every level, coarsest first; ``aux`` holds the encoder's maps ``level0``, ``level1``, ...
 
-The published book starts its sums at random codes and its counts at 0: the first update divides by nearly nothing and
-flings every unvisited code out to norms of 1e5, 3 of 512 codes stay in use, for about ln(1/eps)/ln(1/decay) = 1146
+The published codebook starts its sums at random codes and its counts at 0: the first update divides by nearly nothing
+and flings every unvisited code out to norms of 1e5, 3 of 512 codes stay in use, for about ln(1/eps)/ln(1/decay) = 1146
 steps. Here counts start with the data (:mod:`neurotome.nn.quantize.ema`); a test shows both.
 """
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from neurotome.nn.nd import BatchNorm, Conv, Triple, flat_axes, per_axis, upsample
+from neurotome.nn.quantize.base import Coding
 from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.nn.rescale import Flat, Slicewise, TransposedConv
 from neurotome.tokenizers.base import Encoded, Tokenizer
@@ -154,7 +155,7 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class VQVAE2(Tokenizer):
-    """Hierarchical VQ-VAE with any number of levels; the contrast is not looked at; any shape is admissible.
+    """Hierarchical VQ-VAE with any number of levels; the contrast is ignored; any shape is admissible.
 
     Args:
         spatial_dims: 2 or 3; a two-dimensional network takes a volume slice by slice along z.
@@ -164,20 +165,16 @@ class VQVAE2(Tokenizer):
         channels: Width of every level.
         res_channels: Width inside the ReZero blocks.
         num_res_blocks: ReZero blocks per encoder and decoder of a level.
-        code_channels: Length of a code.
-        num_codes: K, one number for all levels or one per level, fine to coarse.
+        quantizers: One per level, fine to coarse, all with codes of one length; None for 512 codes of 32 numbers each.
         norm: "batch" (published), "group", or "none". Batch statistics of a few volumes carry contrast from one view to
             another; "group" is the safe choice for new trainings.
-        decay: Weight of the past in the books' moving averages.
-        revive_below: Share of the mean count under which a code is revived; 0 never (published).
-        start_after: Training passes with a continuous latent before the books start.
-        reservoir: Tokens a book starts from; None for eight per code, at least 8192.
         hide_prob: Share of the training images whose finer codes are hidden from the image's decoder, up to a level
             drawn for each, so that every coarser level must say what it can (ours, after the quantizer dropout of
             Zeghidour et al., 2022, arXiv:2107.03312); 0 never (published).
 
     Raises:
-        ValueError: A rate is not a power of 2, a list has not one entry per level, or ``hide_prob`` is no probability.
+        ValueError: A rate is not a power of 2, there is not one quantizer per level, their codes differ in length, or
+            ``hide_prob`` is no probability.
     """
 
     def __init__(
@@ -189,40 +186,41 @@ class VQVAE2(Tokenizer):
         channels: int = 64,
         res_channels: int = 32,
         num_res_blocks: int = 2,
-        code_channels: int = 32,
-        num_codes: int | Sequence[int] = 512,
+        quantizers: Sequence[EMAQuantizer] | None = None,
         norm: Norm = "batch",
-        decay: float = 0.99,
-        revive_below: float = 0.1,
-        start_after: int = 0,
-        reservoir: int | None = None,
         hide_prob: float = 0.0,
     ) -> None:
         super().__init__()
         levels = len(scaling_rates)
-        sizes = (num_codes,) * levels if isinstance(num_codes, int) else tuple(num_codes)
+        quantizers = [EMAQuantizer(512, 32) for _ in range(levels)] if quantizers is None else list(quantizers)
         if levels < 1 or any(rate < 2 or rate & (rate - 1) for rate in scaling_rates):
             raise ValueError(f"scaling_rates is {tuple(scaling_rates)}; give a power of 2, at least 2, per level")
-        if len(sizes) != levels:
-            raise ValueError(f"num_codes has {len(sizes)} entries for {levels} levels; give one, or one per level")
+        dims = [quantizer.dim for quantizer in quantizers]
+        if len(dims) != levels or len(set(dims)) > 1:
+            raise ValueError(
+                f"quantizers have the dims {dims} for {levels} levels; give one quantizer per level, all with one dim"
+            )
         if not 0 <= hide_prob <= 1 or (hide_prob and levels < 2):
             raise ValueError(
                 f"hide_prob is {hide_prob} with {levels} level(s); give a share in [0, 1], and 0 for one level"
             )
-        self.modalities, self.latent_channels = tuple(modalities), levels * code_channels
-        self.code_channels, self.hide_prob = code_channels, hide_prob
+        d = dims[0]
+        self.modalities, self.latent_channels = tuple(modalities), sum(dims)
+        self.code_channels, self.hide_prob = d, hide_prob
+        self.codebook_sizes = {f"level{i}": quantizers[i].num_codes for i in reversed(range(levels))}
         self.rates = [per_axis(rate, spatial_dims) for rate in scaling_rates]
         self.factor, self.slices = self.rates[0], Slicewise(spatial_dims)
-        self.training_only = tuple(f"books.{i}.{name}" for i in range(levels) for name in ("tokens", "usage"))
         halvings = [rate.bit_length() - 1 for rate in scaling_rates]
-        inner, d = (res_channels, num_res_blocks), code_channels
+        inner = (res_channels, num_res_blocks)
         self.encoders = nn.ModuleList(
             LevelEncoder(spatial_dims, channels if i else in_channels, channels, *inner, n, norm)
             for i, n in enumerate(halvings)
         )
         top = levels - 1
         self.to_code = nn.ModuleList(Conv(spatial_dims, channels + (d if i < top else 0), d, 1) for i in range(levels))
-        self.books = nn.ModuleList(EMAQuantizer(size, d, decay, revive_below, start_after, reservoir) for size in sizes)
+        for quantizer in quantizers:
+            quantizer.draw()
+        self.quantizers = nn.ModuleList(quantizers)
         self.decoders = nn.ModuleList(
             LevelDecoder(
                 spatial_dims,
@@ -241,11 +239,6 @@ class VQVAE2(Tokenizer):
             UpScaler(spatial_dims, d, [halvings[j] for j in range(i, 0, -1)], norm) for i in range(1, levels)
         )
 
-    @property
-    def codebook_sizes(self) -> dict[str, int]:
-        """Number of codes behind each code map, coarsest first."""
-        return {f"level{i}": book.num_codes for i, book in reversed(list(enumerate(self._books())))}
-
     def encode(self, image: Image, modality: ModalityIds) -> Encoded:
         """See :class:`Tokenizer`; ``commitment`` is the sum over the levels, ``aux`` has each one beside the maps."""
         self.check_input(image, modality)
@@ -262,10 +255,10 @@ class VQVAE2(Tokenizer):
         for i in reversed(range(len(maps))):
             size = maps[i].shape[2:]
             h = maps[i] if above is None else torch.cat([maps[i], resized(above, size).to(maps[i].dtype)], dim=1)
-            found = self._books()[i](self.to_code[i](h).float())
+            found: Coding = self.quantizers[i](self.to_code[i](h).float())
             latents = [found.vectors, *self._scaled(latents, i, size, flat)]
-            codes[f"level{i}"] = self.slices.unfold(found.codes[:, None], b)[:, 0]
-            aux[f"commitment_level{i}"] = found.commitment
+            codes[f"level{i}"] = self.slices.unfold(found.codes[0][:, None], b)[:, 0]
+            aux[f"commitment_level{i}"] = found.terms["commitment"]
             if i:
                 above = self.decoders[i](torch.cat(latents, dim=1), flat)
         commitment = torch.stack([aux[f"commitment_level{i}"] for i in range(len(maps))]).sum()
@@ -287,7 +280,8 @@ class VQVAE2(Tokenizer):
         latents: list[Tensor] = []
         flat = flat_axes((*shape[:2], 1) if self.slices.alone else shape)
         for found, i in zip(codes, reversed(range(len(codes))), strict=True):
-            vectors = self.slices.fold(self._books()[i].lookup(found))
+            quantizer: EMAQuantizer = self.quantizers[i]  # type: ignore[assignment]  # a list of them
+            vectors = self.slices.fold(quantizer.lookup([found]))
             latents = [vectors, *self._scaled(latents, i, vectors.shape[2:], flat)]
         return self.slices.unfold(torch.cat(latents, dim=1), len(codes[0]))
 
@@ -305,22 +299,19 @@ class VQVAE2(Tokenizer):
         return found
 
     def bits(self, shape: Sequence[int]) -> float:
-        """See :class:`Tokenizer`; the books of all levels."""
-        books = zip(self._books(), self.map_shapes(shape), strict=True)
-        return float(sum(math.ceil(math.log2(book.num_codes)) * math.prod(size) for book, size in books))
+        """See :class:`Tokenizer`; the codebooks of all levels."""
+        cells = (math.prod(size) for size in reversed(self.map_shapes(shape)))
+        return float(sum(math.ceil(math.log2(k)) * n for k, n in zip(self.codebook_sizes.values(), cells, strict=True)))
 
     def _hidden(self, latent: Latent) -> Latent:
         """Return the latent with the finer codes of some training images at zero."""
         if not (self.training and self.hide_prob):
             return latent
-        b, levels = len(latent), len(self.books)
+        b, levels = len(latent), len(self.quantizers)
         first = torch.randint(1, levels, (b,), device=latent.device)  # the finest level that is left
         first = torch.where(torch.rand(b, device=latent.device) < self.hide_prob, first, 0)
         level = torch.arange(latent.shape[1], device=latent.device) // self.code_channels
         return latent * (level[None] >= first[:, None])[:, :, None, None, None]
-
-    def _books(self) -> list[EMAQuantizer]:
-        return [book for book in self.books if isinstance(book, EMAQuantizer)]
 
     def _scaled(self, latents: Sequence[Tensor], level: int, size: Sequence[int], flat: Flat) -> list[Tensor]:
         """Return the codes of the levels above ``level``, now at its map; they come in the order level + 1, ..."""

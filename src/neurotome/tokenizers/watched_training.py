@@ -1,7 +1,7 @@
 r"""What every training of a tokenizer watches: whether its codebooks are alive, and which batch it finds hardest.
 
 window    ``window_steps`` steps; what is left at the end of a run belongs to the last one
-books     counted over a window, once they have started; a collapsed one is an alarm
+codebooks counted over a window, once they have started; a collapsed one is an alarm
 hardest   images of the batch with the highest reconstruction loss of the window
 """
 
@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neurotome.nn.nd import channels_last
-from neurotome.tokenizers.base import Encoded, Tokenizer, codebook_sizes
-from neurotome.tokenizers.health import ALARM_BELOW, CodebookHealth, books_started
+from neurotome.tokenizers.base import Encoded, Tokenizer
+from neurotome.tokenizers.health import ALARM_BELOW, CodebookHealth, codebooks_started
 from neurotome.training.base import Method
 from neurotome.training.optim import OptimizerConfig
 from neurotome.training.worst_batch import WorstBatch
@@ -29,7 +29,7 @@ class WatchedTraining(Method):
         tokenizer: The network.
         optimizer: How weights are updated.
         window_steps: Length of a window; choose it so that a window sees every session.
-        alarm_below: Share of a book's codes in use under which it is called collapsed, in [0, 1]; 0 never.
+        alarm_below: Share of a codebook's codes in use under which it is called collapsed, in [0, 1]; 0 never.
 
     Raises:
         ValueError: A value is out of range.
@@ -53,12 +53,12 @@ class WatchedTraining(Method):
         self.health, self.worst = CodebookHealth(alarm_below), WorstBatch()
         self._validated = CodebookHealth()
 
-    def averaged_modules(self) -> dict[str, nn.Module]:
-        """Return the tokenizer; its codebooks are buffers and therefore copied, not averaged."""
-        return {"tokenizer": self.tokenizer}
+    def product(self) -> Tokenizer:
+        """See :class:`Method`; codebooks are buffers, which an average copies."""
+        return self.tokenizer
 
     def counted(self, encoded: Encoded) -> Mapping[str, Tensor]:
-        """Return the codes by which the use of a book is counted; all of them unless overridden."""
+        """Return the codes by which the use of a codebook is counted; all of them unless overridden."""
         return encoded.codes
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ class WatchedTraining(Method):
         modality: ModalityIds,
         subjects: Sequence[str],
     ) -> dict[str, Tensor]:
-        """Count codes, keep the hardest batch, and return the books' measures where a window ends.
+        """Count codes, keep the hardest batch, and return the codebooks' measures where a window ends.
 
         Args:
             near: Reconstruction loss of the batch.
@@ -81,9 +81,9 @@ class WatchedTraining(Method):
             modality: Contrast of each image.
             subjects: Subject of each image.
         """
-        if books_started(self.tokenizer):
+        if codebooks_started(self.tokenizer):
             codes = self.counted(encoded)
-            self.health.add(codes, codebook_sizes(self.tokenizer, tuple(encoded.codes)))
+            self.health.add(codes, self._sizes(encoded))
         if self._starts_window():
             self.worst.forget()
         if self._must_check(near):
@@ -99,8 +99,8 @@ class WatchedTraining(Method):
 
     def watch_validation(self, encoded: Encoded) -> None:
         """Count the codes of a validation batch."""
-        if books_started(self.tokenizer):
-            self._validated.add(self.counted(encoded), codebook_sizes(self.tokenizer, tuple(encoded.codes)))
+        if codebooks_started(self.tokenizer):
+            self._validated.add(self.counted(encoded), self._sizes(encoded))
 
     def finish_validation(self) -> Mapping[str, float | Tensor]:
         """Return the use of every codebook over the whole validation split."""
@@ -112,6 +112,7 @@ class WatchedTraining(Method):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is neither weight nor buffer."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint[STATE] = {"health": self.health.state_dict(), "worst": self.worst.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -119,6 +120,10 @@ class WatchedTraining(Method):
         super().on_load_checkpoint(checkpoint)
         self.health.load_state_dict(checkpoint[STATE]["health"])
         self.worst.load_state_dict(checkpoint[STATE]["worst"])
+
+    def _sizes(self, encoded: Encoded) -> dict[str, int | None]:
+        """Return the number of codes behind each code map, None where it is not known."""
+        return {name: self.tokenizer.codebook_sizes.get(name) for name in encoded.codes}
 
     def _ends_window(self) -> bool:
         """Return whether this step is the last of a window."""

@@ -1,7 +1,7 @@
 """The training floor: the contract of a method, optimisers, averages, checkpoints, and the run itself."""
 
+from neurotome.training.averages import EMA
 from neurotome.training.base import Diverged, Method
-from neurotome.training.ema import EMA
 from neurotome.training.fit import FitResult, TrainerConfig, fit
 from neurotome.training.optim import MuonAdamW, OptimizerConfig, Schedule, build_optimizer, orthogonalise
 

@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neurotome.streams import MIX, generator
 from neurotome.types import Image
-
-_MIX = 11  # keeps these draws apart from those that the data makes from the same seed
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,6 @@ class Augmentation:
         alpha: a, both parameters of the blend's distribution, > 0.
         halvings: How often the first images are halved per axis; 0 for full resolution throughout.
         full_from: Share of the run after which images have full resolution, in (0, 1].
-        seed: Of the draws, >= 0.
 
     Raises:
         ValueError: A value is out of range.
@@ -44,21 +42,20 @@ class Augmentation:
     alpha: float = 0.2
     halvings: int = 0
     full_from: float = 0.5
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
         probabilities = min(self.mixup_prob, self.cutmix_prob) >= 0 and self.mixup_prob + self.cutmix_prob <= 1
-        if not probabilities or self.alpha <= 0 or self.halvings < 0 or not 0 < self.full_from <= 1 or self.seed < 0:
+        if not probabilities or self.alpha <= 0 or self.halvings < 0 or not 0 < self.full_from <= 1:
             raise ValueError(
                 f"mixup_prob {self.mixup_prob}, cutmix_prob {self.cutmix_prob}, alpha {self.alpha}, halvings "
-                f"{self.halvings}, full_from {self.full_from}, seed {self.seed}: give probabilities that sum to at "
-                "most 1, alpha > 0, halvings and seed >= 0, full_from in (0, 1]"
+                f"{self.halvings}, full_from {self.full_from}: give probabilities that sum to at most 1, alpha > 0, "
+                "halvings >= 0, full_from in (0, 1]"
             )
 
-    def mixed(self, image: Image, modality: Tensor, step: int) -> Image:
-        """Return the images of step ``step``, each mixed with another of its contrast or left as it is."""
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, _MIX, step))))
+    def mixed(self, image: Image, modality: Tensor, seed: int, step: int) -> Image:
+        """Return the images of a run's step, each mixed with another of its contrast or left as it is."""
+        rng = generator(seed, MIX, step)
         draw = rng.random()
         if draw >= self.mixup_prob + self.cutmix_prob:
             return image

@@ -3,13 +3,15 @@ r"""The contract of a training method: a batch in, named losses out.
     loss(batch) -> {"loss": minimised, name: logged as train/name, ...}
     weights <- optimiser(gradient of loss),   step <- step + 1,   on_step()
 
-A method receives its networks, keeps them as attributes and says in ``loss`` what is minimised. It knows nothing of
+A method receives its networks, keeps them as attributes and says in ``loss`` what is minimised, in ``product`` what it
+makes, in ``frozen`` what it only reads, in ``needs`` and ``check`` what data it can be trained on. It knows nothing of
 devices, files, checkpoints or progress bars: :func:`neurotome.training.fit` does.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -17,19 +19,58 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neurotome.errors import NeurotomeError
+from neurotome.errors import NeurotomeError, UsageError
+from neurotome.nn.exported import Exportable
 from neurotome.training.optim import OptimizerConfig, Schedule, build_optimizer
-from neurotome.types import Batch
+from neurotome.types import Batch, Source, Space
+
+FROZEN = "frozen"  # key of what a checkpoint keeps of the networks that are only read
+DATA_BLOCKS = {
+    "voxels": "give `data: {class_path: Volumes}`",
+    "masks": "give `data: {class_path: Masks}`, with `source: label` or `source: image`",
+    "latents": "give `data: {class_path: LatentVolumes}` and a folder of `neurotome encode MODEL STORE OUT --shards`",
+}
 
 
 class Diverged(NeurotomeError):  # noqa: N818 - says what happened, as Interrupted does
     """A loss or a gradient is not finite; the text names the step and the subjects of the batch."""
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What the batches of a method must hold.
+
+    Args:
+        space: What the images are.
+        labels: Whether every session has a label map.
+        views: Contrasts that every session has at least.
+        tokenizer: Digest of the model whose latents are read; None for those of any.
+    """
+
+    space: Space = "voxels"
+    labels: bool = False
+    views: int = 1
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A network that a method only reads.
+
+    Args:
+        network: The network.
+        digest: Of its model folder, or SHA-256 of its weights: what a run depends on.
+    """
+
+    network: object
+    digest: str
+
+
 class Method(lightning.LightningModule, ABC):
     """How networks are trained.
 
-    Subclasses call ``super().__init__(optimizer)``, keep their networks as attributes and implement :meth:`loss`.
+    Subclasses call ``super().__init__(optimizer)``, keep their networks as attributes and implement :meth:`product` and
+    :meth:`loss`.
 
     Args:
         optimizer: How weights are updated; None for the defaults.
@@ -37,6 +78,7 @@ class Method(lightning.LightningModule, ABC):
     Attributes:
         step: Finished optimiser steps; exact after a resume.
         max_steps: Steps of the whole run.
+        seed: Of the run; a method that draws from numpy takes it.
         log_every_steps: Every so many steps the terms are read, and checked where checking each step would stall.
         gradient_norm: Norm of the last gradient before clipping; None where nothing is clipped.
         skip_update: Set by :meth:`loss` where this batch shall change no weight.
@@ -47,11 +89,55 @@ class Method(lightning.LightningModule, ABC):
         self.optimizer_config = optimizer or OptimizerConfig()
         self.step = 0
         self.max_steps = 1
+        self.seed = 0
         self.log_every_steps = 1
         self._schedule: Schedule | None = None
         self._subjects: tuple[str, ...] = ()
         self.gradient_norm: Tensor | None = None
         self.skip_update = False
+
+    @abstractmethod
+    def product(self) -> Exportable:
+        """Return the network that this training makes: it is averaged, exported, and loaded by ``--init-from``."""
+
+    def frozen(self) -> Mapping[str, Frozen]:
+        """Return the networks that are only read, by name; a resume with others is refused."""
+        return {}
+
+    @property
+    def needs(self) -> Needs:
+        """What the batches must hold."""
+        return Needs()
+
+    def check(self, source: Source) -> None:
+        """Refuse data that the method cannot be trained on, before anything is written.
+
+        Raises:
+            ValueError: The data lack what the method needs, or the networks cannot take them.
+        """
+        needs = self.needs
+        if source.images.space != needs.space:
+            raise ValueError(
+                f"{type(self).__name__} is trained on {needs.space}, the data block gives {source.images.space}; "
+                f"{DATA_BLOCKS[needs.space]}"
+            )
+        if (needs.labels or source.images.masks.get("source") == "label") and source.unlabelled:
+            raise ValueError(
+                f"the config trains on label maps, and {len(source.unlabelled)} sessions of the store have none "
+                f"({source.unlabelled[0]}); prepare a dataset that has them: "
+                "derivatives/truth/sub-*/anat/*_dseg.nii.gz, or the column label of a manifest"
+            )
+        if source.views < needs.views:
+            raise ValueError(
+                f"{type(self).__name__} wants {needs.views} contrasts of every session, and some sessions have "
+                f"{source.views}; give `data: {{class_path: Pairs}}`, which leaves those out"
+            )
+        if needs.tokenizer not in (None, source.images.tokenizer):
+            raise ValueError(
+                f"the latents were made by model {source.images.tokenizer[:12]}, the method reads those of "
+                f"{str(needs.tokenizer)[:12]}; encode the store with that model"
+            )
+        self.product().check(source)
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -81,8 +167,9 @@ class Method(lightning.LightningModule, ABC):
         """Called after each optimiser step, before weights are averaged; ``self.step`` counts it already."""
 
     def averaged_modules(self) -> dict[str, nn.Module]:
-        """Return the modules whose parameters a moving average follows; all parts unless overridden."""
-        return dict(self.named_children())
+        """Return the modules whose parameters a moving average follows: the product, under its name here."""
+        product = self.product()
+        return {name: module for name, module in self.named_children() if module is product}
 
     def edge_parameters(self) -> Sequence[str]:
         """Return prefixes of parameter names that Muon leaves to AdamW: stem, output, embeddings, codebooks."""
@@ -136,8 +223,23 @@ class Method(lightning.LightningModule, ABC):
         rates = {_rate_name(group): group["lr"] for group in groups}
         return {"lr": rates.get("lr", rates.get("muon_lr", 0.0)), **rates}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the run depends on beside its own weights."""
+        checkpoint[FROZEN] = {name: one.digest for name, one in self.frozen().items()}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the step; the weights follow."""
+        """Take up the step; the weights follow.
+
+        Raises:
+            UsageError: The run was started with another frozen network.
+        """
+        before, now = checkpoint[FROZEN], {name: one.digest for name, one in self.frozen().items()}
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                raise UsageError(
+                    f"the run was started with {name} {str(before.get(name))[:12]}, the file now has "
+                    f"{str(now.get(name))[:12]}: give the same file to resume it, or another --out to start a new run"
+                )
         self.step = checkpoint["global_step"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

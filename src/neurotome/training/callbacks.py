@@ -20,10 +20,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from neurotome.errors import Interrupted, UsageError
+from neurotome.files.progress import Progress
+from neurotome.training.averages import EMA
 from neurotome.training.base import Method
 from neurotome.training.checkpoint import CheckpointFolder, random_state, seed_generators, set_random_state
-from neurotome.training.ema import EMA
-from neurotome.training.journal import Journal, ProgressLine
+from neurotome.training.journal import Journal
 from neurotome.training.run_folder import RunFolder
 from neurotome.types import Batch
 
@@ -67,7 +68,7 @@ def validate(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     stop: Callable[[], object] = bool,
 ) -> dict[str, float] | None:
-    """Return the means of ``method.validate`` over sessions, or None where ``stop`` said so between two batches.
+    """Return the means of ``method.validate`` over sessions, or None where ``stop`` was true between two batches.
 
     Validation leaves no trace: generators, training modes and buffers are afterwards as they were, so that how often a
     run is validated does not change what it learns.
@@ -134,7 +135,7 @@ class RunCallback(Callback):
         intervals: When to log, validate, save.
         averages: The moving average, or None.
         stop: Set by a signal.
-        progress: The line that says how far the run is.
+        progress: Shows how far the run is.
         batches: Returns the validation batches; None for no validation.
         autocast: Returns the precision context of validation.
         datamodule: Its ``position`` follows the step; its ``fingerprint``, where it has one, must stay.
@@ -148,7 +149,7 @@ class RunCallback(Callback):
         intervals: Intervals,
         averages: EMA | None,
         stop: StopFlag,
-        progress: ProgressLine,
+        progress: Progress,
         batches: Callable[[], Iterable[Batch]] | None,
         autocast: Callable[[], AbstractContextManager[Any]],
         datamodule: Any,
@@ -208,8 +209,10 @@ class RunCallback(Callback):
             self.journal.add({"grad_norm": method.gradient_norm})
         if last or method.step % self.intervals.log == 0:
             self._log(method)
-        if self.progress.due():
-            self.progress.show(method.step, float(outputs["loss"]), method.learning_rates()["lr"])
+        if last or self.progress.due():
+            words = f"loss {float(outputs['loss']):.4f}, lr {method.learning_rates()['lr']:.1e}"
+            rate = f", {self.progress.rate:.1f} steps/s" if self.progress.rate else ""
+            self.progress(method.step, method.max_steps, words + rate)
         every = self.intervals.val
         self.state.validation_due = every is not None and (last or method.step % every == 0)
         if self.state.validation_due:
@@ -247,7 +250,7 @@ class RunCallback(Callback):
             if (panels := method.panels()) is not None:
                 images, entries = panels
                 content = safetensors.torch.save(dict(images), {"entries": json.dumps(list(entries))})
-                self.folder.write_bytes("worst_batch.safetensors", content)
+                self.folder.write("worst_batch.safetensors", content)
             set_random_state(self.state.generators)
 
     def _log(self, method: Method) -> None:

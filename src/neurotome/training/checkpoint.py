@@ -4,8 +4,8 @@ r"""Checkpoints: folders of tensors, JSON and hashes, written so that a fault at
                               state.json             all the rest; a tensor's place holds {"__tensor__": path}
                               SHA256SUMS             of the two files above
 
-A checkpoint is written into a temporary folder beside its place, each file is flushed to the disk, the folder is
-renamed and its parent flushed; older ones are deleted only after the new one has been read back and its hashes agree.
+A checkpoint appears whole (:func:`neurotome.files.atomic.new_folder`); older ones are deleted only after the new one
+has been read back and its hashes agree.
 There is no pickle: mappings, lists, tuples, strings, numbers, booleans, None and tensors are kept, anything else is
 refused by the path at which it stands.
 """
@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import random
 import re
 import shutil
@@ -31,11 +30,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neurotome.errors import InputError, OutputError
+from neurotome.files.atomic import new_folder, remove_folder, sweep
+from neurotome.files.json_text import parse_json
 
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 FORMAT_VERSION = 2  # 2: what a training watches has a key of its own
 _NAME = re.compile(r"step-(\d{8,})")
-_TEMPORARY = ".writing-"
 _DAMAGED = "damaged-"
 
 
@@ -86,7 +86,7 @@ def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _join(path: str, key: str | int) -> str:
-    """Extend a path; the key's own separators are escaped, and an integer key is told from its spelling."""
+    """Extend a path; the key's own separators are escaped, and an integer key differs from the same digits as text."""
     text = str(key).replace("~", "~0").replace("/", "~1")
     part = f"~i{text}" if isinstance(key, int) else text
     return f"{path}/{part}" if path else part
@@ -103,15 +103,6 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stored[name] = copy.clone() if shared else copy
         seen.add(place)
     return stored
-
-
-def flush(path: Path) -> None:
-    """Force a file or a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:
@@ -173,9 +164,7 @@ class CheckpointFolder(CheckpointIO):
 
     def sweep(self) -> None:
         """Delete what an interrupted write has left."""
-        if self.root.is_dir():
-            for leftover in self.root.glob(f"{_TEMPORARY}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        sweep(self.root)
 
     def newest_good(self) -> Path | None:
         """Return the newest checkpoint whose hashes agree; damaged ones are set aside with a warning.
@@ -212,32 +201,22 @@ class CheckpointFolder(CheckpointIO):
         target = Path(path)
         tensors: dict[str, Tensor] = {}
         state = {"format_version": FORMAT_VERSION, "state": encode(checkpoint, "", tensors)}
-        temporary = target.with_name(f"{_TEMPORARY}{target.name}")
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            save_file(_storable(tensors), temporary / TENSORS)
-            (temporary / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
-            sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in (TENSORS, STATE))
-            (temporary / SUMS).write_text(sums, encoding="ascii")
-            for name in (TENSORS, STATE, SUMS):
-                flush(temporary / name)
-            flush(temporary)
-            if target.exists():  # from an earlier attempt that went back to an older checkpoint
-                target.rename(target.with_name(f"{_TEMPORARY}old-{target.name}"))
-            temporary.replace(target)
-            flush(target.parent)
+            with new_folder(target) as folder:
+                save_file(_storable(tensors), folder / TENSORS)
+                (folder / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+                sums = "".join(f"{_sha256(folder / name)}  {name}\n" for name in (TENSORS, STATE))
+                (folder / SUMS).write_text(sums, encoding="ascii")
             verify(target)
-        except (OSError, SafetensorError, InputError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+        except (OutputError, SafetensorError, InputError) as error:
             raise OutputError(
-                f"the checkpoint {target} could not be written ({error}); earlier checkpoints are intact: free some "
-                "space or choose another disk, then run the same command again to resume"
+                f"{target.name} was not saved: {str(error).rstrip('.')}; the earlier checkpoints are intact, and the "
+                "same command resumes from them"
             ) from error
         with contextlib.suppress(OSError):  # one checkpoint too many is no reason to stop
             self.sweep()
-            for folder in self.all()[: -self.keep]:
-                self.remove_checkpoint(folder)
+            for old in self.all()[: -self.keep]:
+                remove_folder(old)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Return the state that was saved at ``path``, its tensors on the CPU.
@@ -247,7 +226,7 @@ class CheckpointFolder(CheckpointIO):
         """
         folder = Path(path)
         verify(folder)
-        content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        content = parse_json((folder / STATE).read_text(encoding="utf-8"))
         if content.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"the checkpoint has format {content.get('format_version')!r}, this version reads {FORMAT_VERSION}",
@@ -257,11 +236,8 @@ class CheckpointFolder(CheckpointIO):
         return decode(content["state"], load_file(folder / TENSORS))
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete a checkpoint; renamed first, so that a half-deleted one is never taken for a whole."""
-        folder = Path(path)
-        doomed = folder.with_name(f"{_TEMPORARY}old-{folder.name}")
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        """Delete a checkpoint."""
+        remove_folder(Path(path))
 
 
 def seed_generators(seed: int) -> None:

@@ -7,7 +7,6 @@ that was never stopped. One Lightning epoch is the whole run. Validation, checkp
 (:mod:`neurotome.training.callbacks`), so that their order within a step is known.
 """
 
-import fcntl
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,16 +23,19 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from neurotome.errors import Interrupted, NeurotomeError, OutputError, UsageError
+from neurotome.files.progress import Progress
+from neurotome.training.averages import EMA
 from neurotome.training.base import Method
 from neurotome.training.callbacks import Intervals, RunCallback, StopFlag, validate
 from neurotome.training.checkpoint import CheckpointFolder, random_state, set_random_state, step_of
-from neurotome.training.ema import EMA
-from neurotome.training.journal import ProgressLine
 from neurotome.training.run_folder import RunFolder, environment
 from neurotome.types import Batch
 
 _LIGHTNING_LOGS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 log = logging.getLogger("neurotome")
+
+
+MAX_STEPS = 10**9
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,10 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "log_every_steps", "checkpoint_every_steps", "keep"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"trainer.{name} is {getattr(self, name)}; give a whole number > 0")
+            if not 1 <= getattr(self, name) <= MAX_STEPS:
+                raise UsageError(
+                    f"trainer.{name} is {getattr(self, name)}; give a whole number > 0, at most {MAX_STEPS}"
+                )
         for name in ("threads", "val_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -169,20 +173,6 @@ def _hushed() -> Iterator[None]:
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Hold the run folder, so that two processes never train into one."""
-    with (root / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"another process is training into {root}; wait for it, or give another --out") from error
-        except OSError:  # a file system without locks
-            yield
-            return
-        yield
-
-
-@contextmanager
 def num_threads(number: int | None) -> Iterator[None]:
     """Give torch a number of threads for a while; None leaves it its own."""
     before = torch.get_num_threads()
@@ -220,7 +210,8 @@ def fit(
     folder = RunFolder(Path(run_dir))
     text = config_text if config_text is not None else yaml.safe_dump({"trainer": asdict(config)}, sort_keys=False)
     method.step, method.max_steps, method.log_every_steps = 0, config.max_steps, config.log_every_steps
-    with _alone(folder.root), StopFlag() as stop, num_threads(config.threads), _hushed():
+    method.seed = config.seed
+    with folder.alone(), StopFlag() as stop, num_threads(config.threads), _hushed():
         folder.claim(text)
         checkpoints = CheckpointFolder(folder.root / "checkpoints", config.keep)
         checkpoints.sweep()
@@ -232,9 +223,9 @@ def fit(
             return _train(method, callback, config, newest)
         except BaseException as error:
             state = "interrupted" if isinstance(error, Interrupted) else "failed"
-            said = str(error) if isinstance(error, NeurotomeError) else f"{type(error).__name__}: {error}"
+            message = str(error) if isinstance(error, NeurotomeError) else f"{type(error).__name__}: {error}"
             with suppress(OutputError):
-                folder.status(state, method.step, method.max_steps, callback.seconds, said)
+                folder.status(state, method.step, method.max_steps, callback.seconds, message)
             raise
         finally:
             callback.progress.close()
@@ -268,7 +259,7 @@ def _callback(
         intervals=Intervals(config.log_every_steps, config.val_every_steps, config.checkpoint_every_steps),
         averages=averages,
         stop=stop,
-        progress=ProgressLine(config.max_steps, config.quiet),
+        progress=Progress("trained", config.quiet),
         batches=batches if validates else None,
         autocast=autocast,
         datamodule=datamodule,

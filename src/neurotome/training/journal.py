@@ -1,6 +1,5 @@
-"""What a run says while it goes: rows of metrics, TensorBoard events, and one line of progress."""
+"""What a run says while it goes: rows of metrics and TensorBoard events."""
 
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
@@ -10,61 +9,6 @@ from torch import Tensor
 
 from neurotome.errors import OutputError
 from neurotome.training.run_folder import RunFolder
-
-
-class ProgressLine:
-    """One line on a terminal, redrawn at most twice a second; elsewhere one line every 15 seconds.
-
-    Args:
-        max_steps: Steps of the whole run.
-        quiet: Whether to write nothing.
-        stream: Where to write; standard error if None.
-    """
-
-    def __init__(self, max_steps: int, quiet: bool = False, stream: Any = None) -> None:
-        self.max_steps = max_steps
-        self.quiet = quiet
-        self.stream = sys.stderr if stream is None else stream
-        self.live = self.stream.isatty()
-        self._interval = 0.5 if self.live else 15.0
-        self._last: tuple[float, int] | None = None
-        self._rate = 0.0
-
-    def due(self) -> bool:
-        """Whether enough time has passed since the last line."""
-        return not self.quiet and (self._last is None or time.perf_counter() - self._last[0] >= self._interval)
-
-    def show(self, step: int, loss: float, lr: float) -> None:
-        """Write the line of ``step``."""
-        now = time.perf_counter()
-        if self._last is not None and step > self._last[1]:
-            rate = (step - self._last[1]) / (now - self._last[0])
-            self._rate = rate if not self._rate else 0.7 * self._rate + 0.3 * rate
-        self._last = (now, step)
-        left = f"{_clock((self.max_steps - step) / self._rate)} left" if self._rate else "…"
-        share = step / self.max_steps
-        bar = "█" * round(20 * share)
-        line = f"{bar:░<20} {share:4.0%}  step {step}/{self.max_steps}  loss {loss:.4f}  lr {lr:.1e}  "
-        line += f"{self._rate:.1f}/s  {left}"
-        self._write(f"\r\x1b[2K{line}" if self.live else f"{line}\n")
-
-    def close(self) -> None:
-        """End the line."""
-        if self.live and not self.quiet and self._last is not None:
-            self._write("\n")
-
-    def _write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except (OSError, ValueError):  # the reader has gone away; the training goes on
-            self.quiet = True
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 class Journal:

@@ -23,18 +23,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from neurotome.errors import InputError, OutputError, UsageError
+from neurotome.errors import InputError, OutputError, UsageError, printable
+from neurotome.files.atomic import write_atomically
+from neurotome.files.json_text import parse_json
+from neurotome.files.lock import alone
 from neurotome.training.cost import peak_memory
 
 # A resume may change these: none of them changes the weights.
 FREE_KEYS = frozenset(
     {"keep", "progress", "quiet", "workers", "log_every_steps", "val_every_steps", "checkpoint_every_steps"}
 )
+LOCK = ".lock"
 PACKAGES = ("neurotome", "torch", "lightning", "numpy", "monai", "safetensors", "nibabel", "scikit-learn")
 
 
@@ -57,6 +62,11 @@ def differences(old: Any, new: Any) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if key.rsplit(".", 1)[-1] not in FREE_KEYS and before.get(key, absent) != after.get(key, absent)
     ]
+
+
+def _format(config: Any) -> bool:
+    """Return whether the data block of a config names a class, which it does since version 2."""
+    return isinstance(config, Mapping) and isinstance(data := config.get("data"), Mapping) and "class_path" in data
 
 
 def environment(seed: int, threads: int, device: str) -> dict[str, Any]:
@@ -126,33 +136,27 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"the run folder {root} cannot be made ({error}); choose another --out") from error
 
-    def write(self, name: str, text: str) -> None:
+    def alone(self) -> AbstractContextManager[None]:
+        """Return a context within which no other process trains into the folder.
+
+        Raises:
+            UsageError: One does.
+        """
+        held = f"another process is training into {printable(self.root)}; wait for it, or give another --out"
+        return alone(self.root / LOCK, UsageError(held), again=True)
+
+    def write(self, name: str, content: str | bytes) -> None:
         """Replace a file as a whole.
 
         Raises:
             OutputError: The disk is full or the folder cannot be written to.
         """
-        self.write_bytes(name, text.encode("utf-8"))
-
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Replace a file as a whole.
-
-        Raises:
-            OutputError: The disk is full or the folder cannot be written to.
-        """
-        temporary = self.root / f".{name}.writing"
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(self.root / name)
-        except OSError as error:
-            raise OutputError(
-                f"{self.root / name} could not be written ({error}); free some space and run again"
-            ) from error
+        write_atomically(self.root / name, [content.encode() if isinstance(content, str) else content])
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return a JSON object, or an empty one where the file is missing or half-written."""
         try:
-            value = json.loads((self.root / name).read_text(encoding="utf-8"))
+            value = parse_json((self.root / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return value if isinstance(value, dict) else {}
@@ -171,7 +175,13 @@ class RunFolder:
             return
         except OSError as error:
             raise InputError(f"cannot be read ({error})", file=path) from error
-        changed = differences(yaml.safe_load(before), yaml.safe_load(config))
+        old, new = yaml.safe_load(before), yaml.safe_load(config)
+        changed = differences(old, new)
+        if changed and _format(old) != _format(new):
+            raise UsageError(
+                f"{self.root} holds a run of an earlier version of neurotome, whose runs cannot be resumed; its model "
+                "folder can be used as before. Give another --out, or --overwrite to replace it"
+            )
         if changed:
             raise UsageError(
                 f"{self.root} holds a run with another configuration ({'; '.join(changed[:20])}): "
@@ -228,7 +238,7 @@ class RunFolder:
         kept = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError:
                 continue
             if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:

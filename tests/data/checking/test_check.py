@@ -19,8 +19,9 @@ from neurotome.data.checking.check import check
 from neurotome.data.checking.dataset_files import Case
 from neurotome.data.checking.finding import FINDINGS, Finding
 from neurotome.data.checking.scan_findings import content_sha256, examine
-from neurotome.data.datasets.fingerprint import fingerprint_of_store, in_ras, orientation
-from neurotome.data.imaging.volume import Geometry
+from neurotome.data.datasets.fingerprint import in_ras, orientation
+from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.stores.store_fingerprint import fingerprint_of_store
 from neurotome.errors import UsageError
 from tests.data.scans import affine_of, brain_array, rotation_of, write_bids, write_gzip, write_nifti
 
@@ -76,6 +77,7 @@ def test_the_same_input_gives_the_same_json_and_is_left_untouched(raw):
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(raw.rglob("*")) if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_processes_find_the_same(raw, monkeypatch):
     monkeypatch.undo()  # it does not reach them
     scan_of(raw).write_bytes(b"broken")
@@ -410,8 +412,8 @@ def test_every_bad_line_of_a_table_is_a_finding_and_the_good_ones_are_read(tmp_p
     ]
     (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
     report = check(tmp_path / "t.tsv")
-    told = {int(re.match(r"line (\d+)", f.reason)[1]) for f in found(report, "manifest")}
-    assert {4, 5, 6, 7} <= told
+    lines = {int(re.match(r"line (\d+)", f.reason)[1]) for f in found(report, "manifest")}
+    assert {4, 5, 6, 7} <= lines
     assert [one["file"] for one in report.files] == ["a.nii.gz", "b.nii.gz"]
     assert found(report, "unreadable", "b.nii.gz")
     assert [f.subject for f in found(report, "two-splits")] == ["1"]
@@ -571,7 +573,7 @@ def test_an_odd_set_of_labels(tmp_path):
     (one,) = found(check(tmp_path), "label-odd")
     assert (one.file, one.reason) == (
         "sub-0_dseg.nii.gz",
-        "label 9 in hardly any other; label 2 missing, which the others have (6 maps)",
+        "label 9 occurs in few other maps; label 2 missing, which the others have (6 maps)",
     )
 
 

@@ -38,7 +38,7 @@ def test_what_does_not(text):
     assert looks_private(text) is None
 
 
-def told(report):
+def codes_of(report):
     return {
         (f.code, f.file) for f in report.findings if "private" in f.code or "text" in f.code or "indirect" in f.code
     }
@@ -57,13 +57,13 @@ def test_text_fields_of_the_header(tmp_path, field, order):
 
 def test_what_is_left_behind_the_end_of_a_text_is_found(tmp_path):
     write_gzip(tmp_path / "a_T1w.nii.gz", header_bytes(brain_array(), descrip=b"FSL5.0\0ustermann^Erika"))
-    assert told(check(tmp_path)) == {("private-header", "a_T1w.nii.gz")}
+    assert codes_of(check(tmp_path)) == {("private-header", "a_T1w.nii.gz")}
 
 
 def test_a_signature_of_a_tool_says_nothing_about_a_person(tmp_path):
     for n, text in enumerate((b"FSL5.0", b"FreeSurfer May 11 2020", b"6.0.5:9e026117", b"spm - realigned", b"")):
         write_gzip(tmp_path / f"{n}_T1w.nii.gz", header_bytes(brain_array(seed=n), descrip=text))
-    assert {c for c, _ in told(check(tmp_path))} <= {"header-text"}
+    assert {c for c, _ in codes_of(check(tmp_path))} <= {"header-text"}
 
 
 def test_nifti_2_and_extensions(tmp_path):
@@ -80,7 +80,7 @@ def test_nifti_2_and_extensions(tmp_path):
     block = image.to_bytes().replace(struct.pack("<2i", 48, 40), struct.pack("<2i", 48, 2))  # 2 is DICOM
     write_gzip(tmp_path / "c_T2w.nii.gz", block)
     report = check(tmp_path)
-    assert told(report) == {
+    assert codes_of(report) == {
         ("private-header", "a_T1w.nii.gz"),
         ("private-header", "b_T1w.nii.gz"),
         ("header-text", "b_T1w.nii.gz"),
@@ -96,10 +96,10 @@ def test_many_or_long_extensions_take_no_time_and_one_line(tmp_path):
         texts = [extension] if extension else [b"note %d" % n for n in range(3000)] + [b"Mustermann^Erika"]
         image.header.extensions.extend(nibabel.nifti1.Nifti1Extension(44, text) for text in texts)
         nibabel.save(image, tmp_path / f"{letter}_T1w.nii.gz")
-    start = time.monotonic()
+    start = time.process_time()
     report = check(tmp_path)
-    assert time.monotonic() - start < 5
-    assert ("private-header", "b_T1w.nii.gz") in told(report)
+    assert time.process_time() - start < 5
+    assert ("private-header", "b_T1w.nii.gz") in codes_of(report)
     assert sum(f.file == "b_T1w.nii.gz" for f in report.findings) < 40
 
 
@@ -109,8 +109,8 @@ def test_the_history_of_a_freesurfer_image(tmp_path):
     import gzip
 
     block = gzip.decompress((tmp_path / "plain_T1w.mgz").read_bytes())
-    write_gzip(tmp_path / "told_T2w.mgz", block + b"\0\0\0\x03mri_convert /home/erika/mustermann.dcm out.mgz\0")
-    assert told(check(tmp_path)) == {("private-header", "told_T2w.mgz")}
+    write_gzip(tmp_path / "history_T2w.mgz", block + b"\0\0\0\x03mri_convert /home/erika/mustermann.dcm out.mgz\0")
+    assert codes_of(check(tmp_path)) == {("private-header", "history_T2w.mgz")}
 
 
 def test_keys_of_sidecars(tmp_path):

@@ -11,7 +11,7 @@ from neurotome.data.checking.check import check
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.build import prepare
 from neurotome.data.stores.store import Store
-from neurotome.files.stream import file_sha256
+from neurotome.files.verified import file_sha256
 from tests.data.scans import brain_array, write_bids, write_nifti
 
 

@@ -146,7 +146,7 @@ def test_plain_folders_are_guessed_and_say_so(tmp_path):
         ("7", "2"): (["T1w"], False),
     }
     assert manifest.notes == (
-        "contrasts and subjects are guessed from the names (2 T1w, 1 T2w, 1 FLAIR); a table says them for sure",
+        "contrasts and subjects are guessed from the names (2 T1w, 1 T2w, 1 FLAIR); a table states them",
         "left out x_T1_T2.nii: the name says T1w or T2w",
         "1 masks or label maps are not taken for scans",
     )
@@ -245,10 +245,10 @@ def test_visits_in_one_folder_are_one_subject(tmp_path):
     assert any("p1: holds several scans of one contrast" in note for note in manifest.notes)
 
 
-def test_images_whose_names_tell_nothing_are_what_the_caller_says(tmp_path):
+def test_images_whose_names_state_no_contrast_are_what_the_caller_says(tmp_path):
     for name in ("RAS.nii.gz", "x_T2w.nii.gz", "aparc.a2009s+aseg.mgz"):
         write_nifti(tmp_path / name, brain_array().astype("float32"))
-    assert {row.path.name: row.modality for row in scan(tmp_path, untold="T1w").rows} == {
+    assert {row.path.name: row.modality for row in scan(tmp_path, default_modality="T1w").rows} == {
         "RAS.nii.gz": "T1w",
         "x_T2w.nii.gz": "T2w",
     }

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neurotome.data.imaging.nifti import read_volume
+from neurotome.data.imaging.reader import read_volume
 from neurotome.errors import InputError
-from neurotome.files.stream import VerifiedStream
+from neurotome.files.verified import VerifiedStream
 from tests.data.scans import affine_of, header_bytes, rotation_of, write_gzip, write_nifti
 
 SMALL = np.random.default_rng(0).integers(0, 100, (5, 6, 7)).astype("i2")

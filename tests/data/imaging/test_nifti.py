@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from neurotome.data.imaging import voxel_layout
-from neurotome.data.imaging.nifti import read_volume
-from neurotome.data.imaging.volume import Geometry, Volume
+from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.imaging.reader import read_volume
+from neurotome.data.imaging.volume import Volume
 from neurotome.errors import InputError, OutputError, UsageError
-from neurotome.files.stream import VerifiedStream
+from neurotome.files.verified import VerifiedStream
 from tests.data.scans import affine_of, brain_array, header_bytes, rotation_of, write_gzip, write_nifti
 
 OBLIQUE = affine_of((1.1, 2.2, 3.3), rotation_of((20, -10, 5)), (-30.0, 12.5, 7.25))

@@ -81,7 +81,7 @@ def test_many_sites_stay_inside_their_ranges():
 
 
 def test_the_style_vector_holds_every_continuous_factor():
-    scan = pc.site_scan("T1w", 2, np.random.default_rng(0)).with_noise(0.02)
+    scan = dataclasses.replace(pc.site_scan("T1w", 2, np.random.default_rng(0)), noise_sd=0.02)
     base = scan.vector()
     for name in ("repetition_factor", "echo_factor", "third_factor", "gamma", "blur_mm", "noise_sd", "slice_mm"):
         moved = dataclasses.replace(scan, **{name: getattr(scan, name) * 1.1}).vector()

@@ -47,7 +47,7 @@ def test_images_and_truth_are_what_the_cohort_says(dataset):
     }.items():
         np.testing.assert_array_equal(np.asarray(nibabel.load(anat / f"sub-002_{name}.nii.gz").dataobj), array)
     truth = json.loads((anat / "sub-002_dseg.json").read_text())["Truth"]
-    assert truth["volumes_ml"]["ventricle"] == pytest.approx(subject.ventricle_ml)
+    assert truth["volumes_ml"]["ventricle"] == pytest.approx(subject.volumes_ml["ventricle"])
     assert truth["lesions"][0]["diameter_mm"] == pytest.approx(subject.lesions[0].diameter_mm)
     assert truth["scans"]["T2w"]["gamma"] == pytest.approx(subject.scans["T2w"].gamma)
 
@@ -71,6 +71,7 @@ def test_sidecars_speak_bids_in_seconds(dataset):
     assert contrast["ContrastBolusIngredient"] == "GADOLINIUM"
 
 
+@pytest.mark.slow
 def test_the_official_validator_finds_no_error(dataset):
     tool = Path(sys.executable).with_name("bids-validator-deno")
     if not tool.exists():
@@ -88,6 +89,7 @@ def test_the_official_validator_finds_no_error(dataset):
     assert errors == []
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(dataset, tmp_path):
     other = write_dataset(COHORT, tmp_path / "two", workers=2)
     assert tree(other) == tree(dataset)
@@ -103,8 +105,9 @@ def test_a_folder_with_content_is_refused_and_left_alone(tmp_path):
         write_dataset(small, out)
     assert tree(out) == before
     seen = []
-    write_dataset(SyntheticCohort(num_subjects=2, spacing_mm=12.0), out, overwrite=True, progress=seen.append)
-    assert seen == [1, 2]
+    cohort = SyntheticCohort(num_subjects=2, spacing_mm=12.0)
+    write_dataset(cohort, out, overwrite=True, progress=lambda *words: seen.append(words))
+    assert seen == [(1, 2, "sub-001"), (2, 2, "sub-002")]
     assert (out / "sub-002").is_dir()
     foreign = tmp_path / "thesis"
     foreign.mkdir()

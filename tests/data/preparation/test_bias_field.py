@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from neurotome.data.imaging.volume import Geometry, Volume
+from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
 from tests.data.scans import affine_of

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from neurotome.data.imaging.nifti import read_volume
-from neurotome.data.imaging.volume import Geometry, Volume
+from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.imaging.reader import read_volume
+from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
 from neurotome.data.preparation.resample import ras_to_index, resample, tidy
@@ -163,7 +164,7 @@ def test_two_views_say_the_same_place_for_every_prepared_voxel(number):
     views = {}
     for name, orientation, tilt in (("T1w", ALL_48[number], 0.0), ("T2w", ALL_48[-1 - number], 30.0)):
         affine, shape = stored(orientation, rng.uniform(-tilt, tilt, 3), rng.uniform(1.5, 3.5, 3))
-        # a shape without symmetry: how it lies can be told from the image
+        # a shape without symmetry: its orientation can be seen in the image
         places = np.array([[0, 0, 0], [16, 3, -4], [-5, 18, 6], [3, -8, 14], [-12, -10, -9]])
         array = sum(blob(affine, shape, CENTRE + at, 4.0 + n) for n, at in enumerate(places))
         views[name] = Volume(array, Geometry(shape, affine))

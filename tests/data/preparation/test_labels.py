@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from neurotome.data.imaging.nifti import read_volume
-from neurotome.data.imaging.volume import Geometry, Volume
+from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.imaging.reader import read_volume
+from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.labels import whole_labels
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.batches import batch_of

@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 import os
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from neurotome.data.imaging.nifti import read_volume
-from neurotome.data.imaging.volume import Geometry, Volume
+from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.imaging.reader import read_volume
+from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.brain_box import largest_component, share_on_faces
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
@@ -264,6 +266,9 @@ def test_preparation_survives_json_and_has_a_digest():
     assert one.digest == two.digest != Preparation(3, (48, 64, 57)).digest
     with pytest.raises(UsageError, match="not a preparation"):
         Preparation.from_json({**one.to_json(), "colour": 1})
+    for shape in ([math.inf, 64, 56], ["x", 64, 56]):
+        with pytest.raises(UsageError, match="not a preparation"):
+            Preparation.from_json({**one.to_json(), "shape": shape})
 
 
 SCAN = volume_of(np.where(brain_array() > 0, 10 + 5 * brain_array(), 3).astype(np.float32), affine_of())

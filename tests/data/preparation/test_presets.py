@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neurotome.data.imaging.nifti import read_volume
-from neurotome.data.imaging.volume import Geometry, Volume
+from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.imaging.reader import read_volume
+from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.presets import PRESETS, preset
 from neurotome.errors import UsageError

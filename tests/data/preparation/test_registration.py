@@ -1,4 +1,4 @@
-"""Contrasts of one session that do not lie on each other: found, refused, or laid there; never left so in silence."""
+"""Contrasts of one session that do not lie on each other are found, then refused or registered."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from neurotome.data.imaging.nifti import read_volume
-from neurotome.data.imaging.volume import Geometry, Volume
+from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.imaging.reader import read_volume
+from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation import extras, registration
 from neurotome.data.preparation.brain_box import Brain
 from neurotome.data.preparation.preparation import Preparation

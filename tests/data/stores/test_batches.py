@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neurotome.data.preparation.preparation import Preparation
-from neurotome.data.stores.batches import TrainingBatches, TrainingPlan, batch_of
+from neurotome.data.stores.batches import StepPlan, VolumeBatches, batch_of
 from neurotome.data.stores.build import prepare
 from neurotome.data.stores.store import Store
 from tests.data.scans import brain_array, write_nifti
@@ -22,18 +22,18 @@ def same(a, b):
 
 
 def test_a_batch_is_a_pure_function_of_seed_step_and_rank(prepared):
-    plan = TrainingPlan(crop=8, slice_prob=0.3)
-    one, two = (TrainingBatches(Store.open(prepared.path), plan, 50, seed=3) for _ in range(2))
+    plan = StepPlan(crop=8, slice_prob=0.3)
+    one, two = (VolumeBatches(Store.open(prepared.path), plan, 50, seed=3) for _ in range(2))
     for step in (49, 7, 0, 7):
         same(one[step], two[step])
     assert not torch.equal(one[1].image[0], one[2].image[0])
-    other = TrainingBatches(prepared, plan, 50, seed=4)
+    other = VolumeBatches(prepared, plan, 50, seed=4)
     assert [one.sessions(s) for s in range(5)] != [other.sessions(s) for s in range(5)]
 
 
 def test_every_session_is_seen_once_an_epoch_over_all_ranks(prepared):
-    plan = TrainingPlan(batch_sessions=2, crop=8, whole_fraction=0.0)
-    ranks = [TrainingBatches(prepared, plan, 100, 0, rank=r, world_size=2) for r in range(2)]
+    plan = StepPlan(batch_sessions=2, crop=8, whole_fraction=0.0)
+    ranks = [VolumeBatches(prepared, plan, 100, 0, rank=r, world_size=2) for r in range(2)]
     for epoch in range(5):
         seen = Counter(e.subject for s in range(epoch * 2, epoch * 2 + 2) for one in ranks for e in one.sessions(s))
         assert seen == dict.fromkeys(prepared.subjects("train"), 1)
@@ -44,7 +44,7 @@ def test_every_session_is_seen_once_an_epoch_over_all_ranks(prepared):
 
 
 def test_crops_are_voxels_of_the_store_at_one_place_for_all_views(prepared):
-    batches = TrainingBatches(prepared, TrainingPlan(crop=(6, 7, 5), flip_prob=0.5, whole_fraction=0.0), 20, 0)
+    batches = VolumeBatches(prepared, StepPlan(crop=(6, 7, 5), flip_prob=0.5, whole_fraction=0.0), 20, 0)
     by_subject = {e.subject: prepared.load(e) for e in prepared.sessions}
     flips = 0
     for step in range(10):
@@ -71,8 +71,8 @@ def test_crops_are_voxels_of_the_store_at_one_place_for_all_views(prepared):
 
 def test_brain_prob_centres_crops_on_the_brain(prepared):
     def share(brain_prob):
-        plan = TrainingPlan(crop=5, brain_prob=brain_prob, flip_prob=0.0, whole_fraction=0.0)
-        batches = TrainingBatches(prepared, plan, 40, 0)
+        plan = StepPlan(crop=5, brain_prob=brain_prob, flip_prob=0.0, whole_fraction=0.0)
+        batches = VolumeBatches(prepared, plan, 40, 0)
         return np.mean([batches[s].mask[:, 0, 2, 2, 2].float().mean() for s in range(40)])
 
     assert share(1.0) == 1.0
@@ -80,18 +80,18 @@ def test_brain_prob_centres_crops_on_the_brain(prepared):
 
 
 def test_the_last_share_of_steps_sees_whole_volumes(prepared):
-    batches = TrainingBatches(prepared, TrainingPlan(crop=8, whole_fraction=0.25, whole_sessions=2, flip_prob=0), 40, 0)
+    batches = VolumeBatches(prepared, StepPlan(crop=8, whole_fraction=0.25, whole_sessions=2, flip_prob=0), 40, 0)
     kinds = [batches.kind(s)[0] for s in range(40)]
     assert kinds == ["crop"] * 30 + ["whole"] * 10
     whole = batches[35]
     assert whole.image.shape == (2, 2, 1, *SHAPE)
     same(whole, batch_of(prepared, batches.sessions(35)))
-    assert all(TrainingBatches(prepared, TrainingPlan(crop=None), 9, 0).kind(s)[0] == "whole" for s in range(9))
+    assert all(VolumeBatches(prepared, StepPlan(crop=None), 9, 0).kind(s)[0] == "whole" for s in range(9))
 
 
 def test_slices_have_an_axis_of_one_inside_the_margin(prepared):
-    plan = TrainingPlan(crop=8, slice_prob=0.5, slice_sessions=3, flip_prob=0.0, whole_fraction=0.0)
-    batches = TrainingBatches(prepared, plan, 400, 0)
+    plan = StepPlan(crop=8, slice_prob=0.5, slice_sessions=3, flip_prob=0.0, whole_fraction=0.0)
+    batches = VolumeBatches(prepared, plan, 400, 0)
     kinds = Counter(batches.kind(s) if batches.kind(s)[0] == "slice" else "crop" for s in range(400))
     assert set(kinds) == {"crop", ("slice", 0), ("slice", 1), ("slice", 2)}
     assert all(40 < n < 95 for k, n in kinds.items() if k != "crop")
@@ -120,7 +120,7 @@ def test_views_can_be_drawn_and_missing_ones_come_last(tmp_path):
     store = prepare(
         tmp_path / "data", tmp_path / "store", preparation=Preparation(3.0, SHAPE), sizes=(1.0, 0.0, 0.0)
     ).store
-    batches = TrainingBatches(store, TrainingPlan(crop=8, modalities_per_session=1), 60, 0)
+    batches = VolumeBatches(store, StepPlan(crop=8, modalities_per_session=1), 60, 0)
     seen = Counter()
     for step in range(30):
         batch = batches[step]
@@ -130,7 +130,7 @@ def test_views_can_be_drawn_and_missing_ones_come_last(tmp_path):
             seen[subject == "0", store.modalities[index]] += 1
     assert {m for first, m in seen if first} == {"T2w"}
     assert {m for first, m in seen if not first} == {"T1w", "T2w", "FLAIR"}
-    two = TrainingBatches(store, TrainingPlan(crop=8, modalities_per_session=2), 60, 0)[0]
+    two = VolumeBatches(store, StepPlan(crop=8, modalities_per_session=2), 60, 0)[0]
     assert (two.modality[:, 0] < two.modality[:, 1]).all()
     ordered = batch_of(store, [store.sessions[0]], modalities=("FLAIR", "T2w"))
     assert ordered.present.tolist() == [[False, True]]
@@ -150,23 +150,23 @@ def test_views_can_be_drawn_and_missing_ones_come_last(tmp_path):
 )
 def test_plans_refuse_bad_values(values, says):
     with pytest.raises(ValueError, match=says):
-        TrainingPlan(**values)
+        StepPlan(**values)
 
 
 def test_batches_refuse_what_the_store_cannot_give(prepared, tmp_path):
     with pytest.raises(ValueError, match="larger than the prepared grid"):
-        TrainingBatches(prepared, TrainingPlan(crop=32), 10, 0)
+        VolumeBatches(prepared, StepPlan(crop=32), 10, 0)
     with pytest.raises(ValueError, match="modalities_per_session is 3 of 2"):
-        TrainingBatches(prepared, TrainingPlan(crop=8, modalities_per_session=3), 10, 0)
+        VolumeBatches(prepared, StepPlan(crop=8, modalities_per_session=3), 10, 0)
     with pytest.raises(IndexError):
-        TrainingBatches(prepared, TrainingPlan(crop=8), 10, 0)[10]
+        VolumeBatches(prepared, StepPlan(crop=8), 10, 0)[10]
     empty = Store(prepared.path, prepared.preparation, prepared.modalities, prepared.split("val"))
     with pytest.raises(ValueError, match="train split is empty"):
-        TrainingBatches(empty, TrainingPlan(crop=8), 10, 0)
+        VolumeBatches(empty, StepPlan(crop=8), 10, 0)
 
 
 def test_the_last_stage_sees_slices_alone(prepared):
-    batches = TrainingBatches(prepared, TrainingPlan(crop=8, slice_fraction=0.25, slice_sessions=1), 40, 0)
+    batches = VolumeBatches(prepared, StepPlan(crop=8, slice_fraction=0.25, slice_sessions=1), 40, 0)
     kinds = [batches.kind(step)[0] for step in range(40)]
     assert set(kinds[30:]) == {"slice"}
     assert "slice" not in kinds[:30]
@@ -175,8 +175,8 @@ def test_the_last_stage_sees_slices_alone(prepared):
 def test_memory_does_not_grow_from_epoch_to_epoch(prepared):
     """One batch kept each epoch would be 60 KB and more; the slope allows a tenth of that."""
     store = Store.open(prepared.path)
-    plan = TrainingPlan(batch_sessions=4, crop=8, slice_prob=0.2, whole_fraction=0.5)
-    batches = TrainingBatches(store, plan, 400, 0)
+    plan = StepPlan(batch_sessions=4, crop=8, slice_prob=0.2, whole_fraction=0.5)
+    batches = VolumeBatches(store, plan, 400, 0)
     used = []
     tracemalloc.start()
     try:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from neurotome.data.preparation.preparation import Preparation
-from neurotome.data.stores import build as module
+from neurotome.data.stores import build, entries
 from neurotome.data.stores.build import SessionError, prepare
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError
@@ -44,7 +44,7 @@ def test_a_stopped_run_goes_on_and_ends_alike(dataset, prepared, tmp_path, monke
         prepare(dataset, tmp_path / "store", preparation=PREPARATION, progress=stop)
     assert not (tmp_path / "store" / "index.json").exists()
     with (tmp_path / "store" / "journal.jsonl").open("a") as journal:
-        journal.write('["torn')
+        journal.write("[" * 100_000 + "\n1\n" + '["torn')
     (tmp_path / "store" / "entries" / ".neurotome-0.tmp").write_bytes(b"half")
     report = prepare(dataset, tmp_path / "store", preparation=PREPARATION)
     assert (report.num_built, report.num_kept) == (7, 5)
@@ -138,17 +138,17 @@ def test_workers_make_the_same_store(dataset, prepared, tmp_path):
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "file_sha256", lambda path: "0" * 64)
+    monkeypatch.setattr(build, "file_sha256", lambda path: "0" * 64)
     report = prepare(dataset, tmp_path / "store", preparation=PREPARATION)
     assert len(report.failures) == 12
     assert all("changed while it was read" in f.reason for f in report.failures)
 
 
-def test_what_nobody_foresaw_names_subject_and_file(dataset, tmp_path, monkeypatch):
+def test_an_unforeseen_error_names_subject_and_file(dataset, tmp_path, monkeypatch):
     def fail(path, **options):
         raise ZeroDivisionError("by\nzero")
 
-    monkeypatch.setattr(module, "read_volume", fail)
+    monkeypatch.setattr(entries, "read_volume", fail)
     says = r"^sub-00 \(.*sub-00_T1w\.nii\.gz, .*\): internal error, ZeroDivisionError: by zero"
     with pytest.raises(SessionError, match=says) as e:
         prepare(dataset, tmp_path / "store", preparation=PREPARATION)

@@ -1,8 +1,9 @@
-"""Reading latents: shards and single files through one face, verified, mapped, confined; batches in a pure order."""
+"""Reading latents: shards and single files through one face, verified, mapped, confined."""
 
 import copy
 import hashlib
 import json
+import math
 import sys
 import zlib
 from pathlib import Path
@@ -10,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 
-from neurotome.data.imaging.volume import Geometry
+from neurotome.data.imaging.geometry import Geometry
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
 from neurotome.data.stores import latents as module
-from neurotome.data.stores.bit_planes import pack_bits
-from neurotome.data.stores.latent_batches import LatentBatches, latent_batch
+from neurotome.data.stores.latent_batches import latent_batch
 from neurotome.data.stores.latents import (
     INDEX_NAME,
     KIND,
@@ -28,7 +27,8 @@ from neurotome.data.stores.latents import (
     shard_name,
 )
 from neurotome.errors import InputError, UsageError
-from neurotome.files.tensor_file import inflated, map_tensors
+from neurotome.files.bit_planes import pack_bits
+from neurotome.files.tensors import inflated, map_tensors
 
 SHAPE = (4, 6, 5)
 PREPARATION = Preparation(3.0, SHAPE)
@@ -126,9 +126,8 @@ def test_entries_and_arrays_come_back(shards):
         for name in entry.modalities:
             view = latents.load(entry, name)
             assert np.array_equal(view.latent, latent_of(entry.number, name))
-            assert set(view.codes) == {"anatomy"}
-            assert view.codes["anatomy"].max() == entry.number == view.style[0]
-            assert view.gain is None
+            assert view.arrays.keys() == {"latent", "codes.anatomy", "style"}
+            assert view.arrays["codes.anatomy"].max() == entry.number == view.arrays["style"][0]
 
 
 def test_an_entry_survives_its_json(shards):
@@ -179,6 +178,46 @@ def test_a_changed_header_is_noticed_at_once(shards):
         Latents.open(shards)
 
 
+def promised_header(shards: Path, change) -> None:
+    """Replace the first shard's description of its entries, and let the index promise the result."""
+    file = shards / shard_name(0)
+    data = file.read_bytes()
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:size])
+    header["__metadata__"]["neurotome"] = change(header["__metadata__"]["neurotome"])
+    raw = json.dumps(header).encode()
+    file.write_bytes(len(raw).to_bytes(8, "little") + raw + data[size:])
+    index = json.loads((shards / INDEX_NAME).read_text())
+    index["shards"][0]["header_sha256"] = hashlib.sha256(raw).hexdigest()
+    (shards / INDEX_NAME).write_text(json.dumps(index))
+
+
+def changed_entry(text: str, *keys, value) -> str:
+    head = json.loads(text)
+    place = head["entries"][0]
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    return json.dumps(head)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "[" * 100_000 + "]" * 100_000,
+        lambda text: changed_entry(text, "number", value=math.inf),
+        lambda text: changed_entry(text, "draw", value=math.inf),
+        lambda text: changed_entry(text, "records", "T1w", "geometry", "shape", value=[math.inf, 6, 5]),
+        lambda text: changed_entry(text, "records", "T1w", "low", value=10**400),
+    ],
+)
+def test_a_forged_header_is_refused_by_name(shards, change):
+    promised_header(shards, change)
+    with pytest.raises(InputError, match=r"shard-00000.*its header is damaged.* Remedy: ") as error:
+        Latents.open(shards)
+    assert error.value.file == shards / shard_name(0)
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -191,6 +230,11 @@ def test_a_changed_header_is_noticed_at_once(shards):
         ({"shards": [{"file": "../elsewhere.safetensors", "sha256": "", "header_sha256": ""}]}, "index is damaged"),
         ({"shards": [{"file": "shard-00007.safetensors", "sha256": "", "header_sha256": ""}]}, "index is damaged"),
         ({"shards": "all"}, "index is damaged"),
+        ({"shape": [math.inf, 6, 5]}, "not valid JSON"),
+        ({"num_entries": math.inf}, "not valid JSON"),
+        ({"modalities": "x"}, "the index is damaged"),
+        ({"modalities": []}, "the index is damaged"),
+        ({"preparation": PREPARATION.to_json() | {"shape": [math.inf, 6, 5]}}, "not valid JSON"),
     ],
 )
 def test_an_index_that_cannot_be_trusted_is_refused(shards, change, match):
@@ -234,8 +278,8 @@ def test_single_latents_have_the_same_face(tmp_path):
     first = latents.entries[0]
     view = latents.load(first, "T1w")
     assert np.array_equal(view.latent, latent_of(0, "T1w"))
-    assert view.codes["anatomy"].shape == (2, 3, 5)
-    assert view.style.shape == (4,)
+    assert view.arrays["codes.anatomy"].shape == (2, 3, 5)
+    assert view.arrays["style"].shape == (4,)
     assert np.array_equal(latents.mask(first), brain())
     assert not latents.split("train")
     alone = Latents.open(first.file, "f" * 64)
@@ -261,15 +305,15 @@ def test_a_single_latent_is_compared_with_its_sidecar(tmp_path):
     assert np.array_equal(latents.load(latents.entries[0], "T1w").latent, latent_of(0, "T1w"))
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     latents = Latents.open(file)
-    for look in (lambda: latents.load(latents.entries[0], "T1w"), lambda: latents.mask(latents.entries[0])):
+    for read in (lambda: latents.load(latents.entries[0], "T1w"), lambda: latents.mask(latents.entries[0])):
         with pytest.raises(InputError, match=r"x_T1w.safetensors: .* sidecar beside it .* encode the scan again"):
-            look()
+            read()
     sidecar.write_text("{")
     with pytest.raises(InputError, match=r"x_T1w.json: not valid JSON"):
         Latents.open(file)
     sidecar.unlink()  # nothing is promised, nothing is compared
     latents = Latents.open(file)
-    assert latents.load(latents.entries[0], "T1w").codes["anatomy"].shape == (2, 3, 5)
+    assert latents.load(latents.entries[0], "T1w").arrays["codes.anatomy"].shape == (2, 3, 5)
 
 
 def test_packed_planes_come_back_as_planes(tmp_path, monkeypatch):
@@ -281,7 +325,11 @@ def test_packed_planes_come_back_as_planes(tmp_path, monkeypatch):
         assert np.array_equal(latents.load(latents.entries[0], "T1w").latent, planes)
 
 
-@pytest.mark.parametrize("changes", [{"record": {}}, {"record": None}, {"preparation": {"x": 1}}, {"shape": [4, 6]}])
+@pytest.mark.parametrize("changes", [
+        {"record": {}}, {"record": None}, {"preparation": {"x": 1}}, {"shape": [4, 6]}, {"shape": [math.inf, 6, 5]},
+        {"format_version": math.inf}, {"record": RECORD.to_json() | {"low": 10**400}},
+        {"record": RECORD.to_json() | {"geometry": {"shape": [0, 6, 5], "affine": [[1]], "header": None}}},
+    ])  # fmt: skip
 def test_a_malformed_head_is_named(tmp_path, changes):
     write_single(tmp_path / "x.safetensors", **changes)
     with pytest.raises(InputError, match=r"x.safetensors: holds no latent of a scan"):
@@ -361,52 +409,3 @@ def test_the_fingerprint_follows_the_content(tmp_path):
     write_shards(tmp_path / "c", tokenizer="e" * 64)
     first, twin, other = (Latents.open(tmp_path / name).fingerprint for name in "abc")
     assert first == twin != other
-
-
-def test_batches_are_raw_latents_of_a_pure_order(shards):
-    latents = Latents.open(shards)
-    batches = LatentBatches(latents, 2, 10, seed=1)
-    again = LatentBatches(Latents.open(shards), 2, 10, seed=1)
-    for step in (7, 0, 3):
-        batch, twin = batches[step], again[step]
-        assert batch.subject == twin.subject
-        assert torch.equal(batch.image, twin.image)
-        assert batch.space == "latents"
-        assert batch.image.shape == (2, 2, 3, 2, 3, 5)
-        for row, entry in enumerate(batches.entries(step)):
-            for column, name in enumerate(("T1w", "T2w")):
-                there = name in entry.modalities
-                assert bool(batch.present[row, column]) == there
-                expected = latent_of(entry.number, name) if there else np.zeros((3, 2, 3, 5))
-                assert np.array_equal(batch.image[row, column].numpy(), expected)
-    orders = [[e.number for s in range(10) for e in LatentBatches(latents, 2, 10, seed=s0).entries(s)] for s0 in (1, 2)]
-    assert orders[0] != orders[1]
-    assert len(batches) == 10
-    with pytest.raises(IndexError):
-        batches[10]
-
-
-def test_every_epoch_sees_every_session_once_and_ranks_share_it(shards):
-    latents = Latents.open(shards)
-    for world in (1, 2):
-        seen = [
-            e.subject
-            for step in range(4 // world)
-            for rank in range(world)
-            for e in LatentBatches(latents, 1, 10, rank=rank, world_size=world).entries(step)
-        ]
-        assert sorted(seen) == ["a", "b", "c", "d"]
-    draws = {e.draw for step in range(40) for e in LatentBatches(latents, 1, 40).entries(step)}
-    assert draws == {0, 1}
-
-
-def test_an_empty_split_and_an_empty_batch_are_refused(shards, tmp_path):
-    with pytest.raises(ValueError, match="test split holds no latent"):
-        LatentBatches(Latents.open(shards), 1, 1, split="test")
-    with pytest.raises(ValueError, match="at least 1 session"):
-        LatentBatches(Latents.open(shards), 0, 1)
-    write_single(tmp_path / "x_T1w.safetensors")
-    with pytest.raises(ValueError, match=r"belong to no split.*--shards"):
-        LatentBatches(Latents.open(tmp_path / "x_T1w.safetensors"), 1, 1)
-    with pytest.raises(ValueError, match="no split 'trian'"):
-        Latents.open(shards).split("trian")

@@ -2,10 +2,10 @@ import lightning
 import pytest
 import torch
 
-from neurotome.data.stores.batches import TrainingPlan
-from neurotome.data.stores.loaders import StepSampler, VolumeModule
+from neurotome.data.stores.loaders import StepSampler, TrainingModule
+from neurotome.data.stores.volumes import StoreReader, Volumes
 
-PLAN = TrainingPlan(batch_sessions=2, crop=8, whole_fraction=0.2)
+PLAN = Volumes(batch_sessions=2, crop=8, whole_fraction=0.2)
 
 
 class Recorder(lightning.LightningModule):
@@ -28,7 +28,7 @@ class Recorder(lightning.LightningModule):
 
 
 def run(store, position=0, **trainer_arguments):
-    data = VolumeModule(store, PLAN, max_steps=10, seed=5)
+    data = TrainingModule(StoreReader(store, PLAN), max_steps=10, seed=5)
     data.position = position
     method = Recorder()
     trainer = lightning.Trainer(
@@ -56,7 +56,7 @@ def test_a_resumed_run_sees_the_batches_that_were_left(prepared):
 
 
 def test_position_survives_a_checkpoint(prepared):
-    data = VolumeModule(prepared, PLAN, max_steps=10)
+    data = TrainingModule(StoreReader(prepared, PLAN), max_steps=10)
     data.load_state_dict({"position": 7})
     assert data.position == 7
     loader = data.train_dataloader()
@@ -65,12 +65,12 @@ def test_position_survives_a_checkpoint(prepared):
 
 
 def test_the_fingerprint_follows_what_a_step_sees(prepared):
-    base = VolumeModule(prepared, PLAN, max_steps=10)
-    assert base.fingerprint == VolumeModule(prepared, PLAN, max_steps=20, num_workers=3).fingerprint
+    base = TrainingModule(StoreReader(prepared, PLAN), max_steps=10)
+    assert base.fingerprint == TrainingModule(StoreReader(prepared, PLAN), max_steps=20, num_workers=3).fingerprint
     others = [
-        VolumeModule(prepared, PLAN, max_steps=10, seed=1),
-        VolumeModule(prepared, TrainingPlan(crop=8), max_steps=10),
-        VolumeModule(prepared, PLAN, max_steps=10, modalities=("T2w", "T1w")),
+        TrainingModule(StoreReader(prepared, PLAN), max_steps=10, seed=1),
+        TrainingModule(StoreReader(prepared, Volumes(crop=8)), max_steps=10),
+        TrainingModule(StoreReader(prepared, PLAN), max_steps=10, modalities=("T2w", "T1w")),
     ]
     assert len({base.fingerprint, *(o.fingerprint for o in others)}) == 4
 
@@ -83,8 +83,8 @@ def test_sampler_yields_what_is_left():
 
 
 def test_loader_processes_give_the_same_batches(prepared):
-    here = VolumeModule(prepared, PLAN, max_steps=4)
-    there = VolumeModule(prepared, PLAN, max_steps=4, num_workers=1)
+    here = TrainingModule(StoreReader(prepared, PLAN), max_steps=4)
+    there = TrainingModule(StoreReader(prepared, PLAN), max_steps=4, num_workers=1)
     for a, b in zip(here.train_dataloader(), there.train_dataloader(), strict=True):
         assert a.subject == b.subject
         assert torch.equal(a.image, b.image)

@@ -1,18 +1,19 @@
-"""The quantiser: nearest code by brute force, averages by hand, revival that stays where it was put."""
+"""The quantizer: nearest code by brute force, averages by hand, revival that stays where it was put."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotome.nn.quantize.ema import EMAQuantizer, kmeans, nearest_codes, straight_through
+from neurotome.nn.quantize.ema import EMAQuantizer
+from neurotome.nn.quantize.search import kmeans, nearest_codes, straight_through
 
 
 def started(num_codes=8, dim=3, **kwargs) -> EMAQuantizer:
-    """A quantiser whose book is set, with counts of one."""
+    """A quantizer whose codebook is set, with counts of one."""
     torch.manual_seed(0)
     quantizer = EMAQuantizer(num_codes, dim, **kwargs)
-    quantizer._start(torch.randn(num_codes, dim), torch.ones(num_codes))
+    quantizer.start(torch.randn(num_codes, dim), torch.ones(num_codes))
     return quantizer
 
 
@@ -20,18 +21,18 @@ def started(num_codes=8, dim=3, **kwargs) -> EMAQuantizer:
 @settings(max_examples=40, deadline=None)
 def test_nearest_code_by_brute_force(n, k, d, seed):
     g = torch.Generator().manual_seed(seed)
-    vectors, book = torch.randn(n, d, generator=g), torch.randn(k, d, generator=g)
-    expected = (vectors[:, None] - book[None]).square().sum(2).argmin(1)
-    assert torch.equal(nearest_codes(vectors, book, distances=16 * k), expected)
+    vectors, codebook = torch.randn(n, d, generator=g), torch.randn(k, d, generator=g)
+    expected = (vectors[:, None] - codebook[None]).square().sum(2).argmin(1)
+    assert torch.equal(nearest_codes(vectors, codebook, distances=16 * k), expected)
     offset = torch.randn(k, generator=g)
-    shifted = ((vectors[:, None] - book[None]).square().sum(2) + offset).argmin(1)
-    assert torch.equal(nearest_codes(vectors, book, offset, distances=16 * k), shifted)
-    assert torch.equal(nearest_codes(vectors, book, offset.expand(n, k), distances=16 * k), shifted)
+    shifted = ((vectors[:, None] - codebook[None]).square().sum(2) + offset).argmin(1)
+    assert torch.equal(nearest_codes(vectors, codebook, offset, distances=16 * k), shifted)
+    assert torch.equal(nearest_codes(vectors, codebook, offset.expand(n, k), distances=16 * k), shifted)
 
 
 def test_moving_averages_by_hand():
     quantizer = started(num_codes=2, dim=1, decay=0.5, revive_below=0)
-    quantizer._start(torch.tensor([[0.0], [10.0]]), torch.tensor([4.0, 4.0]))
+    quantizer.start(torch.tensor([[0.0], [10.0]]), torch.tensor([4.0, 4.0]))
     quantizer(torch.tensor([1.0, 2.0, 12.0]).view(1, 1, 3, 1, 1))
     assert quantizer.counts.tolist() == [3.0, 2.5]  # (4 + 2) / 2, (4 + 1) / 2
     assert quantizer.codebook.flatten().tolist() == pytest.approx([(0 + 3) / 2 / 3.0, (40 + 12) / 2 / 2.5])
@@ -44,7 +45,7 @@ def test_straight_through_gradient_and_commitment():
     weight = torch.randn_like(z)
     (grad,) = torch.autograd.grad((out.vectors * weight).sum(), z, retain_graph=True)
     assert torch.equal(grad, weight)
-    (grad,) = torch.autograd.grad(out.commitment, z)
+    (grad,) = torch.autograd.grad(out.terms["commitment"], z)
     assert torch.allclose(grad, 2 * (z - quantizer.lookup(out.codes)) / z.numel())
     assert torch.allclose(out.vectors, quantizer.lookup(out.codes), atol=1e-6)
 
@@ -53,21 +54,21 @@ def test_evaluation_is_inert():
     quantizer = started().eval()
     before = {k: v.clone() for k, v in quantizer.state_dict().items()}
     first, second = quantizer(torch.ones(1, 3, 2, 2, 2)), quantizer(torch.ones(1, 3, 2, 2, 2))
-    assert torch.equal(first.codes, second.codes)
+    assert torch.equal(first.codes[0], second.codes[0])
     assert all(torch.equal(v, before[k]) for k, v in quantizer.state_dict().items())
 
 
 def test_revived_code_stays_where_it_was_put():
     """The published revival set the sum to the vector but the count to 0.1: the code landed ten times too far."""
     quantizer = started(num_codes=4, dim=2, decay=0.9)
-    quantizer._start(torch.tensor([[0.0, 0], [1, 0], [0, 1], [9e3, 9e3]]), torch.tensor([50.0, 50, 50, 1e-3]))
+    quantizer.start(torch.tensor([[0.0, 0], [1, 0], [0, 1], [9e3, 9e3]]), torch.tensor([50.0, 50, 50, 1e-3]))
     data = torch.randn(1, 2, 6, 6, 6)
     quantizer(data)
     revived = quantizer.codebook[3].clone()
     assert (data.flatten(2)[0].t() - revived).norm(dim=1).min() < 1e-5
     quantizer.train()
     elsewhere = quantizer.codebook[1].clone().view(1, 2, 1, 1, 1)  # no hit for the revived code
-    assert quantizer(elsewhere).codes.item() == 1
+    assert quantizer(elsewhere).codes[0].item() == 1
     assert torch.allclose(quantizer.codebook[3], revived, rtol=1e-4)
 
 
@@ -77,16 +78,14 @@ def test_revival_does_not_blow_codes_up():
     for _ in range(60):
         quantizer(torch.randn(1, 8, 8, 8, 8))
     assert quantizer.codebook.norm(dim=1).median() < 5
-    quantizer.reset_usage()
-    for _ in range(10):
-        quantizer(torch.randn(1, 8, 8, 8, 8))
-    assert (quantizer.reset_usage() > 0).float().mean() > 0.95
+    used = torch.cat([quantizer(torch.randn(1, 8, 8, 8, 8)).codes[0].flatten() for _ in range(10)])
+    assert len(used.unique()) > 0.95 * 256
 
 
 def test_a_code_that_nobody_visits_stays_where_it_was():
     """Sum and count fade together; divided by a smallest count, the code sank to the origin after 1500 steps."""
     quantizer = started(num_codes=2, dim=2, decay=0.9, revive_below=0)
-    quantizer._start(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.ones(2))
+    quantizer.start(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.ones(2))
     for _ in range(1200):
         quantizer(0.1 * torch.randn(1, 2, 2, 2, 2))
     assert torch.allclose(quantizer.codebook[1], torch.tensor([3.0, 4.0]), rtol=1e-3)
@@ -94,7 +93,7 @@ def test_a_code_that_nobody_visits_stays_where_it_was():
     assert torch.allclose(quantizer.codebook[1], torch.tensor([3.0, 6.0]), rtol=1e-3)
 
 
-def test_book_waits_then_starts_from_the_data():
+def test_a_codebook_waits_then_starts_from_the_data():
     quantizer = EMAQuantizer(16, 2, start_after=5, reservoir=64)
     for step in range(7):
         z = torch.randn(1, 2, 4, 4, 4) + 20
@@ -106,12 +105,12 @@ def test_book_waits_then_starts_from_the_data():
 
 
 def test_statistics_are_single_precision_under_autocast():
-    quantizer = started(num_codes=4, dim=2, revive_below=0)
+    quantizer = started(num_codes=4, dim=2, decay=0.0, revive_below=0)
     with torch.autocast("cpu", torch.bfloat16):
         out = quantizer(torch.randn(1, 2, 10, 10, 10, dtype=torch.bfloat16))
     assert out.vectors.dtype == torch.float32
     # bfloat16 cannot count past 256
-    assert quantizer.usage.sum() == 1000
+    assert quantizer.counts.sum() == 1000
 
 
 def test_kmeans_finds_separate_clusters_and_refuses_too_few():
@@ -141,3 +140,30 @@ def test_straight_through_has_the_gradient_of_the_textbook():
     (((textbook + (q - textbook).detach()) * weight).sum() + 0.25 * expected).backward()
     assert torch.allclose(commitment, expected)
     assert torch.allclose(ours.grad, textbook.grad)
+
+
+def test_cells_that_are_not_coded_get_nothing_and_an_offset_is_its_image_s_own():
+    quantizer = started(num_codes=6, dim=2).eval()
+    z = torch.randn(3, 2, 3, 2, 2)
+    where = torch.rand(3, 3, 2, 2) < 0.5
+    where[1] = False
+    offset = torch.randn(3, 6)
+    found = quantizer(z, offset, where)
+    for i in range(3):
+        distance = (z[i].movedim(0, -1)[..., None, :] - quantizer.codebook).square().sum(-1) + offset[i]
+        expected = torch.where(where[i], distance.argmin(-1), 0)
+        assert torch.equal(found.codes[0][i], expected)
+        vectors = quantizer.codebook[expected] * where[i][..., None]
+        assert torch.allclose(found.vectors[i], vectors.movedim(-1, 0))
+
+
+def test_a_quantizer_draws_when_its_network_asks_and_not_before():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    quantizer = EMAQuantizer(16, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not quantizer.codebook.any()
+    quantizer.draw()
+    torch.manual_seed(0)
+    assert torch.equal(quantizer.codebook, torch.randn(16, 3))
+    assert torch.equal(quantizer.sums, quantizer.codebook)

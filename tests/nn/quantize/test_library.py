@@ -7,14 +7,23 @@ import pytest
 import torch
 
 from neurotome.errors import UsageError
-from neurotome.nn.quantize.library import ENTROPY_CELLS, Coding, quantizer_of
+from neurotome.nn.quantize import (
+    BinarySphericalQuantizer,
+    Coding,
+    EMAQuantizer,
+    FiniteScalarQuantizer,
+    LookupFreeQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+)
+from neurotome.nn.quantize.library import ENTROPY_CELLS
 
 KINDS = {
-    "ema": {"num_codes": 16, "reservoir": 64},
-    "residual": {"num_codes": 8, "num_books": 3, "reservoir": 64},
-    "fsq": {"num_codes": 60, "fsq_levels": (5, 4, 3)},
-    "lfq": {"num_codes": 16},
-    "bsq": {"num_codes": 16},
+    "ema": lambda: EMAQuantizer(16, 4, reservoir=64),
+    "residual": lambda: ResidualQuantizer(8, 4, 3, reservoir=64),
+    "finite-scalar": lambda: FiniteScalarQuantizer((5, 4, 3), 4),
+    "lookup-free": lambda: LookupFreeQuantizer(16, 4),
+    "binary-spherical": lambda: BinarySphericalQuantizer(16, 4),
 }
 
 
@@ -29,12 +38,40 @@ def kind(request) -> str:
 
 
 @pytest.fixture
-def quantizer(kind):
-    """Trained for a few steps, so that its books have started."""
-    made = quantizer_of(kind, 4, **KINDS[kind])
+def quantizer(kind) -> Quantizer:
+    """Trained for a few steps, so that its codebooks have started."""
+    made = KINDS[kind]()
+    made.draw()
     for _ in range(4):
         made(latent())
     return made
+
+
+def test_it_is_built_without_a_draw_and_draws_the_same_when_it_is_asked_to(kind):
+    before = torch.get_rng_state()
+    first, second = KINDS[kind](), KINDS[kind]()
+    assert torch.equal(torch.get_rng_state(), before)
+    for made in (first, second):
+        torch.manual_seed(3)
+        made.draw()
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_cells_that_are_not_coded_get_nothing(quantizer):
+    quantizer.eval()
+    z, where = latent(), torch.rand(2, 5, 6, 4) < 0.5
+    whole, part = quantizer(z), quantizer(z, where=where)
+    assert torch.equal(part.vectors, whole.vectors * where[:, None])
+    assert all(torch.equal(a, b * where) for a, b in zip(part.codes, whole.codes, strict=True))
+
+
+def test_only_distances_can_be_offset(kind, quantizer):
+    offset = torch.zeros(2, quantizer.sizes[0])
+    if kind == "ema":
+        assert torch.equal(quantizer.eval()(z := latent(), offset).vectors, quantizer(z).vectors)
+        return
+    with pytest.raises(ValueError, match="use EMAQuantizer"):
+        quantizer(latent(), offset)
 
 
 def test_codes_name_the_vectors(kind, quantizer):
@@ -43,7 +80,7 @@ def test_codes_name_the_vectors(kind, quantizer):
     found = quantizer(z)
     assert isinstance(found, Coding)
     assert found.vectors.shape == z.shape
-    assert len(found.codes) == len(quantizer.sizes) == KINDS[kind].get("num_books", 1)
+    assert len(found.codes) == len(quantizer.sizes) == (3 if kind == "residual" else 1)
     for codes, size in zip(found.codes, quantizer.sizes, strict=True):
         assert codes.shape == (2, 5, 6, 4)
         assert int(codes.min()) >= 0
@@ -61,8 +98,8 @@ def test_evaluation_is_inert_and_repeats(quantizer):
     assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
 
-def test_evaluation_before_training_starts_no_book(kind):
-    quantizer = quantizer_of(kind, 4, **KINDS[kind]).eval()
+def test_evaluation_before_training_starts_no_codebook(kind):
+    quantizer = KINDS[kind]().eval()
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantizer(latent())
     assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
@@ -70,7 +107,7 @@ def test_evaluation_before_training_starts_no_book(kind):
 
 @pytest.mark.parametrize("kind", ["ema", "residual"])
 def test_the_gradient_is_handed_on_once(quantizer):
-    """The library's residual books hand it on once per book: three books, three times the gradient."""
+    """The library's residual codebooks hand it on once each: three codebooks, three times the gradient."""
     z = latent().requires_grad_()
     weight = torch.randn_like(z)
     (grad,) = torch.autograd.grad((quantizer.eval()(z).vectors * weight).sum(), z)
@@ -97,65 +134,65 @@ def test_it_is_built_on_the_meta_device_and_takes_a_state_over(kind, quantizer):
     """A model folder is read into a network without memory; the library's own buffers would stay there."""
     quantizer.eval()
     with torch.device("meta"):
-        twin = quantizer_of(kind, 4, **KINDS[kind]).eval()
+        twin = KINDS[kind]().eval()
     twin.load_state_dict(quantizer.state_dict(), assign=True)
     z = latent()
     assert torch.equal(twin(z).vectors, quantizer(z).vectors)
 
 
-def test_residual_books_refine():
+def test_residual_codebooks_refine():
     torch.manual_seed(0)
     z = latent(8)
     errors = []
-    for books in (1, 2, 4):
-        quantizer = quantizer_of("residual", 4, 16, num_books=books, reservoir=64)
+    for codebooks in (1, 2, 4):
+        quantizer = ResidualQuantizer(16, 4, codebooks, reservoir=64)
         for _ in range(10):
             quantizer(z)
         errors.append(float(quantizer.eval()(z).terms["commitment"]))
     assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
 
 
-def test_residual_books_stay_put_where_a_batch_has_fewer_tokens_than_a_book_has_codes():
+def test_residual_codebooks_stay_put_where_a_batch_has_fewer_tokens_than_a_codebook_has_codes():
     """The library's threshold is two hits: with 0.5 tokens per code every code was dead in every step."""
     torch.manual_seed(0)
-    quantizer = quantizer_of("residual", 4, 256, num_books=2, reservoir=2048, decay=0.95)
-    while not quantizer.reservoir.started:
+    quantizer = ResidualQuantizer(256, 4, 2, reservoir=2048, decay=0.95)
+    while not quantizer.started:
         quantizer(torch.randn(1, 4, 4, 4, 8))
-    books = [layer._codebook for layer in quantizer.layer.layers]
-    assert all(len(book.embed[0].unique(dim=0)) == 256 for book in books), "k-means had tokens enough for every code"
+    codebooks = [layer._codebook for layer in quantizer.layer.layers]
+    distinct = [len(codebook.embed[0].unique(dim=0)) for codebook in codebooks]
+    assert distinct == [256, 256], "k-means had tokens enough for every code"
     moved = []
     for _ in range(100):  # the start's counts, 8 tokens a code, have faded to 0.5 after some 60 steps
-        before = [book.embed.clone() for book in books]
+        before = [codebook.embed.clone() for codebook in codebooks]
         quantizer(torch.randn(1, 4, 4, 4, 8))
-        moved += [((a.embed - b).norm(dim=-1) > 0.5).float().mean() for a, b in zip(books, before, strict=True)]
+        moved += [((a.embed - b).norm(dim=-1) > 0.5).float().mean() for a, b in zip(codebooks, before, strict=True)]
     assert torch.stack(moved[120:]).mean() < 0.03
-    assert quantizer.training_only == ("reservoir.tokens",)
 
 
 def test_a_dead_residual_code_is_revived_on_a_token():
     torch.manual_seed(0)
-    quantizer = quantizer_of("residual", 4, 8, num_books=1, reservoir=64)
+    quantizer = ResidualQuantizer(8, 4, 1, reservoir=64)
     quantizer(latent())
-    (book,) = (layer._codebook for layer in quantizer.layer.layers)
-    book.embed[0, 3], book.embed_avg[0, 3], book.cluster_size[0, 3] = 100.0, 0.1, 1e-3
+    (codebook,) = (layer._codebook for layer in quantizer.layer.layers)
+    codebook.embed[0, 3], codebook.embed_avg[0, 3], codebook.cluster_size[0, 3] = 100.0, 0.1, 1e-3
     z = latent()
     quantizer(z)
     rows = z.movedim(1, -1).reshape(-1, 4)
-    assert (rows - book.embed[0, 3]).norm(dim=1).min() < 1e-3
+    assert (rows - codebook.embed[0, 3]).norm(dim=1).min() < 1e-3
 
 
-def test_residual_books_wait_for_their_tokens():
-    quantizer = quantizer_of("residual", 4, 8, num_books=2, reservoir=300, start_after=1)
+def test_residual_codebooks_wait_for_their_tokens():
+    quantizer = ResidualQuantizer(8, 4, 2, reservoir=300, start_after=1)
     z = latent()  # 240 tokens
     assert torch.equal(quantizer(z).vectors, z)
-    assert not quantizer.reservoir.started
+    assert not quantizer.started
     assert not torch.equal(quantizer(z).vectors, z)
-    assert quantizer.reservoir.started
+    assert quantizer.started
 
 
 def test_finite_scalars_by_hand():
     """5 levels: tanh, times 2, rounded to -2 … 2, divided by 2; the first channel is the lowest digit of the code."""
-    quantizer = quantizer_of("fsq", 2, 25, fsq_levels=(5, 5)).eval()
+    quantizer = FiniteScalarQuantizer((5, 5), 2).eval()
     z = torch.tensor([[-9.0, -0.5, 0.0, 0.3, 9.0], [9.0, 0.0, 0.0, 0.0, -9.0]]).view(1, 2, 5, 1, 1)
     digits = (torch.tanh(z) * 2 * 1.001).round()
     found = quantizer(z)
@@ -164,8 +201,8 @@ def test_finite_scalars_by_hand():
 
 
 def test_signs_by_hand():
-    for kind, length in (("lfq", 1.0), ("bsq", 1 / math.sqrt(3))):
-        quantizer = quantizer_of(kind, 3, 8).eval()
+    for kind, length in ((LookupFreeQuantizer, 1.0), (BinarySphericalQuantizer, 1 / math.sqrt(3))):
+        quantizer = kind(8, 3).eval()
         z = torch.tensor([[0.2, -3.0], [-0.1, 0.5], [7.0, 0.1]]).view(1, 3, 2, 1, 1)
         found = quantizer(z)
         assert torch.allclose(found.vectors, z.sign() * length)
@@ -173,31 +210,29 @@ def test_signs_by_hand():
 
 
 def test_entropy_of_signs_is_lowest_when_all_codes_are_sure_and_used():
-    quantizer = quantizer_of("lfq", 2, 4)
+    quantizer = LookupFreeQuantizer(4, 2)
     corners = torch.tensor([[-1.0, -1, 1, 1], [-1, 1, -1, 1]]).view(1, 2, 4, 1, 1)
     assert float(quantizer(corners).terms["entropy"]) == pytest.approx(-math.log(4), abs=1e-3)
     assert float(quantizer(corners[:, :, :1]).terms["entropy"]) == pytest.approx(0, abs=1e-3)
 
 
 def test_entropy_of_signs_looks_at_a_share_of_many_tokens():
-    quantizer = quantizer_of("lfq", 4, 4096)
+    quantizer = LookupFreeQuantizer(4096, 4)
     quantizer(torch.randn(1, 4, 16, 16, 16))
     assert quantizer.layer.frac_per_sample_entropy == ENTROPY_CELLS / (4096 * 4096)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "match"),
+    ("made", "match"),
     [
-        ({"kind": "fsq", "num_codes": 9, "fsq_levels": (3, 4)}, "make 12 codes, num_codes is 9"),
-        ({"kind": "fsq", "num_codes": 4, "fsq_levels": (2, 2)}, "at least 3"),
-        ({"kind": "lfq", "num_codes": 12}, "powers of 2"),
-        ({"kind": "ema", "num_codes": 8, "num_books": 2}, "ema has one book"),
-        ({"kind": "residual", "num_codes": 8, "num_books": 2, "reservoir": 7}, "at least one token per code, 8"),
+        (lambda: FiniteScalarQuantizer((2, 2), 4), "at least 3"),
+        (lambda: LookupFreeQuantizer(12, 4), "powers of 2"),
+        (lambda: ResidualQuantizer(8, 4, 2, reservoir=7), "at least one token per code, 8"),
     ],
 )
-def test_bad_arguments_are_named(arguments, match):
+def test_bad_arguments_are_named(made, match):
     with pytest.raises(ValueError, match=match):
-        quantizer_of(dim=4, **arguments)
+        made()
 
 
 def test_a_missing_library_is_named_with_the_remedy(monkeypatch):
@@ -210,5 +245,5 @@ def test_a_missing_library_is_named_with_the_remedy(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UsageError, match="pip install vector-quantize-pytorch"):
-        quantizer_of("residual", 4, 8, num_books=2)
-    quantizer_of("ema", 4, 8)
+        ResidualQuantizer(8, 4, 2)
+    EMAQuantizer(8, 4)

@@ -1,4 +1,4 @@
-"""The quantiser on several ranks: one book everywhere, whatever each rank has seen. Real processes, gloo."""
+"""The quantizer on several ranks: one codebook everywhere, whatever each rank has seen. Real processes, gloo."""
 
 import multiprocessing
 from pathlib import Path
@@ -20,7 +20,7 @@ def batch_of(rank: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(rank: int, folder: Path) -> None:
-    """Start a book, follow the data, revive; what each rank ends with is written down."""
+    """Start a codebook, follow the data, revive; what each rank ends with is written down."""
     store = dist.FileStore(str(folder / "store"), RANKS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
     torch.manual_seed(rank)
@@ -29,7 +29,7 @@ def train(rank: int, folder: Path) -> None:
         waiting(batch_of(rank, step)[0], where=batch_of(rank, step)[1])
     plain, revived = (EMAQuantizer(4, 2, decay=0.5, revive_below=share, reservoir=4) for share in (0.0, 0.5))
     for quantizer in (plain, revived):
-        quantizer._start(torch.eye(4, 2) - torch.eye(4, 2).flip(0), torch.tensor([5.0, 5, 5, 1e-3]))
+        quantizer.start(torch.eye(4, 2) - torch.eye(4, 2).flip(0), torch.tensor([5.0, 5, 5, 1e-3]))
         for step in range(PASSES):
             z, where = batch_of(rank, step)
             quantizer(z, where=where)
@@ -40,7 +40,7 @@ def train(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_ranks_end_with_one_book_and_it_is_that_of_all_their_tokens(tmp_path):
+def test_ranks_end_with_one_codebook_and_it_is_that_of_all_their_tokens(tmp_path):
     context = multiprocessing.get_context("spawn")
     ranks = [context.Process(target=train, args=(rank, tmp_path)) for rank in range(RANKS)]
     for rank in ranks:
@@ -55,10 +55,10 @@ def test_ranks_end_with_one_book_and_it_is_that_of_all_their_tokens(tmp_path):
     for name in first:
         for key in ("codebook", "counts", "sums"):
             assert torch.equal(first[name][key], second[name][key]), (name, key)
-    assert first["waiting"]["state"][2] == second["waiting"]["state"][2] == 1
+    assert first["waiting"]["reservoir.state"][2] == second["waiting"]["reservoir.state"][2] == 1
     # alone, with the tokens of both ranks
     alone = EMAQuantizer(4, 2, decay=0.5, revive_below=0, reservoir=4)
-    alone._start(torch.eye(4, 2) - torch.eye(4, 2).flip(0), torch.tensor([5.0, 5, 5, 1e-3]))
+    alone.start(torch.eye(4, 2) - torch.eye(4, 2).flip(0), torch.tensor([5.0, 5, 5, 1e-3]))
     for step in range(PASSES):
         both = [batch_of(rank, step) for rank in range(RANKS)]
         alone(torch.cat([z for z, _ in both]), where=torch.cat([where for _, where in both]))

@@ -15,9 +15,7 @@ from neurotome.nn.linear_attention import EfficientViTBlock
 from neurotome.nn.nd import Conv, FactoredConv, channels_last, depth_to_space, space_to_depth, upsample
 from neurotome.nn.rescale import Downsample, TransposedConv, Upsample
 from neurotome.nn.residual import ResidualBlock
-from neurotome.nn.shortcut import Downsample as Fold
-from neurotome.nn.shortcut import PostNormBlock
-from neurotome.nn.shortcut import Upsample as Unfold
+from neurotome.nn.shortcut import PostNormBlock, ShortcutDownsample, ShortcutUpsample
 from neurotome.nn.slabs import maps as slab_maps
 from neurotome.nn.slabs.computing import Deferred, Slabs, computing
 
@@ -33,7 +31,7 @@ BLOCKS = {
     "transposed conv": lambda: Bound(TransposedConv(3, 4, 6), FLAT),
     "nearest": lambda: Bound(Upsample(3, 4), FLAT),
     "down": lambda: Downsample(3, 4),
-    "fold": lambda: Fold(3, 4, 16, (2, 2, 2)),
+    "fold": lambda: ShortcutDownsample(3, 4, 16, (2, 2, 2)),
     "unfold": lambda: Unfolded(),
     "group norm": lambda: nn.GroupNorm(2, 4),
     "batch norm": lambda: nn.BatchNorm3d(4),
@@ -63,7 +61,7 @@ class Unfolded(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.block = Unfold(3, 4, 2, (2, 2, 2))
+        self.block = ShortcutUpsample(3, 4, 2, (2, 2, 2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.block(x, [2 * n for n in x.shape[2:]])

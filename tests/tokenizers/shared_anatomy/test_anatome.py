@@ -1,4 +1,4 @@
-"""Anatome: air, detail, bits, and how its base is trained."""
+"""Anatome: background, detail, bits, and how its base is trained."""
 
 import math
 from dataclasses import replace
@@ -6,16 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.tokenizers import Anatome, AnatomeTraining
 from neurotome.tokenizers.base import Encoded
-from neurotome.tokenizers.shared_anatomy.aligned_training import Views, take
+from neurotome.tokenizers.shared_anatomy.aligned_training import Views
 from neurotome.tokenizers.shared_anatomy.alignment import Alignment, distance
+from neurotome.tokenizers.shared_anatomy.anatome import AnatomeAppearance, AnatomeTrunk
 from neurotome.types import Batch
 
-SMALL = {
-    "channels": 8, "anatomy_channels": 4, "num_codes": 16, "detail_channels": 3, "detail_codes": 32, "detail_width": 4,
-    "style_channels": 4, "style_stages": (8,), "embedding_channels": 4, "film_hidden": 8, "start_after": 0,
-}  # fmt: skip
 IDS = torch.tensor([0, 1])
 
 
@@ -27,13 +25,23 @@ def scans() -> torch.Tensor:
     return x
 
 
+def small(**codebooks) -> Anatome:
+    torch.manual_seed(0)
+    return Anatome(
+        trunk=AnatomeTrunk(channels=(8,)),
+        appearance=AnatomeAppearance(channels=4, stages=(8,), embedding_channels=4, film_hidden=8),
+        quantizer=EMAQuantizer(16, 4, 0.98, 0.05, **codebooks),
+        detail_quantizer=EMAQuantizer(32, 3, 0.98, 0.05, **codebooks),
+        detail_width=4,
+    )
+
+
 @pytest.fixture
 def tokenizer():
-    torch.manual_seed(0)
-    return Anatome(**SMALL).eval()
+    return small().eval()
 
 
-def test_only_cells_with_tissue_are_coded_and_the_rest_is_painted_as_air(tokenizer):
+def test_only_cells_with_tissue_are_coded_and_the_rest_is_decoded_to_background(tokenizer):
     encoded = tokenizer.encode(scans(), IDS)
     tissue = torch.zeros(2, 4, 4, 4, dtype=torch.bool)
     tissue[:, :3, :3, :3] = True
@@ -41,8 +49,8 @@ def test_only_cells_with_tissue_are_coded_and_the_rest_is_painted_as_air(tokeniz
     assert torch.equal((encoded.latent != 0).any(dim=1), tissue)
     assert bool((encoded.latent[:, tokenizer.anatomy_channels :] != 0).all(dim=1).eq(tissue).all())
     for image in (tokenizer.decode(encoded, IDS), tokenizer.decode(tokenizer.shared(encoded), IDS)):
-        air = ~tissue[:, None].repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
-        assert bool((image[air] == -1).all())
+        background = ~tissue[:, None].repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+        assert bool((image[background] == -1).all())
 
 
 def test_bits_are_counted_by_hand(tokenizer):
@@ -66,15 +74,15 @@ def test_without_detail_the_image_is_the_base(tokenizer):
 
 def test_the_codes_give_the_latent_and_the_latent_the_image(tokenizer):
     encoded = tokenizer.encode(scans(), IDS)
-    anatomy = tokenizer.quantizer.lookup(encoded.codes["anatomy"])
-    detail = tokenizer.detail_quantizer.lookup(encoded.codes["detail"])
+    anatomy = tokenizer.quantizer.lookup([encoded.codes["anatomy"]])
+    detail = tokenizer.detail_quantizer.lookup([encoded.codes["detail"]])
     latent = torch.cat([anatomy, detail], dim=1) * encoded.codes["tissue"][:, None]
     assert torch.allclose(latent, encoded.latent, atol=1e-6)
-    bare = Encoded(latent, {}, encoded.style, {}, encoded.shape)
-    assert torch.allclose(tokenizer.decode(bare, IDS), tokenizer.decode(encoded, IDS), atol=1e-5)
+    alone = Encoded(latent, {}, encoded.style, {}, encoded.shape)
+    assert torch.allclose(tokenizer.decode(alone, IDS), tokenizer.decode(encoded, IDS), atol=1e-5)
 
 
-def test_where_the_source_holds_air_a_translation_is_air_and_training_sees_it_so(tokenizer):
+def test_where_the_source_holds_background_a_translation_does_also_in_training(tokenizer):
     x = scans()
     x[0, :, :2, :2, :2] = -1.0  # dark in the first contrast alone
     encoded = tokenizer.train().encode(x, IDS)
@@ -87,7 +95,7 @@ def test_where_the_source_holds_air_a_translation_is_air_and_training_sees_it_so
 def test_cells_without_a_code_are_neither_pulled_nor_counted():
     method = training()
     one = batch()
-    one.image[:, 0, :, :2, :2, :2] = -1.0  # the canonical contrast is air there, inside the brain mask
+    one.image[:, 0, :, :2, :2, :2] = -1.0  # the canonical contrast is background there, inside the brain mask
     encoded = method.tokenizer.encode(*one.flat())
     foreground = method._foreground(one, encoded)
     assert not foreground[0, 0, 0, 0]
@@ -105,17 +113,15 @@ def test_one_foreground_cell_gives_a_finite_distance():
     assert torch.isfinite(distance(torch.ones(1, 4), torch.zeros(1, 4)))
 
 
-def test_both_books_follow_the_data_and_are_paid_for():
-    torch.manual_seed(0)
-    tokenizer = Anatome(**SMALL | {"start_after": 1})
-    for book in (tokenizer.quantizer, tokenizer.detail_quantizer):
-        book.reservoir, book.tokens = 40, torch.zeros(40, book.dim)
+def test_both_codebooks_follow_the_data_and_are_paid_for():
+    tokenizer = small(start_after=1, reservoir=40)
     assert tokenizer.encode(scans(), IDS).terms["commitment"] == 0  # neither has started
     encoded = tokenizer.encode(scans(), IDS)
     assert tokenizer.quantizer.started
     assert tokenizer.detail_quantizer.started
     anatomy = encoded.aux["anatomy"].movedim(1, -1)[encoded.codes["tissue"].bool()]
-    own = (anatomy - encoded.aux["anatomy_q"].movedim(1, -1)[encoded.codes["tissue"].bool()]).square().mean()
+    quantised = tokenizer.anatomy(encoded).movedim(1, -1)[encoded.codes["tissue"].bool()]
+    own = (anatomy - quantised).square().mean()
     assert encoded.terms["commitment"] > own > 0
 
 
@@ -129,9 +135,8 @@ def batch() -> Batch:
 
 
 def training(**changes) -> AnatomeTraining:
-    torch.manual_seed(0)
     alignment = Alignment(one_way_prob=changes.pop("one_way_prob", 0.0))
-    return AnatomeTraining(Anatome(**SMALL), alignment=alignment, **changes).train()
+    return AnatomeTraining(small(), alignment=alignment, **changes).train()
 
 
 def test_the_base_is_trained_on_foreign_anatomy_and_the_refined_image_on_the_own_detail(monkeypatch):
@@ -144,7 +149,7 @@ def test_the_base_is_trained_on_foreign_anatomy_and_the_refined_image_on_the_own
     torch.manual_seed(1)
     encoded = method.tokenizer.encode(*batch().flat())
     n = method.tokenizer.anatomy_channels
-    swapped = take(encoded, torch.tensor([1, 0, 3, 2]))
+    swapped = encoded.take(torch.tensor([1, 0, 3, 2]))
     assert torch.allclose(seen[0].latent[:, :n], swapped.latent[:, :n], atol=1e-5)
     assert torch.allclose(seen[0].latent[:, n:], encoded.latent[:, n:], atol=1e-5)
 
@@ -158,9 +163,9 @@ def test_the_base_loss_reaches_no_weight_of_the_detail():
     assert detail
     assert all(g is None or not g.any() for g in gradients)
     reached = torch.autograd.grad(terms["loss"], [weights[n] for n in detail], allow_unused=True)
-    silent = [name for name, g in zip(detail, reached, strict=True) if g is None or not g.any()]
+    unreached = [name for name, g in zip(detail, reached, strict=True) if g is None or not g.any()]
     # the last convolution of a residual block starts at zero, so nothing reaches the one before it yet
-    assert [name for name in silent if "conv1" not in name] == []
+    assert [name for name in unreached if "conv1" not in name] == []
 
 
 def test_the_canonical_contrast_leads_every_view_in_a_one_way_step():
@@ -174,7 +179,7 @@ def test_values_out_of_range_are_refused():
         training(swap_prob=1.5)
 
 
-def test_air_alone_has_no_code_and_is_painted_as_air(tokenizer):
+def test_background_alone_has_no_code_and_is_decoded_to_background(tokenizer):
     x = torch.full((2, 1, 8, 8, 8), -1.0)
     encoded = tokenizer.encode(x, IDS)
     assert not encoded.codes["tissue"].any()
@@ -187,3 +192,18 @@ def test_a_slice_goes_through_the_network_of_a_volume(tokenizer):
     encoded = tokenizer.encode(x, IDS)
     assert encoded.codes["tissue"].shape == (2, 4, 4, 1)
     assert tokenizer.decode(encoded, IDS).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("group", "arguments", "match"),
+    [
+        (AnatomeTrunk, {"downsample": (True,)}, "give False for every stage"),
+        (AnatomeTrunk, {"channels": (8, 8)}, "channels has 2 levels"),
+        (AnatomeAppearance, {"film_sites": "none"}, "film_sites is none"),
+        (AnatomeAppearance, {"foreground_above": None}, "foreground_above None"),
+        (AnatomeAppearance, {"gain_factor": 2}, "gain_factor 2"),
+    ],
+)
+def test_sizes_that_this_network_does_not_have_are_refused(group, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        group(**arguments)

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.tokenizers import NeuroQuant
-from neurotome.tokenizers.shared_anatomy.aligned_training import take
-from neurotome.tokenizers.shared_anatomy.parts import pooled
-from neurotome.training.ema import EMA
-from tests.tokenizers.test_battery import DEMO, IDS, NEUROQUANT, image
+from neurotome.tokenizers.shared_anatomy.parts import Appearance, Trunk, pooled
+from neurotome.training.averages import EMA
+from tests.tokenizers.test_battery import DEMO_APPEARANCE, IDS, aligned, demo, image, neuroquant
 
 
 def count(module) -> int:
@@ -42,7 +42,7 @@ def test_published_latent():
 
 
 def test_the_image_does_not_depend_on_the_contrast_at_the_start():
-    tokenizer = NeuroQuant(**NEUROQUANT).eval()
+    tokenizer = neuroquant().eval()
     encoded = tokenizer.encode(image(3), IDS)
     with torch.no_grad():
         assert torch.equal(tokenizer.decode(encoded, IDS), tokenizer.decode(encoded, IDS.flip(0)))
@@ -50,7 +50,7 @@ def test_the_image_does_not_depend_on_the_contrast_at_the_start():
 
 def test_a_slice_goes_through_the_very_network_of_a_volume():
     """The published 2-D path replaced the strided convolution by interpolation: other features, same weights."""
-    tokenizer = NeuroQuant(**NEUROQUANT).eval()
+    tokenizer = neuroquant().eval()
     slab = image(3)[..., 8:9]
     kept = []
     for stage in tokenizer.encoder.stages:
@@ -61,7 +61,7 @@ def test_a_slice_goes_through_the_very_network_of_a_volume():
 
 def test_averaged_weights_carry_the_live_codebook():
     """The published average copied no buffers, so that averaged checkpoints kept a random codebook."""
-    tokenizer = NeuroQuant(**DEMO)
+    tokenizer = demo()
     average = EMA({"tokenizer": tokenizer}, decay=0.5)
     tokenizer.train()
     for _ in range(40):
@@ -86,8 +86,8 @@ def test_style_is_pooled_over_the_foreground():
 
 
 def test_shared_code_has_nothing_private():
-    tokenizer = NeuroQuant(**DEMO, tell_encoder=True, private_codes=4).eval()
-    tokenizer.private.state[2] = 1
+    tokenizer = aligned().eval()
+    tokenizer.private.reservoir.mark_started()
     encoded = tokenizer.encode(image(3), IDS)
     shared = tokenizer.shared(encoded)
     assert set(encoded.codes) == {"anatomy", "private"}
@@ -100,7 +100,7 @@ def test_recomputed_activations_give_the_same_gradients():
     gradients = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        tokenizer = NeuroQuant(**NEUROQUANT, recompute=recompute)
+        tokenizer = neuroquant(recompute=recompute)
         calls = []
         tokenizer.decoder.stages[0].register_forward_pre_hook(lambda *args, calls=calls: calls.append(1))
         tokenizer.decode(tokenizer.encode(image(3), IDS), IDS).square().sum().backward()
@@ -110,7 +110,7 @@ def test_recomputed_activations_give_the_same_gradients():
 
 
 def gained() -> tuple[NeuroQuant, torch.Tensor]:
-    tokenizer = NeuroQuant(**DEMO | {"gain_factor": 2}).eval()
+    tokenizer = demo(appearance=replace(DEMO_APPEARANCE, gain_factor=2)).eval()
     torch.nn.init.normal_(tokenizer.gain.head.weight, std=1.0)
     return tokenizer, image(3)
 
@@ -140,46 +140,75 @@ def test_the_gain_multiplies_the_brightness():
 
 def test_the_gain_is_counted_in_bits_and_travels_with_the_scan():
     tokenizer, x = gained()
-    plain = NeuroQuant(**DEMO)
+    plain = demo()
     cells = math.prod(tokenizer.gain.cells(tokenizer.latent_shape((16, 16, 16))))
     assert tokenizer.bits((16, 16, 16)) == plain.bits((16, 16, 16)) + 16 * cells
     encoded = tokenizer.encode(x, IDS)
     assert torch.equal(tokenizer.shared(encoded).gain, encoded.gain)
-    assert torch.equal(take(encoded, torch.tensor([1, 0])).gain, encoded.gain[[1, 0]])
+    assert torch.equal(encoded.take(torch.tensor([1, 0])).gain, encoded.gain[[1, 0]])
 
 
 def test_an_adopted_state_is_the_loaded_one():
-    arguments = DEMO | {"adversary": True}
-    source = NeuroQuant(**arguments).eval()
+    source = demo().eval()
     with torch.device("meta"):
-        bare = NeuroQuant(**arguments)
-    bare.eval().adopt(dict(source.exported_state()))
-    assert not any(t.is_meta for t in (*bare.parameters(), *bare.buffers()))
-    assert count(bare.adversary) == count(source.adversary)
-    encoded = bare.encode(image(3), IDS)
-    assert torch.equal(bare.decode(encoded, IDS), source.decode(source.encode(image(3), IDS), IDS))
+        empty = demo()
+    empty.eval().adopt(dict(source.exported_state()))
+    assert not any(t.is_meta for t in (*empty.parameters(), *empty.buffers()))
+    assert count(empty.adversary) == count(source.adversary)
+    encoded = empty.encode(image(3), IDS)
+    assert torch.equal(empty.decode(encoded, IDS), source.decode(source.encode(image(3), IDS), IDS))
 
 
 def test_a_state_that_lacks_a_weight_is_not_adopted():
     with torch.device("meta"):
-        bare = NeuroQuant(**DEMO)
-    state = NeuroQuant(**DEMO).exported_state()
+        empty = demo()
+    state = demo().exported_state()
     state.pop("embedding.weight")
     with pytest.raises(ValueError, match=r"embedding\.weight"):
-        bare.adopt(state)
+        empty.adopt(state)
 
 
 def test_without_gradients_an_image_is_encoded_as_with_them_and_whatever_contrast_lies_beside_it():
     """Without them only the stems asked for are computed, and sums and activations take the memory of their input."""
     torch.manual_seed(0)
-    tokenizer = NeuroQuant(**DEMO, tell_encoder=True).eval()
+    tokenizer = demo(contrast_in_encoder=True).eval()
     x, before = image(3), image(3)
     tall = tokenizer.encode(x, IDS)
     with torch.no_grad():
         mixed, first, second = (tokenizer.encode(x, ids) for ids in (IDS, IDS[:1].expand(2), IDS[1:].expand(2)))
     assert torch.equal(x, before)
-    for name in ("anatomy", "anatomy_q"):
-        assert torch.allclose(mixed.aux[name], tall.aux[name], atol=1e-5)
-        assert torch.equal(mixed.aux[name][0], first.aux[name][0])
-        assert torch.equal(mixed.aux[name][1], second.aux[name][1])
+    for anatomy in (lambda encoded: encoded.aux["anatomy"], tokenizer.anatomy):
+        assert torch.allclose(anatomy(mixed), anatomy(tall), atol=1e-5)
+        assert torch.equal(anatomy(mixed)[0], anatomy(first)[0])
+        assert torch.equal(anatomy(mixed)[1], anatomy(second)[1])
     assert not torch.allclose(first.aux["anatomy"][1], second.aux["anatomy"][1])
+
+
+@pytest.mark.parametrize(
+    ("group", "arguments", "match"),
+    [
+        (
+            Trunk,
+            {"channels": (8, 8)},
+            "channels has 2 levels, attention_levels 4, downsample 2; give one entry per level",
+        ),
+        (Trunk, {"downsample": (True,)}, "downsample 1; give one entry per level"),
+        (Appearance, {"film_sites": "none", "gain_factor": 2}, "gain_factor is 2 with film_sites none"),
+    ],
+)
+def test_sizes_that_do_not_fit_each_other_are_refused(group, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        group(**arguments)
+
+
+def test_a_handed_in_codebook_decides_the_channels_and_a_seed_the_weights():
+    made = []
+    for early in (True, False):
+        quantizer = EMAQuantizer(16, 3) if early else None
+        torch.manual_seed(0)
+        made.append(demo(quantizer=quantizer or EMAQuantizer(16, 3), private=EMAQuantizer(4, 2)))
+    assert (made[0].anatomy_channels, made[0].latent_channels) == (3, 5)
+    states = [network.state_dict() for network in made]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert made[0].quantizer.codebook.any()
+    assert made[0].private.codebook.any()

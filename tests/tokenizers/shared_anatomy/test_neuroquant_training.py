@@ -1,16 +1,17 @@
 """The objective by hand, missing views, slices, the alignment and what it may touch."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from neurotome.losses.reconstruction import ReconstructionLoss
-from neurotome.nn.quantize.ema import nearest_codes
-from neurotome.tokenizers import NeuroQuant
+from neurotome.nn.quantize.search import nearest_codes
 from neurotome.tokenizers.shared_anatomy.alignment import Alignment, balance, calibrate, code_logits, distance
 from neurotome.tokenizers.shared_anatomy.neuroquant_training import NeuroQuantTraining, Ramp, Views
 from neurotome.types import Batch
-from tests.tokenizers.test_battery import DEMO, NEUROQUANT, image
+from tests.tokenizers.test_battery import aligned, image, neuroquant
 
 L1 = ReconstructionLoss(l1_weight=1.0, ssim_weight=0.0)
 
@@ -34,14 +35,14 @@ def batch(present=((True, True), (True, True)), views: int = 2, axis: int | None
     )
 
 
-def method(arguments=NEUROQUANT, start: bool = True, **kwargs) -> NeuroQuantTraining:
+def method(make=neuroquant, start: bool = True, **kwargs) -> NeuroQuantTraining:
     torch.manual_seed(0)
-    network = NeuroQuant(**arguments)
+    network = make()
     torch.nn.init.normal_(network.film.mlp[-1].weight, std=0.3)
     if start:
-        for book in filter(None, (network.quantizer, network.private)):
-            book._start(torch.randn(book.num_codes, book.dim) * 0.3, torch.full((book.num_codes,), 50.0))
-            book.revive_below = 0.0
+        for codebook in filter(None, (network.quantizer, network.private)):
+            codebook.start(torch.randn(codebook.num_codes, codebook.dim) * 0.3, torch.full((codebook.num_codes,), 50.0))
+            codebook.revive_below = 0.0
     made = NeuroQuantTraining(network, reconstruction=L1, **kwargs)
     made.max_steps = 10_000
     return made
@@ -102,7 +103,7 @@ def test_a_missing_view_enters_nothing():
 @pytest.mark.parametrize("swap", [None, 0.5])
 def test_any_number_of_contrasts(views, swap):
     names = ("T1w", "T2w", "FLAIR")[:views]
-    m = method({**NEUROQUANT, "modalities": names}, swap_prob=swap, cross=Ramp(0.5))
+    m = method(partial(neuroquant, modalities=names), swap_prob=swap, cross=Ramp(0.5))
     b = batch(present=((True,) * 3, (True,) * 3), views=views)
     m.loss(b)["loss"].backward()
     assert all(g.grad is not None for g in m.tokenizer.encoder.parameters())
@@ -127,9 +128,6 @@ def test_views_find_their_partners():
     assert three.partner().tolist() == [1, 2, 0, 4, 3]
 
 
-ALIGNED = {**DEMO, "tell_encoder": True, "private_codes": 4}
-
-
 def test_alignment_pulls_the_follower_and_never_the_leader():
     lead, follow = torch.randn(50, 3, requires_grad=True), torch.randn(50, 3, requires_grad=True)
     distance(follow, lead).backward()
@@ -139,15 +137,15 @@ def test_alignment_pulls_the_follower_and_never_the_leader():
 
 
 def test_alignment_terms_and_logits():
-    m = method(ALIGNED, swap_prob=0.5, alignment=Alignment(ramp_fraction=0.0, calibration_rate=0.5))
+    m = method(aligned, swap_prob=0.5, alignment=Alignment(ramp_fraction=0.0, calibration_rate=0.5))
     terms = m.loss(batch())
     assert {"align_distance", "align_index", "align_agreement"} <= set(terms)
     terms["loss"].backward()
-    assert m.tokenizer.price[0].abs().sum() == 0  # the canonical contrast has no price
-    assert m.tokenizer.price[1].abs().sum() > 0
-    z, book, price = torch.randn(5, 4), torch.randn(7, 4), torch.randn(5, 7)
-    by_hand = -((z[:, None] - book[None]).square().sum(2) + price) / 2
-    assert torch.allclose(code_logits(z, book, price, torch.tensor(2.0)), by_hand, atol=1e-5)
+    assert m.tokenizer.offset[0].abs().sum() == 0  # the canonical contrast has no offset
+    assert m.tokenizer.offset[1].abs().sum() > 0
+    z, codebook, offset = torch.randn(5, 4), torch.randn(7, 4), torch.randn(5, 7)
+    by_hand = -((z[:, None] - codebook[None]).square().sum(2) + offset) / 2
+    assert torch.allclose(code_logits(z, codebook, offset, torch.tensor(2.0)), by_hand, atol=1e-5)
 
 
 def test_alignment_is_in_single_precision_under_autocast(monkeypatch):
@@ -160,52 +158,52 @@ def test_alignment_is_in_single_precision_under_autocast(monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(aligned_training, "code_logits", spy)
-    m = method(ALIGNED, swap_prob=0.5, alignment=Alignment(ramp_fraction=0.0))
+    m = method(aligned, swap_prob=0.5, alignment=Alignment(ramp_fraction=0.0))
     with torch.autocast("cpu", torch.bfloat16):
         m.loss(batch())
     assert seen[0].dtype == torch.float32
 
 
 def test_calibration_makes_a_dear_code_of_one_used_too_often():
-    price, seen = torch.zeros(3), torch.zeros(2, 3)
+    offset, seen = torch.zeros(3), torch.zeros(2, 3)
     follower, leader = torch.tensor([0] * 90 + [1] * 10), torch.tensor([0] * 50 + [1] * 50)
     for _ in range(200):
-        calibrate(price, seen, follower, leader, 0.1, torch.tensor(1.0))
-    assert price[0] > 0 > price[1]
-    assert price.abs().max() <= 3
+        calibrate(offset, seen, follower, leader, 0.1, torch.tensor(1.0))
+    assert offset[0] > 0 > offset[1]
+    assert offset.abs().max() <= 3
 
 
 def test_balance_equalises_the_histograms_of_a_shrunken_follower():
-    """A follower that regresses to the mean over-uses central codes; prices undo it without touching the vectors."""
+    """A follower that regresses to the mean over-uses central codes; offsets undo it without touching the vectors."""
     torch.manual_seed(0)
     leader = torch.randn(20_000, 2)
     follower = 0.7 * leader + 0.3 * torch.randn(20_000, 2)
-    book, price = leader[:16].clone(), torch.zeros(16)
-    codes = nearest_codes(leader, book)
-    taken = nearest_codes(follower, book)
+    codebook, offset = leader[:16].clone(), torch.zeros(16)
+    codes = nearest_codes(leader, codebook)
+    taken = nearest_codes(follower, codebook)
     before = (torch.bincount(codes, minlength=16) - torch.bincount(taken, minlength=16)).abs().sum() / 40_000
-    left = balance(price, book, follower, leader)
+    left = balance(offset, codebook, follower, leader)
     assert left < 0.2 * before
-    assert (nearest_codes(follower, book, price) == codes).float().mean() > 0.95 * (taken == codes).float().mean()
+    assert (nearest_codes(follower, codebook, offset) == codes).float().mean() > 0.95 * (taken == codes).float().mean()
 
 
-def test_finish_sets_prices_and_leaves_parameters_alone():
-    m = method(ALIGNED, swap_prob=0.5, alignment=Alignment())
+def test_finish_sets_offsets_and_leaves_parameters_alone():
+    m = method(aligned, swap_prob=0.5, alignment=Alignment())
     before = {k: v.clone() for k, v in m.named_parameters()}
     m.finish([batch(), batch()])
-    assert m.tokenizer.price[0].abs().sum() == 0
-    assert m.tokenizer.price[1].abs().sum() > 0
+    assert m.tokenizer.offset[0].abs().sum() == 0
+    assert m.tokenizer.offset[1].abs().sum() > 0
     assert all(torch.equal(v, before[k]) for k, v in m.named_parameters())
 
 
 def test_private_codes_stay_home():
     """What is decoded from a foreign code never sees the other contrast's private codes."""
-    m = method(ALIGNED, swap_prob=1.0, private_drop=0.0)
+    m = method(aligned, swap_prob=1.0, private_drop=0.0)
     seen = []
     m.tokenizer.decoder.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     m.loss(batch())
     assert not seen[0][:, 4:].any()
-    own = method(ALIGNED, swap_prob=0.0, private_drop=0.0)
+    own = method(aligned, swap_prob=0.0, private_drop=0.0)
     own.tokenizer.decoder.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     own.loss(batch())
     assert seen[1][:, 4:].any()
@@ -213,7 +211,7 @@ def test_private_codes_stay_home():
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_one_step_changes_what_it_should(dims):
-    m = method({**ALIGNED, "spatial_dims": dims}, swap_prob=0.5, alignment=Alignment(ramp_fraction=0.0))
+    m = method(partial(aligned, dims), swap_prob=0.5, alignment=Alignment(ramp_fraction=0.0))
     b = batch() if dims == 3 else batch(axis=2)
     before = {k: v.clone() for k, v in m.tokenizer.state_dict().items()}
     optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
@@ -229,9 +227,9 @@ def test_validation_reports_each_contrast():
     m.tokenizer.eval()
     with torch.no_grad():
         found = m.validate(batch())
-        book = m.finish_validation()
+        use = m.finish_validation()
     assert set(found) == {f"{kind}/{name}" for kind in ("psnr", "psnr_swapped") for name in ("T1w", "T2w")}
-    assert 0 < book["codebook/utilisation/anatomy"] <= 1
+    assert 0 < use["codebook/utilisation/anatomy"] <= 1
 
 
 def test_books_and_the_worst_batch_are_watched():

@@ -1,1 +1,1 @@
-"""What is wrong with scans, datasets and stores."""
+"""Finding what is wrong with scans, datasets and stores."""

@@ -16,7 +16,7 @@ from neurotome.data.checking.dataset_files import Case, spelling
 from neurotome.data.checking.finding import Finding
 from neurotome.data.checking.scan_findings import Facts
 from neurotome.data.datasets.fingerprint import in_ras, orientation
-from neurotome.data.imaging.volume import Geometry
+from neurotome.data.imaging.geometry import Geometry
 from neurotome.modality import CONTRASTS
 
 TOLERANCE_VOXELS = 0.05
@@ -39,7 +39,7 @@ Sessions = Mapping[tuple[str, str], Sequence[Facts]]
 def between_files(
     facts: Sequence[Facts], splits: Mapping[str, Sequence[str]], labels: Sequence[int] | None = None
 ) -> Iterator[Finding]:
-    """Yield every finding that takes more than one file to see.
+    """Yield every finding that concerns more than one file.
 
     Args:
         facts: Of every file, sorted by name.
@@ -54,7 +54,7 @@ def between_files(
         yield from _one_grid(members)
     yield from _contrasts(groups)
     yield from _duplicates(facts, splits)
-    yield from _who_is_where([one.case for one in facts], splits)
+    yield from _ids_and_splits([one.case for one in facts], splits)
     yield from _label_sets(facts, labels)
     yield from _outliers(facts)
 
@@ -71,7 +71,7 @@ def _one_grid(members: Sequence[Facts]) -> Iterator[Finding]:
     if not scans:
         return
     first = scans[0]
-    # a map that the manifest does not name belongs to a scan only beside it: ids of other folders are others' ids
+    # a map that the manifest does not name is compared with scans of its own folder only: elsewhere an id may be reused
     places = {scan.case.path.parent for scan in scans}
     maps = [m for m in members if m.case.role != "scan" and m.geometry is not None]
     for other in [*scans[1:], *(m for m in maps if m.case.used or m.case.path.parent in places)]:
@@ -102,7 +102,7 @@ _GRID_REMEDIES = {
 
 
 def compare_grids(a: Geometry, b: Geometry) -> tuple[str, str]:
-    """Return the code of what tells two grids apart, and the numbers; empty where they are one grid."""
+    """Return the code of the difference between two grids, and its numbers; empty where they are one grid."""
     if a.same_grid(b, TOLERANCE_VOXELS):
         return "", ""
     ras_a, ras_b = in_ras(a), in_ras(b)
@@ -197,8 +197,8 @@ def _kind_of_twins(a: Case, b: Case, splits: Mapping[str, Sequence[str]]) -> str
     return "duplicate-names"
 
 
-def _who_is_where(cases: Iterable[Case], splits: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
-    """Look at the ids: in two splits, in none, or spelled in two ways."""
+def _ids_and_splits(cases: Iterable[Case], splits: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    """Find ids in two splits, in none, or spelled in two ways."""
     subjects = sorted({c.subject for c in cases if c.subject and c.used})
     for subject, names in sorted(splits.items()):
         if len(names) > 1:
@@ -228,7 +228,7 @@ def _label_sets(facts: Sequence[Facts], declared: Sequence[int] | None) -> Itera
                 yield _about(one, "label-unknown", reason, "map or declare these labels")
         if missing := sorted(set(declared) - {v for one in maps for v in one.labels or ()}) if maps else []:
             yield Finding(
-                "label-missing", "", f"{_listed(missing)} in none of {len(maps)} label maps", "are they right?"
+                "label-missing", "", f"{_listed(missing)} in none of {len(maps)} label maps", "check the labels"
             )
         return
     kinds: dict[str, list[Facts]] = defaultdict(list)
@@ -240,7 +240,8 @@ def _label_sets(facts: Sequence[Facts], declared: Sequence[int] | None) -> Itera
         for one in members:
             alone = sorted(v for v in one.labels or () if counts[v] <= few)
             lacking = sorted(v for v, n in counts.items() if n >= len(members) - few and v not in (one.labels or ()))
-            parts = [f"{_listed(alone)} in hardly any other"] if alone else []
+            occurs = "occurs" if len(alone) == 1 else "occur"
+            parts = [f"{_listed(alone)} {occurs} in few other maps"] if alone else []
             parts += [f"{_listed(lacking)} missing, which the others have"] if lacking else []
             if parts:
                 yield _about(
@@ -249,7 +250,7 @@ def _label_sets(facts: Sequence[Facts], declared: Sequence[int] | None) -> Itera
 
 
 def _kind_of_map(case: Case) -> str:
-    """Return the folder of a dataset and the words of a name that do not tell the subject."""
+    """Return the folder of a dataset and the words of a name that do not identify the subject."""
     folders, _, name = case.name.rpartition("/")
     words = [w for w in name.split(".")[0].split("_") if not w.startswith(("sub-", "ses-", "run-"))]
     top = "/".join(f for f in folders.split("/") if not f.startswith(("sub-", "ses-")))
@@ -288,7 +289,7 @@ def _quantities(members: Sequence[Facts]) -> Iterator[tuple[str, float, list[flo
     for axis, name in enumerate("xyz"):
         yield f"voxel size in {name} (mm)", 0.05, [g.spacing_mm[axis] for g in grids]
         yield f"extent in {name} (mm)", 0.05, [g.spacing_mm[axis] * g.shape[axis] for g in grids]
-    # raw intensities of MRI have no unit and vary by factors between scanners; hundreds are another matter
+    # raw intensities of MRI have no unit and vary by factors between scanners; a factor of hundreds is an error
     yield "intensity range", 0.4, [m.percentiles[-1] - m.percentiles[0] for m in members if m.percentiles]
     if all(m.foreground_ml is not None for m in members):
         yield "foreground (ml)", 0.1, [m.foreground_ml or 0.0 for m in members]

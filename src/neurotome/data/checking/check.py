@@ -6,12 +6,9 @@ What each finding means and how grave it is stands in :data:`neurotome.data.chec
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +17,13 @@ from neurotome.data.checking.dataset_files import Case, find_dataset
 from neurotome.data.checking.finding import Finding, counted, ranked
 from neurotome.data.checking.scan_findings import PERCENTILES, Facts, examine
 from neurotome.data.checking.store_findings import check_store
-from neurotome.data.datasets.fingerprint import ScanRecord, fingerprint, fingerprint_of_store, orientation
+from neurotome.data.datasets.fingerprint import ScanRecord, fingerprint, orientation
 from neurotome.data.stores.store import INDEX_NAME
-from neurotome.errors import NeurotomeError
+from neurotome.data.stores.store_fingerprint import fingerprint_of_store
+from neurotome.files.pool import results
+from neurotome.files.progress import Report
 
 FORMAT_VERSION = 1
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +72,7 @@ def check(
     volume: int | None = None,
     use_qform: bool = False,
     workers: int = 0,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> CheckReport:
     """Check a dataset, a folder, a table, one image or a prepared store.
 
@@ -90,7 +88,7 @@ def check(
 
     Raises:
         UsageError: Nothing is at ``path``, or a root is no folder.
-        NeurotomeError: A worker was killed, most likely for lack of memory.
+        WorkerKilled: A worker was killed, most likely for lack of memory.
     """
     place = Path(path)
     if (place / INDEX_NAME).is_file():
@@ -99,33 +97,20 @@ def check(
         prints = {} if store is None or damaged else fingerprint_of_store(store)
         return CheckReport("store", ranked(found), prints, ())
     dataset = find_dataset(place, None if splits is None else Path(splits), [Path(root).resolve() for root in roots])
-    facts = []
-    for one in _examined(dataset.cases, partial(examine, volume=volume, use_qform=use_qform), workers):
+    facts: list[Facts] = []
+    for one in results(partial(examine, volume=volume, use_qform=use_qform), dataset.cases, workers, _name):
         facts.append(one)
         if progress is not None:
             progress(len(facts), len(dataset.cases), one.case.name)
+    order = {case: place for place, case in enumerate(dataset.cases)}
+    facts.sort(key=lambda one: order[one.case])
     findings = [*dataset.findings, *(f for one in facts for f in one.findings)]
     findings += between_files(facts, dataset.splits, dataset.labels if labels is None else labels)
     return CheckReport(dataset.kind, ranked(findings), _fingerprint(facts), tuple(_file_json(one) for one in facts))
 
 
-def _examined(cases: Sequence[Case], read: Callable[[Case], Facts], workers: int) -> Iterator[Facts]:
-    if workers <= 0 or len(cases) < 2:
-        yield from map(read, cases)
-        return
-    # spawned, not forked: a forked child inherits locks of the parent's threads
-    with ProcessPoolExecutor(min(workers, len(cases)), mp_context=get_context("spawn")) as pool:
-        done = 0
-        try:
-            for facts in pool.map(read, cases):
-                done += 1
-                yield facts
-        except BrokenProcessPool as error:
-            near = ", ".join(c.name for c in cases[done : done + workers])
-            raise NeurotomeError(
-                f"a process that reads was killed, most likely for lack of memory, at one of {near}. "
-                "Remedy: fewer --workers, or --workers 0."
-            ) from error
+def _name(case: Case) -> str:
+    return case.name
 
 
 def _fingerprint(facts: Sequence[Facts]) -> dict[str, Any]:

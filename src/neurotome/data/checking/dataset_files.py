@@ -1,4 +1,4 @@
-"""Which files belong to a dataset, and what each is taken for: also those that a manifest would refuse or leave out.
+"""Which files belong to a dataset and what each is taken for, including those that a manifest refuses or leaves out.
 
 The manifest says what `prepare` would use. Where it refuses the dataset as a whole (a bad line, a broken sidecar), that
 is one finding, and every image is still listed by what its name and folder say.
@@ -40,7 +40,7 @@ class Case:
     Args:
         path: The file.
         name: Its path below the dataset, with forward slashes.
-        role: What it is taken for; ``other`` where nothing tells.
+        role: What it is taken for; ``other`` where neither name nor folder says.
         subject: Subject id, or empty where unknown.
         session: Session id, or empty.
         modality: Our name of the contrast of a scan.
@@ -139,7 +139,7 @@ def _manifest(path: Path, roots: Sequence[Path]) -> tuple[Manifest | None, list[
 
 
 def _table_cases(path: Path, root: Path, roots: Sequence[Path]) -> tuple[list[Case], list[Finding]]:
-    """Return the files that a table names, as far as its lines can be read; the manifest has said what is wrong."""
+    """Return the files that a table names, as far as its lines can be read; the manifest reports the faults."""
     try:
         _, rows = bids.read_table(path)
     except InputError:
@@ -180,7 +180,7 @@ def _folder_cases(root: Path, kind: str) -> tuple[list[Case], list[Path], list[F
     for folder, folders, names in os.walk(root, onerror=denied.append):
         place = Path(folder)
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in _SKIPPED_FOLDERS)
-        # a folder, a pipe or a link that is named like an image is looked at like one, and refused
+        # a folder, a pipe or a link that is named like an image is treated as an image, and refused
         for name in sorted([*names, *filter(bids.is_image, folders)]):
             lower = name.lower()
             if bids.is_image(name) and kind == "bids" and place.name != "anat":
@@ -234,19 +234,19 @@ def _with_manifest(cases: list[Case], manifest: Manifest | None, root: Path) -> 
         return [replace(case, used=case.name in names) for case in cases]
     known = {c.path: c for c in cases}
 
-    def tell(path: Path | None, role: Role, subject: str, session: str, **more: Any) -> None:
+    def assign(path: Path | None, role: Role, subject: str, session: str, **more: Any) -> None:
         if path is not None:
             case = known.get(path) or _case(path, root)
             known[path] = replace(case, role=role, subject=subject, session=session, **more)
 
     for row in manifest.rows:
         ids = (row.subject, row.session)
-        tell(row.mask, "mask", *ids, site=row.site, used=True)
-        tell(row.labels, "label", *ids, site=row.site, used=True)
-        tell(row.path, "scan", *ids, site=row.site, modality=row.modality)
+        assign(row.mask, "mask", *ids, site=row.site, used=True)
+        assign(row.labels, "label", *ids, site=row.site, used=True)
+        assign(row.path, "scan", *ids, site=row.site, modality=row.modality)
     for s in manifest.sessions:
         for modality, path in s.scans.items():
-            tell(path, "scan", s.subject, s.session, site=s.site, modality=modality, used=True)
+            assign(path, "scan", s.subject, s.session, site=s.site, modality=modality, used=True)
     return known.values()
 
 
@@ -261,10 +261,10 @@ def _place_findings(case: Case, roots: Sequence[Path]) -> Iterator[Finding]:
         yield Finding("outside", case.name, "a link out of the dataset, which prepare does not follow", remedy)
     *folders, name = case.name.split("/")
     for entity, what in (("sub-", "subject"), ("ses-", "session")):
-        told = {f.removeprefix(entity) for f in folders if f.startswith(entity)}
+        stated = {f.removeprefix(entity) for f in folders if f.startswith(entity)}
         own = re.search(rf"(?:^|_){entity}([^_.]+)", name)
-        if own and told and own.group(1) not in told:
-            reason = f"the file name says {what} {own.group(1)}, the folder {' and '.join(sorted(told))}"
+        if own and stated and own.group(1) not in stated:
+            reason = f"the file name says {what} {own.group(1)}, the folder {' and '.join(sorted(stated))}"
             remedy = "find out whose scan it is and rename one of them"
             yield Finding("bids-ids", case.name, reason, remedy, case.subject, case.session)
 
@@ -299,7 +299,7 @@ def _bids_findings(root: Path, cases: list[Case]) -> Iterator[Finding]:
     try:
         header, rows = bids.read_table(root / "participants.tsv")
     except InputError:
-        return  # missing, or the manifest has said why it cannot be read
+        return  # missing, or the manifest reports why it cannot be read
     listed = {row["participant_id"].removeprefix("sub-") for _, row in rows} if "participant_id" in header else set()
     for subject in sorted(folders ^ listed) if listed else []:
         where = "a folder, but no line" if subject in folders else "a line, but no folder"
@@ -318,7 +318,7 @@ def _split_table(
         try:
             header, rows = bids.read_table(path)
         except InputError as error:
-            if path != manifest:  # of the manifest it has been said
+            if path != manifest:  # the manifest's faults are reported already
                 findings.append(Finding("splits", path.name, error.reason, error.remedy or "repair the table"))
             continue
         if not {"participant_id", "split"} <= set(header):
@@ -341,7 +341,7 @@ def _declared_labels(path: Path) -> tuple[int, ...] | None:
     try:
         declared = bids.read_json(path).get("labels")
     except InputError:
-        return None  # the manifest has said so
+        return None  # the manifest reports why
     if not isinstance(declared, dict):
         return None
     texts = [str(v) for item in [*declared.values(), *declared] for v in (item if isinstance(item, list) else [item])]
@@ -349,6 +349,6 @@ def _declared_labels(path: Path) -> tuple[int, ...] | None:
 
 
 def spelling(text: str) -> str:
-    """Return an id without what people vary: case, Unicode composition, leading zeros."""
+    """Return an id without case, Unicode composition and leading zeros, in which spellings of one id differ."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"0+(?=\d)", "", folded)

@@ -1,10 +1,10 @@
-"""What `check` can find, how grave each finding is, and what it means: one table that a reader can audit.
+"""What `check` can find, how severe each finding is, and what it means.
 
     error     prepare refuses it, or a training on it would be wrong             exit code 3
     warning   usable, but somebody should look at it                             exit code 3 with --strict
     note      a fact worth knowing
 
-A finding never repeats what a header or a sidecar says about a person: it names the field.
+A finding never repeats what a header or a sidecar says about a person; it names the field only.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ FINDINGS: dict[str, tuple[Severity, str]] = {
     "manifest": ("error", "the dataset cannot be read as a whole"),
     "choice": ("note", "what was decided when the scans were found"),
     "not-checked": ("note", "files of other kinds are not looked at"),
-    "unused": ("note", "checked, but no contrast or no role can be told, so prepare leaves it out"),
+    "unused": ("note", "checked, but its contrast or role is unknown, so prepare leaves it out"),
     "outside": ("warning", "a link leads out of the dataset"),
     # bytes and headers
     "unreadable": ("error", "the reader refuses the file"),
@@ -125,7 +125,7 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """How grave it is, by the table."""
+        """The severity that the table gives."""
         return FINDINGS[self.code][0]
 
     def to_json(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from neurotome.data.datasets.bids import read_json, read_table
 from neurotome.data.imaging.mgh import MAX_FOOTER_BYTES, mgh_layout
 from neurotome.data.imaging.nifti import HEADERS, MAX_EXTENSION_BYTES
 from neurotome.errors import InputError
-from neurotome.files.stream import VerifiedStream
+from neurotome.files.verified import VerifiedStream
 
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -124,7 +124,7 @@ def header_findings(path: Path, name: str) -> list[Finding]:
             return list(_mgh_history(path, name))
         return list(_nifti_text(path, name))
     except InputError:
-        return []  # the reader says why
+        return []  # the reader reports why
 
 
 def _nifti_text(path: Path, name: str) -> Iterator[Finding]:
@@ -167,7 +167,7 @@ def _mgh_history(path: Path, name: str) -> Iterator[Finding]:
 
 
 def _text_finding(name: str, where: str, content: bytes) -> Iterator[Finding]:
-    # what lies behind the terminating zero was forgotten there, and is read by others all the same
+    # bytes behind the terminating zero are left over from earlier text; other programs may show them
     raw = content.replace(b"\0", b" ").strip()
     try:
         text = raw.decode("utf-8")
@@ -185,7 +185,7 @@ def _text_finding(name: str, where: str, content: bytes) -> Iterator[Finding]:
 
 
 def sidecar_findings(path: Path, name: str) -> list[Finding]:
-    """Return what the keys and values of a JSON sidecar tell about a person.
+    """Return what the keys and values of a JSON sidecar say about a person.
 
     A sidecar that is no JSON object is a finding too: the dataset cannot be read with it.
     """
@@ -232,7 +232,7 @@ def table_findings(path: Path, name: str) -> list[Finding]:
     try:
         header, rows = read_table(path)
     except InputError:
-        return []  # whoever needs the table says why it cannot be read
+        return []  # where the table is needed, its reader reports why
     found = []
     for number, column in enumerate(header, start=1):
         cells = [row[column] for _, row in rows if not _PLACEHOLDER.fullmatch(row[column].strip())]

@@ -1,10 +1,10 @@
-r"""One file of a dataset, read whole: its facts, and what is wrong with it by itself.
+r"""One file of a dataset, read whole: its facts, and what is wrong with it alone.
 
     range R = p99.5 - p0.5 of the foreground        extreme voxels:  v > p99.5 + 50 R   or   v < p0.5 - 50 R
     rim     = voxels of the brain outside the largest part above 15 % of p99.5, holes filled
     content = SHA-256(shape, voxels in RAS+ order as float32)
 
-so that a copy in another type, axis order or compression has the same content. The foreground is what differs from a
+A copy in another type, axis order or compression has the same content. The foreground is what differs from a
 constant background, or what lies above 0 where there is none. One file is in memory at a time.
 """
 
@@ -18,8 +18,9 @@ from jaxtyping import Bool, Shaped
 from neurotome.data.checking.dataset_files import Case
 from neurotome.data.checking.finding import Finding
 from neurotome.data.checking.privacy import header_findings
-from neurotome.data.imaging.nifti import read_volume
-from neurotome.data.imaging.volume import Geometry, Volume, Voxels
+from neurotome.data.imaging.geometry import Geometry, Voxels
+from neurotome.data.imaging.reader import read_volume
+from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.brain_box import (
     MAX_BRAIN_ML,
     MAX_FOREGROUND_ON_FACES,
@@ -29,7 +30,7 @@ from neurotome.data.preparation.brain_box import (
 from neurotome.data.preparation.labels import MAX_LABEL
 from neurotome.data.preparation.resample import ras_to_index
 from neurotome.errors import InputError
-from neurotome.files.stream import file_sha256
+from neurotome.files.verified import file_sha256
 
 PERCENTILES = (0.5, 10.0, 50.0, 90.0, 99.5)
 # in units of the robust range: real scans stay below 20 (contrast-enhanced vessels), a defect of storage does not
@@ -55,7 +56,7 @@ class Facts:
 
     Args:
         case: The file.
-        findings: What is wrong with the file by itself.
+        findings: What is wrong with the file alone.
         sha256: Of its bytes.
         content: Of its voxels, see the module's text; None where they are constant.
         geometry: Where the voxels lie.
@@ -99,7 +100,7 @@ def examine(case: Case, volume: int | None = None, use_qform: bool = False) -> F
     found += _header_notes(case, scan)
     if case.role == "other":
         found.append(
-            Finding("unused", case.name, "the name tells no contrast, or several", "rename it, or list it in a table")
+            Finding("unused", case.name, "the name states no contrast, or several", "rename it, or list it in a table")
         )
     if case.role in ("label", "mask"):
         own, numbers = _examine_labels(case, scan)

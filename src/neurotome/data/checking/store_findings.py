@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +11,17 @@ from neurotome.data.checking.dataset_files import spelling
 from neurotome.data.checking.finding import Finding
 from neurotome.data.datasets.bids import read_table
 from neurotome.data.preparation.preparation import Preparation
-from neurotome.data.stores.store import INDEX_NAME, LoadedSession, SessionEntry, Store, is_intact, map_entry
+from neurotome.data.stores.build import JOURNAL_NAME
+from neurotome.data.stores.entries import LABELS, MASK, LoadedSession, SessionEntry, is_intact, map_entry
+from neurotome.data.stores.store import INDEX_NAME, Store
 from neurotome.errors import InputError, UsageError
-from neurotome.files.stream import file_sha256
+from neurotome.files.progress import Report
+from neurotome.files.verified import file_sha256
 
 _AGAIN = "run the same `neurotome prepare` again; only what is damaged is made anew"
-_JOURNAL = "journal.jsonl"
 
 
-def check_store(
-    path: Path, progress: Callable[[int, int, str], None] | None = None
-) -> tuple[Store | None, list[Finding]]:
+def check_store(path: Path, progress: Report | None = None) -> tuple[Store | None, list[Finding]]:
     """Return the store, if its index can be read, and every finding about it.
 
     Args:
@@ -74,7 +74,7 @@ def _entry(store: Store, entry: SessionEntry) -> tuple[list[Finding], list[str]]
 
 
 def _odd(loaded: LoadedSession, preparation: Preparation) -> Iterator[str]:
-    """Yield how an entry breaks its contract: the window, exactly one value outside the brain, a brain at all."""
+    """Yield what is wrong with the arrays: values outside the window, several outside the brain, no brain."""
     low, high = preparation.window or (-np.inf, np.inf)
     if not loaded.present.any():
         yield "no view is present"
@@ -91,7 +91,7 @@ def _odd(loaded: LoadedSession, preparation: Preparation) -> Iterator[str]:
 
 
 def _sources(store: Store, entry: SessionEntry) -> Iterator[Finding]:
-    """Compare the sources with what they were; a dataset that has moved away is no finding."""
+    """Compare the sources with what they were; a dataset that is no longer there is no finding."""
     if store.root is None or not store.root.is_dir():
         return
     for view, place in sorted(entry.sources.items()):
@@ -127,15 +127,15 @@ def _twins(sessions: Sequence[SessionEntry], contents: dict[str, list[SessionEnt
     by_source: dict[str, list[SessionEntry]] = defaultdict(list)
     for entry in sessions:
         for view, sha256 in sorted(entry.source_sha256.items()):
-            if view not in ("mask", "labels"):
+            if view not in (MASK, LABELS):
                 by_source[sha256].append(entry)
-    told: set[tuple[str, str]] = set()
+    reported: set[tuple[str, str]] = set()
     for what, groups in (("source bytes", by_source), ("prepared voxels", contents)):
         for first, *others in (g for g in groups.values() if len(g) > 1):
             for other in others:
-                if (first.name, other.name) in told:
+                if (first.name, other.name) in reported:
                     continue
-                told.add((first.name, other.name))
+                reported.add((first.name, other.name))
                 reason = f"the same {what} as {first.name}"
                 if other.split != first.split:
                     reason += f": {other.split} and {first.split}"
@@ -156,8 +156,8 @@ def _strays(store: Store) -> Iterator[Finding]:
         if name not in known:
             reason = "an unfinished file" if file.name.endswith(".tmp") else "an entry of an earlier state"
             yield Finding("store-stray", name, reason, "it is not read; remove it to free the space")
-    if (store.path / _JOURNAL).exists():
-        yield Finding("store-unfinished", _JOURNAL, "a journal is left", "run the same `neurotome prepare` again")
+    if (store.path / JOURNAL_NAME).exists():
+        yield Finding("store-unfinished", JOURNAL_NAME, "a journal is left", "run the same `neurotome prepare` again")
 
 
 def _tables(store: Store) -> Iterator[Finding]:
@@ -171,9 +171,9 @@ def _tables(store: Store) -> Iterator[Finding]:
     if not {"participant_id", "split"} <= set(header):
         yield Finding("store-tables", "splits.tsv", f"the columns are {', '.join(header)}", _AGAIN)
         return
-    told = {(row["participant_id"].removeprefix("sub-"), row["split"]) for _, row in rows}
-    subjects = {subject for subject, _ in told}
-    for subject, split in sorted({(e.subject, e.split) for e in store.sessions} - told):
+    listed = {(row["participant_id"].removeprefix("sub-"), row["split"]) for _, row in rows}
+    subjects = {subject for subject, _ in listed}
+    for subject, split in sorted({(e.subject, e.split) for e in store.sessions} - listed):
         said = "another one" if subject in subjects else "nothing"
         reason = f"the index says {split}, splits.tsv {said}"
         yield Finding("store-tables", "splits.tsv", reason, "a training follows the index; prepare again", subject)

@@ -1,1 +1,1 @@
-"""Many scans: BIDS, nnU-Net, tables, manifests, splits, fingerprints."""
+"""Finding the scans of a dataset: BIDS, nnU-Net, tables, manifests, splits, fingerprints."""

@@ -4,35 +4,35 @@
     derivatives/*/sub-01[/ses-1]/anat/*_desc-brain_mask.nii.gz             its brain mask
     derivatives/truth/sub-01[/ses-1]/anat/*_dseg.nii.gz                    its true labels
 
-A sidecar speaks for every scan at its level or below that has its suffix and all its entities; the nearest wins. A site
-is the ``Site`` of a scan's sidecars, else the ``site`` column of participants.tsv. A mask serves a scan only if it lies
-in the same space and none of its entities says otherwise.
+A sidecar applies to every scan at its level or below that has its suffix and all its entities; the nearest wins. A site
+is the ``Site`` of a scan's sidecars, else the ``site`` column of participants.tsv. A mask applies to a scan only if it
+lies in the same space and none of its entities says otherwise.
 """
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neurotome.data.imaging.nifti import READABLE_SUFFIXES
+from neurotome.data.imaging.reader import READABLE_SUFFIXES
 from neurotome.errors import InputError, printable
-from neurotome.files.stream import VerifiedStream
+from neurotome.files.json_text import parse_json
+from neurotome.files.verified import VerifiedStream
 from neurotome.modality import candidates
 
-# a table or sidecar larger than this is no table or sidecar
+# a larger file is no table or sidecar
 MAX_TEXT_BYTES = 256 << 20
 # spaces that are a scan's own: a mask in one of them serves a scan whose name states no space
 _OWN_SPACES = ("", "T1w", "T2w", "orig", "native", "individual", "scanner")
-# these parts of a complex image are no magnitude
+# parts of a complex image other than its magnitude
 _NO_MAGNITUDE = ("phase", "real", "imag")
 # entities that name the visit or the contrast: they do not restrict which of several scans this is
 _NAMING = ("sub", "ses", "ce")
-# entities of a mask that must be the scan's
-_TELLING = ("acq", "ce", "rec", "run", "echo")
+# entities that a mask and its scan must have in common
+_MATCHING = ("acq", "ce", "rec", "run", "echo")
 
 
 @dataclass(frozen=True)
@@ -120,21 +120,21 @@ def find_scans(root: Path) -> tuple[list[ScanRow], list[str]]:
 
 
 def best_mask(name: str, masks: Sequence[Path]) -> Path | None:
-    """Return the mask that serves a scan best, if any: most entities in common, then the shortest name."""
+    """Return the mask that fits a scan best, if any: most entities in common, then the shortest name."""
     scan = entities(name)
     own = scan.get("space", "")
 
-    def serves(mask: Path) -> bool:
+    def fits(mask: Path) -> bool:
         theirs = entities(mask.name)
         space = theirs.pop("space", "")
         near = space == own or (not own and space in _OWN_SPACES)
-        return near and all(scan.get(key) == theirs[key] for key in _TELLING if key in theirs)
+        return near and all(scan.get(key) == theirs[key] for key in _MATCHING if key in theirs)
 
     def rank(mask: Path) -> tuple[int, int, str]:
         common = sum(scan.get(key) == value for key, value in entities(mask.name).items())
         return -common, len(mask.name), mask.name
 
-    return min(filter(serves, masks), key=rank, default=None)
+    return min(filter(fits, masks), key=rank, default=None)
 
 
 def is_image(name: str) -> bool:
@@ -158,19 +158,19 @@ class Sidecars:
         """Return what the sidecars say about a scan.
 
         Raises:
-            InputError: A sidecar that speaks for the scan is damaged.
+            InputError: A sidecar that applies to the scan is damaged.
         """
         stem = name.split(".", 1)[0]
         suffix, own = stem.rpartition("_")[2], entities(name)
         place = folder.relative_to(self.root)
         content: dict[str, Any] = {}
         for level in (self.root, *(self.root / p for p in reversed(place.parents) if p.parts), folder):
-            speaking = [
+            applying = [
                 (len(theirs), sidecar)
                 for their_suffix, theirs, sidecar in self._sidecars(level)
                 if their_suffix == suffix and theirs.items() <= own.items()
             ]
-            for _, sidecar in sorted(speaking):
+            for _, sidecar in sorted(applying):
                 content |= self._content(level / sidecar)
         return content
 
@@ -181,7 +181,7 @@ class Sidecars:
         return self._listed[folder]
 
     def _content(self, path: Path) -> dict[str, Any]:
-        if path.parent.name == "anat":  # speaks for one scan, or few: not worth keeping
+        if path.parent.name == "anat":  # applies to one scan, or few: not worth keeping
             return read_json(path)
         if path not in self._read:
             self._read[path] = read_json(path)
@@ -233,20 +233,25 @@ def _participant_sites(root: Path) -> dict[str, str]:
     }
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, finite: bool = False, remedy: str = "repair or remove the sidecar") -> dict[str, Any]:
     """Return a JSON object.
+
+    Args:
+        path: The file.
+        finite: Whether to refuse NaN and infinity, which some converters write into sidecars.
+        remedy: What to do about a file that is damaged.
 
     Raises:
         InputError: Not readable, not JSON, or not an object.
     """
     try:
-        value = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"not valid JSON ({error})", file=path, remedy="repair or remove the sidecar") from error
+        value = parse_json(read_text(path), finite=finite)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"not valid JSON ({error})", file=path, remedy=remedy) from error
     if not isinstance(value, dict):
-        raise InputError("a JSON object is expected", file=path, remedy="repair or remove the sidecar")
+        raise InputError("a JSON object is expected", file=path, remedy=remedy)
     return value
 
 
@@ -268,7 +273,7 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
     """Return the columns of a TSV or CSV file and its rows with their line numbers; cells are text, never evaluated.
 
     Raises:
-        InputError: As :func:`table_rows`.
+        InputError: Empty, a NUL byte, a column twice, or a row of the wrong length; the message names the line.
     """
     rows = table_rows(path)
     _, header = next(rows)

@@ -1,9 +1,9 @@
-"""What the headers of a dataset tell before anything is computed: grids, alignment, and the preparation that would fit.
+"""What the headers of a dataset say before voxels are read: grids, alignment, and the preparation that would fit.
 
     step = 0.5 mm     spacing = max(1, median over sessions of the finest voxel edge), rounded up to a whole step
     shape = 144 x 192 x 144 mm / spacing, rounded up to multiples of 16      holds nearly every brain
 
-Only a spread sample of sessions is looked at; voxels are never read.
+Only a spread sample of sessions is read.
 """
 
 import math
@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from neurotome.data.datasets.fingerprint import orientation
 from neurotome.data.datasets.manifest import Manifest, SessionScans
 from neurotome.data.imaging.headers import Header, read_header
 from neurotome.errors import InputError, printable
 
-# the published crop of NeuroQuant, which is about the largest brain with some air
+# the published crop of NeuroQuant, which is about the largest brain with some background
 _BOX_MM = (144.0, 192.0, 144.0)
 _MULTIPLE = 16
 _SPACING_STEP = 0.5
@@ -31,7 +32,7 @@ _MAX_NAMED = 5
 
 @dataclass
 class DatasetHeaders:
-    """What was seen.
+    """What the headers of the sampled sessions say.
 
     Args:
         looked_at: Sessions whose headers were read.
@@ -67,15 +68,15 @@ class DatasetHeaders:
         x, y, z = (math.ceil(edge / self.spacing_mm / _MULTIPLE) * _MULTIPLE for edge in _BOX_MM)
         return x, y, z
 
-    def command(self, manifest: Manifest, path: str = "PATH") -> str:
-        """Return the ``prepare`` that fits what was seen."""
+    def command(self, manifest: Manifest, path: str) -> str:
+        """Return the ``prepare`` command that fits the dataset."""
         words = ["neurotome prepare", path, "STORE --modalities", *map(shlex.quote, manifest.modalities)]
         words += [f"--spacing {self.spacing_mm:g} --shape", *map(str, self.shape)]
         words += [] if self.volume is None else [f"--volume {self.volume}"]
         return " ".join([*words, "--use-qform"] if self.use_qform else words)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was seen as JSON values."""
+        """Return a mapping of JSON values."""
         return {
             "sessions_looked_at": self.looked_at,
             "shapes": dict(self.shapes.most_common(8)),
@@ -113,7 +114,7 @@ class DatasetHeaders:
 def look(
     manifest: Manifest, num_sessions: int, *, volume: int | None = None, use_qform: bool = False
 ) -> DatasetHeaders:
-    """Read the headers of a spread sample of sessions; how is said as for :func:`read_header`."""
+    """Read the headers of a spread sample of sessions; the choices are those of :func:`read_header`."""
     count = len(manifest.sessions)
     places = sorted({int(i) for i in np.linspace(0, count - 1, min(num_sessions, count))}) if num_sessions else []
     seen = DatasetHeaders(volume, use_qform)
@@ -135,25 +136,13 @@ def _add(seen: DatasetHeaders, manifest: Manifest, session: SessionScans) -> Non
         headers.append(header)
         spacing = sorted(header.geometry.spacing_mm)
         seen.shapes[" x ".join(map(str, header.geometry.shape))] += 1
-        seen.orientations[axis_codes(header)] += 1
+        seen.orientations[orientation(header.geometry)] += 1
         if spacing[2] > _THICK * spacing[0]:
             seen.thick.append(Path(path).name)
     if headers:
         seen.finest.append(min(min(header.geometry.spacing_mm) for header in headers))
     if any(not header.geometry.same_grid(headers[0].geometry) for header in headers[1:]):
-        seen.apart.append(f"sub-{session.subject}{f' ses-{session.session}' if session.session else ''}")
-
-
-def axis_codes(header: Header) -> str:
-    """Return where the voxel axes point: RAS, LPS, ..."""
-    directions = header.geometry.affine[:3, :3] / np.asarray(header.geometry.spacing_mm)
-    codes, free = ["", "", ""], [0, 1, 2]
-    # the clearest axis chooses first, so that an oblique grid names every direction once
-    for axis in sorted(range(3), key=lambda j: -float(np.abs(directions[:, j]).max())):
-        world = max(free, key=lambda i: abs(float(directions[i, axis])))
-        free.remove(world)
-        codes[axis] = ("LR", "PA", "IS")[world][int(directions[world, axis] > 0)]
-    return "".join(codes)
+        seen.apart.append(session.name)
 
 
 def _some(names: list[str]) -> str:

@@ -1,6 +1,6 @@
-"""What a dataset looks like, in numbers: shapes, spacings, orientations, intensities, sites; for people and for plans.
+"""What a dataset looks like, in numbers: shapes, spacings, orientations, intensities, sites.
 
-The same layout comes from a check of raw scans and from a prepared store, which remembers the grid of every source.
+The scans may be raw, as a check reads them, or those a store was made from, whose grids it remembers.
 """
 
 import hashlib
@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from neurotome.data.imaging.volume import Geometry
+from neurotome.data.imaging.geometry import Geometry
 from neurotome.data.preparation.resample import ras_to_index
-from neurotome.data.stores.store import Store, map_entry
 from neurotome.modality import CONTRASTS
 
 _MOST_COMMON = 8
@@ -87,24 +86,6 @@ def _contrast(records: Sequence[ScanRecord]) -> dict[str, Any]:
         "foreground_ml": _spread(volumes) if volumes else None,
         "intensity": {n: _spread([r.intensities[n] for r in records if n in r.intensities]) for n in names},
     }
-
-
-def fingerprint_of_store(store: Store) -> dict[str, Any]:
-    """Return the fingerprint of the scans a store was made from; only the headers of its entries are read.
-
-    Raises:
-        InputError: An entry is missing or damaged.
-    """
-    low, high = store.preparation.landmark_names
-    records = []
-    for entry in store.sessions:
-        loaded = map_entry(store.path / entry.file, entry, store.modalities, store.preparation.shape)
-        for modality, record in loaded.records.items():
-            intensities = {low: record.low, high: record.high}
-            sha256 = entry.source_sha256.get(modality, entry.digest)
-            ids = (entry.subject, entry.session, modality, entry.site)
-            records.append(ScanRecord(*ids, record.geometry, intensities, sha256))
-    return fingerprint(records)
 
 
 def orientation(geometry: Geometry) -> str:

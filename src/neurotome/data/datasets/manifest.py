@@ -16,7 +16,7 @@ from typing import Literal
 from neurotome.data.datasets import bids, nnunet
 from neurotome.data.datasets.bids import ScanRow, preference
 from neurotome.data.datasets.manifest_table import COLUMNS, OPTIONAL_COLUMNS, read_manifest_table
-from neurotome.data.imaging.nifti import READABLE_SUFFIXES
+from neurotome.data.imaging.reader import READABLE_SUFFIXES
 from neurotome.errors import InputError, UsageError, printable
 from neurotome.modality import CONTRASTS, candidates
 
@@ -51,6 +51,11 @@ class SessionScans:
     labels: Path | None = None
     notes: tuple[str, ...] = ()
     split: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Subject and session in one word, for messages."""
+        return f"sub-{self.subject}" + (f" ses-{self.session}" if self.session else "")
 
 
 @dataclass(frozen=True)
@@ -110,14 +115,14 @@ class Manifest:
 
 
 def scan(
-    path: str | os.PathLike[str], roots: Sequence[str | os.PathLike[str]] = (), untold: str | None = None
+    path: str | os.PathLike[str], roots: Sequence[str | os.PathLike[str]] = (), default_modality: str | None = None
 ) -> Manifest:
     """Return what there is at a path: a BIDS or nnU-Net dataset, a table, a folder of images, or one image.
 
     Args:
         path: What to look at.
         roots: Folders besides its own that links and the paths of a table may lead to.
-        untold: Contrast of images in a plain folder whose names tell none; None leaves them out.
+        default_modality: Contrast of images in a plain folder whose names tell none; None leaves them out.
 
     Raises:
         UsageError: Nothing is there.
@@ -129,7 +134,7 @@ def scan(
             f"{printable(path)}: nothing is there; give a BIDS dataset, a folder, a .tsv or .csv table, or an image"
         )
     others = tuple(_admitted(root) for root in roots)
-    root, kind, rows, notes = _found(path, others, untold)
+    root, kind, rows, notes = _found(path, others, default_modality)
     rows, outside = _confined(rows, (root, *others))
     sessions = tuple(_sessions(rows))
     if not sessions:
@@ -156,28 +161,30 @@ def _admitted(root: str | os.PathLike[str]) -> Path:
     return folder.resolve()
 
 
-def _found(path: Path, roots: tuple[Path, ...], untold: str | None) -> tuple[Path, Kind, list[ScanRow], list[str]]:
+def _found(
+    path: Path, roots: tuple[Path, ...], default_modality: str | None
+) -> tuple[Path, Kind, list[ScanRow], list[str]]:
     if is_table(path):
         return path.parent.resolve(), "table", *read_manifest_table(path, roots)
     root = (path if path.is_dir() else path.parent).resolve()
     if path.is_file():
-        return root, "folder", *guess_scans(root, [root / path.name], untold)
+        return root, "folder", *guess_scans(root, [root / path.name], default_modality)
     if nnunet.is_nnunet(root):
         return root, "nnunet", *nnunet.find_cases(root)
     if bids.is_bids(root):
         return root, "bids", *bids.find_scans(root)
-    return root, "folder", *guess_scans(root, untold=untold)
+    return root, "folder", *guess_scans(root, default_modality=default_modality)
 
 
 def guess_scans(
-    root: Path, files: Iterable[Path] | None = None, untold: str | None = None
+    root: Path, files: Iterable[Path] | None = None, default_modality: str | None = None
 ) -> tuple[list[ScanRow], list[str]]:
     """Return the scans of a plain folder, guessed from the names, and what could not be guessed.
 
     Args:
         root: The folder.
         files: Look at these alone.
-        untold: Contrast of images whose names tell none.
+        default_modality: Contrast of images whose names tell none.
     """
     rows, notes = [], []
     masks: dict[tuple[str, str], list[Path]] = {}
@@ -190,35 +197,35 @@ def guess_scans(
         if _MASK_WORDS.search(stem):
             aside += 1
             continue
-        contrasts = candidates(path.name) or ((untold,) if untold is not None else ())
+        contrasts = candidates(path.name) or ((default_modality,) if default_modality is not None else ())
         if len(contrasts) != 1:
             what = "no contrast" if not contrasts else " or ".join(contrasts)
             notes.append(f"left out {printable(path.relative_to(root))}: the name says {what}")
             continue
         rows.append(ScanRow(*_guess_ids(path, root), contrasts[0], path))
-    serving = [bids.best_mask(row.path.name, masks.get((row.subject, row.session), ())) for row in rows]
-    rows, visits = _visits([replace(row, mask=mask) for row, mask in zip(rows, serving, strict=True)], root)
+    fitting = [bids.best_mask(row.path.name, masks.get((row.subject, row.session), ())) for row in rows]
+    rows, visits = _visits([replace(row, mask=mask) for row, mask in zip(rows, fitting, strict=True)], root)
     if rows and files is None:
         count = Counter(row.modality for row in rows)
         counts = ", ".join(f"{count[m]} {m}" for m in CONTRASTS if m in count)
-        notes.insert(0, f"contrasts and subjects are guessed from the names ({counts}); a table says them for sure")
+        notes.insert(0, f"contrasts and subjects are guessed from the names ({counts}); a table states them")
     if aside:
         notes.append(f"{aside} masks or label maps are not taken for scans")
     return rows, notes + visits
 
 
 def _visits(rows: list[ScanRow], root: Path) -> tuple[list[ScanRow], list[str]]:
-    """Tell scans of one contrast in one folder apart: visits of one subject, so that no person can be in two splits."""
+    """Take scans of one contrast in one folder for visits of one subject, so that no person is in two splits."""
     count = Counter((row.subject, row.session, row.modality) for row in rows)
     many = {(subject, session) for (subject, session, _), number in count.items() if number > 1}
-    told = [
+    named = [
         row
         if (row.subject, row.session) not in many or bids.entities(row.path.name) or row.path.parent == root
         else replace(row, session="-".join(filter(None, (row.session, _rest(row.path)))))
         for row in rows
     ]
-    folders = sorted({after.subject for before, after in zip(rows, told, strict=True) if before is not after})
-    return told, [
+    folders = sorted({after.subject for before, after in zip(rows, named, strict=True) if before is not after})
+    return named, [
         f"{printable(folder)}: holds several scans of one contrast, taken for visits of one subject; if they are "
         "several persons, give each a folder, or a table"
         for folder in folders

@@ -1,4 +1,4 @@
-"""Who is trained on, who chooses the model, who judges it: always whole subjects.
+"""Which subjects train, validate and test a model; a subject is in one split with all its scans.
 
     rank(subject) = SHA-256(seed, subject);      the first n_train by rank train, the next n_val validate, the rest test
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from neurotome.data.datasets.bids import read_table
 from neurotome.errors import InputError, UsageError
-from neurotome.files.stream import write_atomically
+from neurotome.files.atomic import write_atomically
 
 SPLITS = ("train", "val", "test")
 # 48 subjects become 32, 8 and 8

@@ -1,1 +1,1 @@
-"""One scan: its voxels, its header, and where it lies in the head."""
+"""Reading and writing one scan: its voxels, its header, and where it lies in the head."""

@@ -4,17 +4,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from neurotome.data.imaging.geometry import Geometry
 from neurotome.data.imaging.mgh import mgh_layout
-from neurotome.data.imaging.nifti import nifti_layout, of_one_volume, readable_suffix
-from neurotome.data.imaging.volume import Geometry
+from neurotome.data.imaging.nifti import nifti_layout
+from neurotome.data.imaging.reader import of_one_volume, readable_suffix
 from neurotome.data.imaging.voxel_layout import which_volume
 from neurotome.errors import InputError
-from neurotome.files.stream import VerifiedStream
+from neurotome.files.verified import VerifiedStream
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a header promises.
+    """What a header says.
 
     Args:
         geometry: Where the voxels lie.

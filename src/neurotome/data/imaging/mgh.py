@@ -3,7 +3,7 @@ r"""FreeSurfer's image format: ``.mgh``, and ``.mgz``, which is the same in gzip
     w = M D (i - n / 2) + c        M direction cosines, one column per axis; D spacings; n sizes; c centre, RAS+ mm
 
 Behind a header of 284 bytes lie the voxels, and behind them acquisition parameters and a history of commands, which
-are read to their verified end and not carried on.
+are read and verified but not copied to a written image.
 """
 
 import struct
@@ -13,7 +13,7 @@ import numpy as np
 from neurotome.data.imaging.voxel_layout import REWRITE, Layout
 from neurotome.data.imaging.xform import Xform
 from neurotome.errors import InputError
-from neurotome.files.stream import VerifiedStream
+from neurotome.files.verified import VerifiedStream
 
 # acquisition parameters and a history of commands
 MAX_FOOTER_BYTES = 1 << 20

@@ -1,38 +1,23 @@
-r"""Reading scans without trusting them: NIfTI-1, NIfTI-2 (``.nii``, ``.nii.gz``), FreeSurfer (``.mgz``, ``.mgh``).
+"""The headers of NIfTI-1 and NIfTI-2, read without trusting them.
 
-    bytes of a file = header + extensions + voxels       no fewer, no more
-
-Every size is checked before anything is allocated, a compressed stream is read to its verified end, and a header that
-could mean two things is refused with the remedy. Python's image library nibabel takes header fields apart; it never
-touches a file. A NIfTI file has no 16-bit floats; its 128-bit ones differ from machine to machine and are refused.
+Every size is checked before it is used, and a header that could mean two things is refused with the remedy. nibabel
+takes header fields apart; it never opens a file. NIfTI has no 16-bit floats; its 128-bit ones differ from machine to
+machine and are refused.
 """
 
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
-from neurotome.data.imaging.mgh import MAX_FOOTER_BYTES, mgh_layout
-from neurotome.data.imaging.volume import Geometry, HeaderFields, Provenance, Stored, Volume
-from neurotome.data.imaging.voxel_layout import (
-    MAX_VOXELS,
-    REWRITE,
-    Layout,
-    NonFinite,
-    check_finite,
-    read_raw,
-    scaled,
-    which_volume,
-)
+from neurotome.data.imaging.geometry import HeaderFields
+from neurotome.data.imaging.voxel_layout import REWRITE, Layout
 from neurotome.data.imaging.xform import choose_xform
 from neurotome.errors import InputError
-from neurotome.files.stream import VerifiedStream
+from neurotome.files.verified import VerifiedStream
 
-READABLE_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 # header extensions hold text; more than this is not a header
 MAX_EXTENSION_BYTES = 16 << 20
 
@@ -59,76 +44,8 @@ _OTHER_CONTENT = (
     (0, b"NRRD", "an NRRD file", "convert it to .nii.gz, for example with SimpleITK"),
     (0, b"\x89HDF", "an HDF5 or MINC file", "convert it to .nii.gz, for example with mnc2nii"),
 )
-_CONVERT = {
-    (".hdr", ".img", ".hdr.gz", ".img.gz"): "convert the pair of header and image to one .nii.gz file",
-    (".nrrd", ".nhdr", ".mha", ".mhd"): "convert it to .nii.gz, for example with SimpleITK",
-    (".mnc",): "convert it to .nii.gz, for example with mnc2nii",
-    (".dcm", ".ima"): "convert the series to .nii.gz with dcm2niix",
-    (".bz2", ".xz", ".zst", ".zip"): "decompress it; gzip is the only compression that is read",
-}
-
 # nibabel's headers carry no types
 HEADERS: dict[int, Any] = {1: Nifti1Header, 2: Nifti2Header}
-
-
-def read_volume(
-    path: str | os.PathLike[str],
-    *,
-    volume: int | None = None,
-    use_qform: bool = False,
-    nonfinite: NonFinite = "refuse",
-    max_voxels: int = MAX_VOXELS,
-) -> Volume:
-    """Read one volume from a file.
-
-    Args:
-        path: A ``.nii``, ``.nii.gz``, ``.mgz`` or ``.mgh`` file.
-        volume: Which volume of a 4-D series, from 0; None refuses a series. A file of one volume is read in any case.
-        use_qform: Take the quaternion where quaternion and matrix disagree.
-        nonfinite: What to do with NaN and infinite voxels: refuse the file, set them to zero, or keep them.
-        max_voxels: Larger volumes are refused before they are decoded.
-
-    Raises:
-        InputError: The file is damaged, ambiguous or of an unsupported kind; it names file, reason and remedy.
-    """
-    name = Path(path)
-    suffix = readable_suffix(name)
-    is_nifti = suffix.startswith(".nii")
-    try:
-        with VerifiedStream(name, compressed=suffix in (".nii.gz", ".mgz")) as stream:
-            layout = nifti_layout(stream, use_qform) if is_nifti else mgh_layout(stream)
-            index, notes = which_volume(layout.sizes, volume)
-            raw = read_raw(stream, layout, index, max_voxels)
-            if not is_nifti:
-                stream.read_rest(MAX_FOOTER_BYTES)
-            stream.expect_end()
-            sha256 = stream.sha256
-        array, scaling_note = scaled(raw, layout.slope, layout.inter)
-        array, count_note = check_finite(array, nonfinite)
-        geometry = Geometry(raw.shape, layout.xform.affine, of_one_volume(layout.xform.fields))
-    except InputError as error:
-        raise InputError(error.reason, file=name, remedy=error.remedy or REWRITE) from error
-    notes = (*layout.notes, *layout.xform.notes, *notes, *scaling_note, *count_note)
-    stored = Stored(raw, layout.slope, layout.inter) if not count_note or nonfinite == "keep" else None
-    return Volume(array, geometry, Provenance(str(name), sha256, layout.dtype.name, notes), stored)
-
-
-def readable_suffix(path: Path) -> str:
-    """Return which of the readable suffixes a name ends with.
-
-    Raises:
-        InputError: None of them; the remedy is that of the kind the name tells.
-    """
-    lower = path.name.lower()
-    for suffix in sorted(READABLE_SUFFIXES, key=len, reverse=True):
-        if lower.endswith(suffix):
-            return suffix
-    known = (remedy for endings, remedy in _CONVERT.items() if lower.endswith(endings))
-    raise InputError(
-        f"files of this kind are not read; admissible are {', '.join(READABLE_SUFFIXES)}",
-        file=path,
-        remedy=next(known, "convert it, for example DICOM with dcm2niix"),
-    )
 
 
 def nifti_layout(stream: VerifiedStream, use_qform: bool) -> Layout:
@@ -260,11 +177,3 @@ def _check_extensions(block: bytes) -> None:
                 remedy="remove the extensions",
             )
         at += size
-
-
-def of_one_volume(fields: HeaderFields | None) -> HeaderFields | None:
-    """Return the header fields of the volume that was read: a series becomes 3-D, a 4-D file of one stays 4-D."""
-    if fields is None or math.prod(fields.dim[4 : fields.dim[0] + 1]) == 1:
-        return fields
-    dim = (3, *fields.dim[1:4], 1, 1, 1, 1)
-    return HeaderFields(**{**vars(fields), "dim": dim})

@@ -1,57 +1,46 @@
-"""Writing scans on exactly the grid they came from.
+"""Writing NIfTI files on exactly the grid the voxels came from.
 
-Geometry fields (dim, pixdim, qform, sform, codes, units) are written back as they were read. An unmodified volume keeps
-its type, byte order, slope and raw voxels; a computed one is float32 with slope 1. No text of the source header is
-carried on: ``descrip`` is empty, or says that the image is synthetic. Equal volumes give equal bytes.
+Geometry fields (dim, pixdim, qform, sform, codes, units) are written back as they were read. No text of the source
+header is copied: ``descrip`` is empty, or says that the image is synthetic. Equal voxels on equal grids give equal
+bytes.
 """
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 
+from neurotome.data.imaging.geometry import Geometry, HeaderFields, Voxels
 from neurotome.data.imaging.nifti import HEADERS
-from neurotome.data.imaging.volume import SYNTHETIC_MARK, Geometry, HeaderFields, Volume, Voxels
-from neurotome.errors import OutputError, UsageError
-from neurotome.files.stream import gzip_bytes, write_atomically
+from neurotome.errors import UsageError
+from neurotome.files.atomic import write_atomically
+from neurotome.files.verified import gzip_bytes
 
-WRITABLE_SUFFIXES = (".nii", ".nii.gz")
+SYNTHETIC_MARK = "synthetic: neurotome"
+_WRITABLE_SUFFIXES = (".nii", ".nii.gz")
 
 
-def write_volume(path: str | os.PathLike[str], volume: Volume, *, synthetic: bool = False) -> str:
-    """Write a volume and return the SHA-256 of the file.
+def write_nifti(path: Path, geometry: Geometry, raw: Voxels, slope: float, inter: float, *, synthetic: bool) -> str:
+    """Write voxels as they are to lie in the file and return the SHA-256 of its bytes.
 
     Args:
         path: A ``.nii`` or ``.nii.gz`` file; an existing one is replaced.
-        volume: What to write.
-        synthetic: Whether the voxels were made by a model; said in ``descrip``.
+        geometry: Where the voxels lie.
+        raw: The voxels before scaling; their type and byte order are the file's.
+        slope: Of the scaling.
+        inter: Of the scaling.
+        synthetic: Whether the voxels were made by a model, which ``descrip`` then says.
 
     Raises:
-        UsageError: The suffix is not one of NIfTI, or ``path`` is the file the volume was read from.
+        UsageError: The suffix is not one of NIfTI.
         OutputError: The file cannot be written; nothing is left behind.
     """
-    path = Path(path)
-    if not path.name.lower().endswith(WRITABLE_SUFFIXES):
-        raise UsageError(f"{path}: images are written as {' or '.join(WRITABLE_SUFFIXES)}")
-    source = volume.provenance.path
-    if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
-        raise UsageError(f"{path}: this is the file the image was read from; choose another name")
-    raw, slope, inter = _stored(volume)
-    head = _header_bytes(volume.geometry, raw, slope, inter, synthetic)
+    if not path.name.lower().endswith(_WRITABLE_SUFFIXES):
+        raise UsageError(f"{path}: images are written as {' or '.join(_WRITABLE_SUFFIXES)}")
+    head = _header_bytes(geometry, raw, slope, inter, synthetic)
     # the first axis lies fastest in a file; an array read from one is written without a copy
     parts: list[bytes | memoryview] = [head, np.ascontiguousarray(raw.transpose()).view(np.uint8).reshape(-1).data]
     return write_atomically(path, gzip_bytes(parts) if path.name.lower().endswith(".gz") else parts)
-
-
-def _stored(volume: Volume) -> tuple[Voxels, float, float]:
-    if volume.stored is not None:
-        return volume.stored.raw, volume.stored.slope, volume.stored.inter
-    with np.errstate(over="ignore"):
-        array = volume.array.astype("<f4")
-    if not np.isfinite(array).all():
-        raise OutputError("the voxels to be written hold NaN, infinity or numbers beyond single precision")
-    return array, 1.0, 0.0
 
 
 def _header_bytes(geometry: Geometry, raw: Voxels, slope: float, inter: float, synthetic: bool) -> bytes:

@@ -1,149 +1,14 @@
-r"""A scan in memory: voxels, where they lie in the head, and where they came from.
-
-    w = affine (i, j, k, 1)^T         voxel index to world position in mm, RAS+
-
-The geometry is immutable and holds every field of the source header that a written image needs to lie on the same grid.
-"""
+"""A scan in memory: its voxels, where they lie in the head, and where they came from."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from pathlib import Path
+from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Shaped
 
-from neurotome.errors import InputError
-
-Affine = Float[np.ndarray, "4 4"]
-Voxels = Shaped[np.ndarray, "x y z"]
-
-MAX_OFFSET_MM = 1e5
-SYNTHETIC_MARK = "synthetic: neurotome"
-
-
-@dataclass(frozen=True)
-class HeaderFields:
-    """The fields of a NIfTI header that say where voxels lie, as stored.
-
-    Args:
-        version: 1 or 2.
-        dim: Eight sizes; ``dim[0]`` is the number of axes.
-        pixdim: Eight spacings; ``pixdim[0]`` is the handedness of the quaternion.
-        qform_code: 0 where the quaternion is not used.
-        sform_code: 0 where the matrix is not used.
-        quatern: Quaternion b, c, d.
-        qoffset: Offset of the quaternion, three numbers in ``units``.
-        srow: The matrix, three rows of four.
-        units: ``xyzt_units``.
-    """
-
-    version: int
-    dim: tuple[int, ...]
-    pixdim: tuple[float, ...]
-    qform_code: int
-    sform_code: int
-    quatern: tuple[float, ...]
-    qoffset: tuple[float, ...]
-    srow: tuple[float, ...]
-    units: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a mapping of JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Undo :meth:`to_json`."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-        return cls(**values)
-
-
-@dataclass(frozen=True, eq=False)
-class Geometry:
-    """Where the voxels of a volume lie.
-
-    Args:
-        shape: Voxels along each axis.
-        affine: Voxel index to world position in mm, RAS+, ``(4, 4)``; kept read-only.
-        header: The header fields to write back; made from the affine when absent.
-
-    Raises:
-        InputError: The affine is not finite or singular, or the shape not positive.
-    """
-
-    shape: tuple[int, int, int]
-    affine: Affine
-    header: HeaderFields | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.shape) != 3 or min(self.shape) < 1:
-            raise InputError(f"a volume needs three positive sizes, got {tuple(self.shape)}")
-        affine = np.asarray(self.affine, dtype=np.float64)
-        check_affine(affine)
-        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
-        # a view of immutable bytes cannot be made writeable again
-        object.__setattr__(self, "affine", np.frombuffer(affine.tobytes(), dtype=np.float64).reshape(4, 4))
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Distance between neighbouring voxels along each axis, in mm."""
-        x, y, z = (float(d) for d in np.linalg.norm(self.affine[:3, :3], axis=0))
-        return x, y, z
-
-    def corners_mm(self) -> Float[np.ndarray, "8 3"]:
-        """Return the eight outer corners of the field of view in world mm."""
-        ends = [(-0.5, n - 0.5) for n in self.shape]
-        index = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(8, 3)
-        return index @ self.affine[:3, :3].T + self.affine[:3, 3]
-
-    def same_grid(self, other: "Geometry", tolerance_voxels: float = 0.05) -> bool:
-        """Return whether both grids put every voxel at the same place, up to a share of a voxel."""
-        if self.shape != other.shape:
-            return False
-        gap = np.linalg.norm(self.corners_mm() - other.corners_mm(), axis=1).max()
-        return bool(gap <= tolerance_voxels * min(self.spacing_mm))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Geometry) and self.to_json() == other.to_json()
-
-    def __hash__(self) -> int:
-        return hash((self.shape, self.affine.tobytes(), self.header))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a mapping of JSON values."""
-        header = None if self.header is None else self.header.to_json()
-        return {"shape": list(self.shape), "affine": self.affine.tolist(), "header": header}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Undo :meth:`to_json`."""
-        header = None if value["header"] is None else HeaderFields.from_json(value["header"])
-        x, y, z = value["shape"]
-        return cls((x, y, z), np.asarray(value["affine"], dtype=np.float64), header)
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def check_affine(affine: Affine) -> None:
-    """Check that a matrix places voxels in space.
-
-    Raises:
-        InputError: Not ``(4, 4)``, not finite, singular, voxels below 1 micrometre or above 1 metre, or farther than
-            100 m from the origin, where the single precision of a header ends at 0.01 mm.
-    """
-    if affine.shape != (4, 4):
-        raise InputError(f"an affine has shape (4, 4), got {affine.shape}")
-    if not np.isfinite(affine).all():
-        raise InputError("the affine holds NaN or infinity")
-    if affine[3].tolist() != [0.0, 0.0, 0.0, 1.0]:
-        raise InputError(f"the last row of an affine is 0 0 0 1, got {affine[3].tolist()}")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if spacing.min() < 1e-3 or spacing.max() > 1e3:
-        raise InputError(f"voxels of {' x '.join(f'{d:.3g}' for d in spacing)} mm are no image of a head")
-    if np.abs(affine[:3, 3]).max() > MAX_OFFSET_MM:
-        raise InputError(f"the first voxel lies {np.abs(affine[:3, 3]).max():.3g} mm from the origin")
-    if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
-        raise InputError("the affine is singular: its voxel axes do not span space")
+from neurotome.data.imaging.geometry import Geometry, Voxels
+from neurotome.errors import InputError, OutputError, UsageError
 
 
 @dataclass(frozen=True)
@@ -165,7 +30,7 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """The voxels exactly as they lay in the file, so that an unmodified volume is written back unchanged."""
+    """The voxels exactly as they lie in a file: values are slope * raw + inter."""
 
     raw: Voxels
     slope: float
@@ -204,7 +69,28 @@ class Volume:
         return replace(self, array=array, provenance=origin, stored=None)
 
     def save(self, path: str | os.PathLike[str], *, synthetic: bool = False) -> str:
-        """Write a NIfTI file on this grid and return the SHA-256 of its bytes; see :func:`nifti.write_volume`."""
-        from neurotome.data.imaging.nifti_writer import write_volume  # the writer needs nibabel, a volume does not
+        """Write a NIfTI file on this grid and return the SHA-256 of its bytes.
 
-        return write_volume(path, self, synthetic=synthetic)
+        An unmodified volume keeps its type, byte order, slope and raw voxels; a computed one is float32 with slope 1.
+
+        Args:
+            path: A ``.nii`` or ``.nii.gz`` file; an existing one is replaced.
+            synthetic: Whether the voxels were made by a model, which the header's ``descrip`` then says.
+
+        Raises:
+            UsageError: The suffix is not one of NIfTI, or ``path`` is the file the volume was read from.
+            OutputError: The file cannot be written; nothing is left behind.
+        """
+        from neurotome.data.imaging.nifti_writer import write_nifti  # imports nibabel, which a volume does not need
+
+        path = Path(path)
+        source = self.provenance.path
+        if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+            raise UsageError(f"{path}: this is the file the image was read from; choose another name")
+        stored = self.stored
+        if stored is None:
+            with np.errstate(over="ignore"):
+                stored = Stored(self.array.astype("<f4"), 1.0, 0.0)
+            if not np.isfinite(stored.raw).all():
+                raise OutputError("the voxels to be written hold NaN, infinity or numbers beyond single precision")
+        return write_nifti(path, self.geometry, stored.raw, stored.slope, stored.inter, synthetic=synthetic)

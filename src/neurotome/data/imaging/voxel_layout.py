@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from neurotome.data.imaging.volume import Voxels
+from neurotome.data.imaging.geometry import Voxels
 from neurotome.data.imaging.xform import Xform
 from neurotome.errors import InputError
-from neurotome.files.stream import VerifiedStream
+from neurotome.files.verified import VerifiedStream
 
 # 800^3: larger than any MRI of a head, small enough for a workstation
 MAX_VOXELS = 800**3

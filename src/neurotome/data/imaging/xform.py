@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from neurotome.data.imaging.volume import Affine, HeaderFields, check_affine
+from neurotome.data.imaging.geometry import Affine, HeaderFields, check_affine
 from neurotome.errors import InputError
 
 TOLERANCE_VOXELS = 0.5

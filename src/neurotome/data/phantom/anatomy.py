@@ -40,7 +40,7 @@ STRIP_SHARE = 0.5  # of tissue other than sulcal CSF
 
 @dataclass(frozen=True)
 class Factors:
-    """The causes of one person; NaN and "n/a" where the brain comes from a label map and nobody knows.
+    """The causes of one person; NaN and "n/a" where the brain comes from a label map and they are unknown.
 
     Args:
         age: Years, 20-85.
@@ -147,8 +147,8 @@ class Field:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """What a shape is applied to: a brain before it becomes a subject's.
+class UndeformedBrain:
+    """A brain before an individual shape is applied to it.
 
     Args:
         brain: 1 inside the brain, 0 at the border of the grid.
@@ -207,7 +207,7 @@ def grid(spacing_mm: float) -> tuple[tuple[int, int, int], Float[np.ndarray, "4 
     return (nx, ny, nz), affine
 
 
-def grow(factors: Factors, rng: np.random.Generator, spacing_mm: float) -> Anatomy:
+def draw_anatomy(factors: Factors, rng: np.random.Generator, spacing_mm: float) -> Anatomy:
     """Return the anatomy that the causes and ``rng`` determine, on a grid of the given spacing."""
     shape_rng, fold_rng, texture_rng, lesion_rng, tissue_rng = rng.spawn(5)
     template = load_template()
@@ -216,12 +216,12 @@ def grow(factors: Factors, rng: np.random.Generator, spacing_mm: float) -> Anato
     places = Field(_places(), template.affine, np.concatenate([np.diag(REGIONAL), iron_effect(years), CAPS * years]))
     classes = fold(template, factors, fold_rng)
     brain = (template.depth > 0).astype(np.float32)
-    source = Source(brain, classes, template.affine, (places, *texture(texture_rng)))
+    source = UndeformedBrain(brain, classes, template.affine, (places, *texture(texture_rng)))
     return assemble(source, shape, factors.has_lesions, lesion_rng, tissue_rng, spacing_mm)
 
 
 def assemble(
-    source: Source,
+    source: UndeformedBrain,
     shape: Shape,
     has_lesions: bool,
     lesion_rng: np.random.Generator,
@@ -332,7 +332,7 @@ def _lattice(
 
 
 def pull(
-    source: Source, shape: Shape, size: tuple[int, int, int], affine: Float[np.ndarray, "4 4"]
+    source: UndeformedBrain, shape: Shape, size: tuple[int, int, int], affine: Float[np.ndarray, "4 4"]
 ) -> tuple[Float32[np.ndarray, "k n"], Float32[np.ndarray, "3 n"], Bool[np.ndarray, "x y z"]]:
     """Return classes (summing to 1) and deviations inside the brain of a subject's grid, and the brain's mask."""
     points = shape.pull_back(np.indices(size).reshape(3, -1).T * affine[0, 0] + affine[:3, 3])

@@ -2,21 +2,21 @@ r"""A cohort of synthetic brains whose anatomy and style are known.
 
     subject i = f(seed, i):   factors -> shape phi_i, folding -> p_k(phi_i(x)) -> lesions -> scans at the subject's site
 
-Each kind of chance has its own stream of random numbers, keyed by (seed, i, kind), so that a subject depends neither on
+Factors, anatomy and every scan have streams of random numbers of their own, so that a subject depends neither on
 the order nor on the process in which it is made, nor on which contrasts are asked for. The anatomy is drawn in
 millimetres on fixed lattices: another spacing shows the same brain. Age, sex and site are independent unless
 ``confound`` says otherwise; sex shifts head size and grey matter (d = 0.8); atrophy follows age; volumes are derived.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from neurotome.data.phantom.anatomy import CONFOUNDABLE, Anatomy, Factors, draw_factors, grow
+from neurotome.data.phantom.anatomy import CONFOUNDABLE, Anatomy, Factors, draw_anatomy, draw_factors
 from neurotome.data.phantom.contrast import TISSUE_NAMES, TISSUES, Scan, acquire, sensitivities, signal, site_scan
-from neurotome.data.phantom.labelmaps import find_labelmaps, grow_labelmap, labelmap_factors
+from neurotome.data.phantom.labelmaps import draw_labelmap_anatomy, find_labelmaps, labelmap_factors
 from neurotome.data.phantom.lesions import Lesion
 from neurotome.data.phantom.template import VENTRICLE, WHITE
 from neurotome.modality import CONTRASTS, canonical
@@ -56,11 +56,6 @@ class Subject:
     affine: Float[np.ndarray, "4 4"]
     jacobian_min: float
 
-    @property
-    def ventricle_ml(self) -> float:
-        """Volume of the ventricles."""
-        return self.volumes_ml["ventricle"]
-
 
 @dataclass(frozen=True)
 class SyntheticCohort:
@@ -72,7 +67,7 @@ class SyntheticCohort:
         modalities: Contrasts of every subject.
         num_sites: Number of sites, at least 1.
         lesion_fraction: Probability of having lesions, in [0, 1].
-        seed: Seed of all chance.
+        seed: Seed of all random numbers.
         confound: Two of age, sex and site, and the correlation of the normal numbers behind them; or None.
         labelmaps: Folder of FreeSurfer-style label maps to render instead of the MNI152 anatomy. The first subjects
             are the maps themselves, in the order of their names; further ones are the same maps, deformed.
@@ -179,12 +174,12 @@ class SyntheticCohort:
         """Return what subject ``index`` is made of, before any scanner."""
         factors, rng = self.factors(index), self._rng(index, 1)
         if self.labelmaps is None:
-            return grow(factors, rng, self.spacing_mm)
+            return draw_anatomy(factors, rng, self.spacing_mm)
         maps = find_labelmaps(self.labelmaps)
-        return grow_labelmap(maps[index % len(maps)], factors, rng, self.spacing_mm, warped=index >= len(maps))
+        return draw_labelmap_anatomy(maps[index % len(maps)], factors, rng, self.spacing_mm, warped=index >= len(maps))
 
     def _rng(self, index: int, *stream: int) -> np.random.Generator:
-        """Return the generator of one kind of chance of one subject."""
+        """Return the generator of one stream of one subject."""
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(index, *stream))))
 
 
@@ -197,7 +192,7 @@ def scan_anatomy(
         anatomy: What is scanned.
         modality: Contrast.
         site: Index of the site.
-        rng: Chance of this scan.
+        rng: For the style and noise of this scan.
     """
     scan = site_scan(modality, site, rng)
     tissue = np.array([TISSUES[name] for name in TISSUE_NAMES])
@@ -211,4 +206,4 @@ def scan_anatomy(
     volume[anatomy.mask] = np.maximum(inside, 0.02 * signals[WHITE])
     white = anatomy.spread(shares[WHITE])
     image, noise_sd = acquire(volume, anatomy.mask, anatomy.stripped, white, scan, anatomy.spacing_mm, rng)
-    return image, scan.with_noise(noise_sd)
+    return image, replace(scan, noise_sd=noise_sd)

@@ -11,8 +11,7 @@ ones, and iron. A scan's style is the vector :meth:`Scan.vector`: three sequence
 amplitude and its nine coefficients, slice thickness. A site is a fixed point in that space.
 """
 
-from dataclasses import asdict, dataclass, replace
-from typing import Self
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
@@ -98,10 +97,6 @@ class Scan:
         rest = [self.blur_mm, self.noise_sd, self.bias_amplitude, self.slice_mm]
         return np.concatenate([factors, rest, np.asarray(self.bias)])
 
-    def with_noise(self, noise_sd: float) -> Self:
-        """Return the factors with the noise that the scan turned out to have."""
-        return replace(self, noise_sd=noise_sd)
-
     def record(self) -> dict[str, object]:
         """Return the factors as plain values for JSON."""
         return asdict(self)
@@ -138,7 +133,7 @@ def site_scan(modality: str, site: int, rng: np.random.Generator) -> Scan:
     Args:
         modality: Contrast.
         site: Index of the site, 0 or more.
-        rng: Chance of this subject at this site.
+        rng: For this subject at this site.
     """
     name = canonical(modality)
     nominal = SEQUENCES[name]
@@ -193,7 +188,7 @@ def acquire(
         white: Share of white matter, to which the SNR refers.
         scan: Style factors.
         spacing_mm: Size of a voxel.
-        rng: Chance of the noise.
+        rng: For the noise.
     """
     # a voxel is a mean over its own extent: a Gaussian as wide at half its height
     in_plane = np.hypot(scan.blur_mm, VOXEL_SD * spacing_mm)

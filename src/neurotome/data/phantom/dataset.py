@@ -14,12 +14,8 @@ Equal cohorts give equal bytes, whatever the number of processes. The folder app
 import gzip
 import json
 import math
-import multiprocessing
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,10 @@ from jaxtyping import Float, Shaped
 from neurotome.data.phantom.cohort import LABELS, Subject, SyntheticCohort
 from neurotome.data.phantom.contrast import Scan
 from neurotome.errors import UsageError
+from neurotome.files.atomic import new_folder
+from neurotome.files.json_text import parse_json
+from neurotome.files.pool import results
+from neurotome.files.progress import Report
 from neurotome.modality import bids_suffix
 
 GENERATOR = "neurotome phantom"
@@ -75,7 +75,7 @@ def write_dataset(
     *,
     workers: int = 1,
     overwrite: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Report | None = None,
 ) -> Path:
     """Write the cohort and return its folder.
 
@@ -84,36 +84,29 @@ def write_dataset(
         out: Folder, absent or empty.
         workers: Number of processes, at least 1.
         overwrite: Replace an earlier phantom dataset; any other folder with content is refused all the same.
-        progress: Called with the number of subjects written so far.
+        progress: Called with the number of subjects written so far, their total, and an id.
 
     Raises:
         UsageError: ``out`` is a file or has content, or ``workers`` is below 1.
-        OSError: The disk is full or read-only; nothing is left behind.
+        OutputError: The disk is full or read-only; nothing is left behind.
+        WorkerKilled: A worker was killed, most likely for lack of memory.
     """
     out = Path(out).absolute()
     if workers < 1:
         raise UsageError(f"workers is {workers}; give at least 1")
     _refuse_occupied(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}-{uuid.uuid4().hex[:12]}.part")
-    try:
-        part.mkdir()
-        rows = []
-        for row in _subjects(cohort, part, workers):
-            rows.append(row)
+    with new_folder(out) as part:
+        rows: dict[int, dict[str, Any]] = {}
+        if workers > 1:
+            cohort.subject(0)  # builds the template's cache once
+        write = partial(_write_subject, cohort, part)
+        for index, row in results(write, range(len(cohort)), workers if workers > 1 else 0, _name):
+            rows[index] = row
             if progress is not None:
-                progress(len(rows))
-        _write_top(part, rows)
-        _write_truth(part / "derivatives" / "truth", rows)
-        if out.exists():
-            old = out.with_name(f".{out.name}-{uuid.uuid4().hex[:12]}.old")
-            out.rename(old)
-            part.rename(out)
-            shutil.rmtree(old)
-        else:
-            part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+                progress(len(rows), len(cohort), row["participant_id"])
+        ordered = [rows[index] for index in range(len(cohort))]
+        _write_top(part, ordered)
+        _write_truth(part / "derivatives" / "truth", ordered)
     return out
 
 
@@ -138,30 +131,19 @@ def _refuse_occupied(out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError(f"{out} is not empty; give another folder, or --overwrite to replace an earlier phantom")
     try:
-        made_by = json.loads((out / "dataset_description.json").read_text())["GeneratedBy"][0]["Name"]
+        made_by = parse_json((out / "dataset_description.json").read_text())["GeneratedBy"][0]["Name"]
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         made_by = None
     if made_by != GENERATOR:
         raise UsageError(f"{out} was not written by `{GENERATOR}`, so it is not overwritten; give another folder")
 
 
-def _subjects(cohort: SyntheticCohort, root: Path, workers: int) -> Iterator[dict[str, Any]]:
-    """Write every subject and yield its truth, in order."""
-    if workers == 1:
-        yield from (_write_subject(cohort, i, root) for i in range(len(cohort)))
-        return
-    cohort.subject(0)  # builds the template's cache once
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(_write_subject, cohort, i, root) for i in range(len(cohort))]
-        try:
-            for done in waiting:
-                yield done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+def _name(index: int) -> str:
+    return f"subject {index + 1}"
 
 
-def _write_subject(cohort: SyntheticCohort, index: int, root: Path) -> dict[str, Any]:
-    """Write one subject's images and label maps and return its truth."""
+def _write_subject(cohort: SyntheticCohort, root: Path, index: int) -> tuple[int, dict[str, Any]]:
+    """Write one subject's images and label maps and return its index and truth."""
     subject = cohort.subject(index)
     anat = root / subject.id / "anat"
     truth = root / "derivatives" / "truth" / subject.id / "anat"
@@ -177,7 +159,7 @@ def _write_subject(cohort: SyntheticCohort, index: int, root: Path) -> dict[str,
     row = _truth(subject)
     _write_json(truth / f"{subject.id}_dseg.json", {"Truth": row})
     _write_json(truth / f"{subject.id}_desc-brain_mask.json", {"Type": "Brain", "RawSources": [_raw(cohort, subject)]})
-    return row
+    return index, row
 
 
 def _raw(cohort: SyntheticCohort, subject: Subject) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 from scipy import ndimage
 
-from neurotome.data.imaging.nifti import read_volume
+from neurotome.data.imaging.reader import read_volume
 from neurotome.data.phantom.anatomy import (
     FIELD_CENTRE_MM,
     FIELD_MM,
@@ -25,7 +25,7 @@ from neurotome.data.phantom.anatomy import (
     Anatomy,
     Factors,
     Field,
-    Source,
+    UndeformedBrain,
     assemble,
     iron_effect,
     texture,
@@ -35,7 +35,7 @@ from neurotome.data.phantom.template import CORTEX, DEEP_GREY, SULCAL_CSF, VENTR
 from neurotome.errors import InputError, UsageError
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz")
-NECROSIS, OEDEMA = 5, 6  # places in TISSUE_NAMES
+OEDEMA = 6  # place in TISSUE_NAMES
 MAX_UNKNOWN = 0.005  # share of labelled voxels
 MIDDLE_AGE = 0.5  # the age of a label map's person is unknown
 CLOSING_MM = 8.0
@@ -92,7 +92,7 @@ def find_labelmaps(folder: str) -> tuple[Path, ...]:
 
 
 def labelmap_factors(drawn: Factors, path: Path, *, warped: bool) -> Factors:
-    """Return the causes of a subject whose brain is a label map: only site and lesions are ours."""
+    """Return the causes of a subject whose brain is a label map: only site and lesions are simulated."""
     return replace(
         drawn,
         age=math.nan,
@@ -105,7 +105,7 @@ def labelmap_factors(drawn: Factors, path: Path, *, warped: bool) -> Factors:
     )
 
 
-def grow_labelmap(
+def draw_labelmap_anatomy(
     path: Path, factors: Factors, rng: np.random.Generator, spacing_mm: float, *, warped: bool
 ) -> Anatomy:
     """Return the anatomy of a label map on the phantom's grid.
@@ -113,7 +113,7 @@ def grow_labelmap(
     Args:
         path: Label map.
         factors: Causes, of which head size and lesions are used.
-        rng: Chance of texture, lesions and deformation.
+        rng: For texture, lesions and deformation.
         spacing_mm: Spacing of the grid.
         warped: Whether to deform the brain a little.
 
@@ -127,7 +127,7 @@ def grow_labelmap(
     shape = draw_shape(shape_rng, factors.head_scale, 0.0, np.ones(3), 0.6) if warped else identity()
     regions = Field(np.moveaxis(template.regional, 0, -1).copy(), template.affine, np.diag(REGIONAL))
     irons = Field(iron[..., None], affine, iron_effect(MIDDLE_AGE))
-    source = Source(brain, classes, affine, (regions, irons, *texture(texture_rng)))
+    source = UndeformedBrain(brain, classes, affine, (regions, irons, *texture(texture_rng)))
     return assemble(source, shape, factors.has_lesions, lesion_rng, tissue_rng, spacing_mm)
 
 

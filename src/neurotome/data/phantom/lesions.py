@@ -16,7 +16,6 @@ from scipy import ndimage
 
 from neurotome.data.phantom.shape import smooth_noise
 
-PARTS = ("necrosis", "oedema", "rim")  # labels 1, 2, 3 of the lesion map
 MEDIAN_MM, LOG_SD, LIMITS_MM = 12.0, 0.55, (5.0, 38.0)
 RING_FROM_MM = 10.0
 OEDEMA_MM = 14.0
@@ -52,7 +51,7 @@ def draw_lesions(
     """Return one to four lesions in the white matter.
 
     Args:
-        rng: Source of chance.
+        rng: For number, places and sizes.
         white: Share of white matter on a coarse grid in the subject's space.
         nuclei: Share of deep grey matter.
         outside: Share of what is neither grey nor white matter (CSF, ventricles, background).

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
+from neurotome.data.imaging.geometry import rotation
 from neurotome.data.phantom.template import TEMPLATE_SPACING_MM, load_template
 
 GRID_MM = 5.0
@@ -63,14 +64,14 @@ def draw_shape(
     """Return a random shape.
 
     Args:
-        rng: Source of chance.
+        rng: For the affine map and the flow.
         scale: Linear size of the head relative to the mean head.
         ventricle_mm: Velocity at the ventricles' wall, outward; limited to ``VENTRICLE_LIMIT_MM``.
         mean_scale: Size of the source along x, y, z relative to a mean head.
         strength: Factor on the amplitudes of the random flow.
     """
     stretch = np.exp(0.012 * np.clip(rng.standard_normal(3), -2, 2))
-    turn = _rotation(0.03 * np.clip(rng.standard_normal(3), -2, 2))
+    turn = rotation(0.03 * np.clip(rng.standard_normal(3), -2, 2))
     matrix = turn @ np.diag(mean_scale / scale * stretch)
     shape = _grid_shape()
     velocity = np.zeros((*shape, 3), dtype=np.float32)
@@ -149,12 +150,3 @@ def _ventricle_flow() -> Velocity:
     size = _grid_shape()
     index = np.indices(size).reshape(3, -1).T * (GRID_MM / TEMPLATE_SPACING_MM)
     return sample(np.stack(flow, axis=-1), index).reshape(*size, 3)
-
-
-def _rotation(angles: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:
-    """Return the rotation about x, then y, then z, angles in radians."""
-    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x

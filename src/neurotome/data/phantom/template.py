@@ -4,8 +4,8 @@ r"""Five fuzzy tissue classes from the MNI152 maps that nilearn's wheel carries,
 
 The wheel ships one anatomy (the average of 152 people) as a T1 template and maps of grey and white matter. What they
 lack is derived: CSF is what is left of the brain, the ventricles are its central part, the deep nuclei lie in
-ellipsoids in MNI millimetres, and the distance from the white matter tells the inner from the outer half of a cortical
-fold. Everything is on one 2 mm grid in RAS+ MNI millimetres.
+ellipsoids in MNI millimetres, and the distance from the white matter separates the inner from the outer half of a
+cortical fold. Everything is on one 2 mm grid in RAS+ MNI millimetres.
 
 The maps are (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill
 University; nothing of them is copied into this repository.

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from neurotome.data.imaging.volume import Affine, Geometry, Volume, Voxels
+from neurotome.data.imaging.geometry import Affine, Geometry, Voxels
+from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.resample import Shape3, ras_to_index, tidy
 from neurotome.errors import InputError
 

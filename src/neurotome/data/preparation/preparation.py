@@ -1,4 +1,4 @@
-r"""Preparation: all views of one session on one grid, every step recorded, undone exactly.
+r"""All views of one session on one grid, with records from which the steps are undone.
 
     prepared(p) = 2 (v(A p) - low) / (high - low) - 1        inside the brain,  the background's value outside
     restored(i) = low + (prepared(A^-1 i) + 1) / 2 * (high - low)
@@ -21,7 +21,8 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
-from neurotome.data.imaging.volume import Affine, Geometry, Volume
+from neurotome.data.imaging.geometry import Affine, Geometry
+from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation import bias_field as n4
 from neurotome.data.preparation import registration
 from neurotome.data.preparation.brain_box import (
@@ -125,13 +126,18 @@ class Preparation:
 
     @property
     def window(self) -> tuple[float, float] | None:
-        """The range no prepared voxel leaves, or None: a network with a bounded output cannot paint such images."""
+        """The range no prepared voxel leaves, or None: a network with a bounded output cannot make such images."""
         return None if self.intensity == "zscore" and self.clip is None else (-1.0, 1.0)
 
     @property
     def outside(self) -> float:
         """The value outside the brain."""
         return self._usual_background if self.background is None else self.background
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The arguments with which ``read_volume`` and ``read_header`` read a source."""
+        return {"volume": self.volume, "use_qform": self.use_qform}
 
     @property
     def landmark_names(self) -> tuple[str, str]:
@@ -274,14 +280,14 @@ class Preparation:
 
     @property
     def image_digest(self) -> str:
-        """SHA-256 of what becomes of voxels, however they are read: two stores with one are alike to a network."""
+        """SHA-256 of what is done to voxels, not of how files are read: a network can use any store of its digest."""
         return replace(self, use_qform=False, volume=None).digest
 
     def to_json(self) -> dict[str, Any]:
         """Return a mapping of JSON values.
 
-        What came after version 1's first five is left out where it is not used, so that digests, and with them stores
-        and model folders, outlive a new choice.
+        Fields after the first five are left out at their defaults, so that a new field leaves the digests of existing
+        stores and model folders as they are.
         """
         value = {key: list(v) if isinstance(v, tuple) else v for key, v in vars(self).items()}
         later = {f.name: f.default for f in fields(self)[5:]}
@@ -297,7 +303,9 @@ class Preparation:
         try:
             values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
             return cls(**values)
-        except TypeError as error:
+        except UsageError:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"not a preparation: {error}") from error
 
 

@@ -2,8 +2,8 @@ r"""How a session was prepared, in numbers that undo it.
 
     restored(i) = low + (prepared(A^-1 i) + 1) / 2 * (high - low)        A: prepared voxel to source voxel
 
-Undone are orientation, resampling, crop, motion and intensities; lost are what was clipped, what lies outside brain and
-grid, and a bias field.
+Orientation, resampling, crop, motion and intensities are undone. What was clipped, what lies outside brain and grid,
+and a bias field are lost.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,8 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped
 
-from neurotome.data.imaging.volume import Affine, Geometry, Provenance, Stored, Volume
+from neurotome.data.imaging.geometry import Affine, Geometry
+from neurotome.data.imaging.volume import Provenance, Stored, Volume
 from neurotome.data.preparation.brain_box import between
 from neurotome.data.preparation.intensity import restored
 from neurotome.data.preparation.resample import Shape3, inside, nearest, resample, tidy

@@ -8,8 +8,9 @@ and radius of gyration of the points. :func:`estimate` climbs in NMI from the he
 at a time (three shifts, three rotations by arc length at r), with steps of 8, 4, 2, 1 and 0.5 mm. Its result is a
 measure: the mean distance over the points. On 24 pairs of real scans of two cohorts (glioma, multiple sclerosis; half
 of them thinned to slices of 3 and 4 mm) it gave 0 to 1.3 mm where they are aligned, 1.7 to 2.5 mm after motions of
-2 mm, 2.5 to 3.4 mm after 3 mm: hence ``MAX_DISPLACEMENT_MM``. Motions of 1 mm are below what it can tell. A ball can be
-turned without a loss: motions that gain little say nothing (``MIN_GAIN``; those of 2 mm gained 11 % and more).
+2 mm, 2.5 to 3.4 mm after 3 mm: hence ``MAX_DISPLACEMENT_MM``. Motions of 1 mm are too small for it. A ball can be
+turned without a change of NMI, so motions that gain little are ignored (``MIN_GAIN``; those of 2 mm gained 11 % and
+more).
 
 :func:`register` refines it with SimpleITK (Mattes mutual information, Euler angles, two resolutions), with one thread,
 a fixed seed and six decimals, so that equal inputs give equal matrices.
@@ -22,7 +23,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
-from neurotome.data.imaging.volume import Affine, Volume, Voxels
+from neurotome.data.imaging.geometry import Affine, Voxels, rotation
+from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.brain_box import Brain
 from neurotome.data.preparation.extras import one_thread, simpleitk
 from neurotome.data.preparation.resample import Shape3, resample
@@ -127,7 +129,7 @@ class _Pair:
     def matrix(self, motion: Float[np.ndarray, " 6"]) -> Affine:
         """Return the matrix of three shifts in mm and three rotations in mm of arc at the radius."""
         matrix = np.eye(4)
-        matrix[:3, :3] = _rotation(motion[3:] / self.radius)
+        matrix[:3, :3] = rotation(motion[3:] / self.radius)
         matrix[:3, 3] = self.centre + motion[:3] - matrix[:3, :3] @ self.centre
         return matrix
 
@@ -223,15 +225,6 @@ def _levels(values: Voxels | Float[np.ndarray, " n"]) -> Float[np.ndarray, "*any
 def _entropy(p: Float[np.ndarray, " n"]) -> float:
     p = p[p > 0]
     return float(-(p * np.log(p)).sum())
-
-
-def _rotation(angles: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:
-    """Return the rotation by angles about x, then y, then z."""
-    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
 
 
 def _refine(sitk: Any, pair: _Pair, start: Affine) -> Affine:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy import ndimage
 
-from neurotome.data.imaging.volume import Affine, Voxels
+from neurotome.data.imaging.geometry import Affine, Voxels
 
 # entries that move no voxel by more than this share of a voxel are rounding errors of single-precision headers
 SNAP_VOXELS = 1e-3
@@ -32,7 +32,7 @@ def ras_to_index(affine: Affine, shape: Shape3) -> Affine:
     to_index = np.zeros((4, 4))
     to_index[3, 3] = 1.0
     free = [0, 1, 2]
-    # the clearest axes choose first, so that no world axis is taken twice
+    # the clearest axes are assigned first, so that no world axis is taken twice
     for source in sorted(range(3), key=lambda a: -float(np.abs(axes[:, a]).max())):
         world = max(free, key=lambda w: float(np.abs(axes[w, source])))
         free.remove(world)

@@ -1,8 +1,8 @@
 r"""Batches in an order that is a pure function of the seed and the step.
 
-    session of stream index n:   permutation[n // N](n mod N),      permutation e drawn from (seed, "order", e)
-    crop, flip, views of a step: drawn from (seed, "draw", step, rank)
-    kind and axis of a step:     drawn from (seed, "kind", step), so that all ranks agree
+    session of stream index n:   permutation[n // N](n mod N),      permutation e drawn from (seed, VOXEL_ORDER, e)
+    crop, flip, views of a step: drawn from (seed, VOXEL_DRAW, step, rank)
+    kind and axis of a step:     drawn from (seed, VOXEL_KIND, step), so that all ranks agree
 
 Nothing else enters, so that a run resumed at step k sees what an uninterrupted one would have seen.
 """
@@ -17,19 +17,32 @@ import torch
 from jaxtyping import Int
 from torch.utils.data import Dataset
 
-from neurotome.data.stores.store import LoadedSession, SessionEntry, Store
+from neurotome.data.stores.entries import LoadedSession, SessionEntry
+from neurotome.data.stores.masks import MaskSource
+from neurotome.data.stores.store import Store
+from neurotome.streams import VOXEL_DRAW, VOXEL_KIND, VOXEL_ORDER, generator
 from neurotome.types import Batch
 
-_ORDER, _DRAW, _KIND = 1, 2, 3
 # a slice through the outer tenth of the box shows little brain
 _SLICE_MARGIN = 0.1
 # enough places to centre a crop on; keeps the list of a large brain small
 _MAX_CENTRES = 1 << 16
+MAX_SESSIONS = 4096
 Kind = Literal["crop", "whole", "slice"]
 
 
+def check_sessions(name: str, value: int) -> None:
+    """Refuse a number of sessions of a step that no memory holds.
+
+    Raises:
+        ValueError: It is not 1 to ``MAX_SESSIONS``.
+    """
+    if not 1 <= value <= MAX_SESSIONS:
+        raise ValueError(f"{name} is {value}; admissible is 1 to {MAX_SESSIONS} sessions")
+
+
 @dataclass(frozen=True)
-class TrainingPlan:
+class StepPlan:
     """What a training step sees.
 
     Args:
@@ -64,8 +77,7 @@ class TrainingPlan:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; admissible is 0 to 1")
         for name in ("batch_sessions", "whole_sessions", "slice_sessions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 session is needed")
+            check_sessions(name, getattr(self, name))
         if self.crop is not None and min(self.crop_shape) < 1:
             raise ValueError(f"crop is {self.crop}; edges are positive")
         if self.modalities_per_session is not None and self.modalities_per_session < 1:
@@ -80,8 +92,29 @@ class TrainingPlan:
             raise ValueError("this plan has no crops")
         return (self.crop,) * 3 if isinstance(self.crop, int) else tuple(self.crop)  # type: ignore[return-value]  # three
 
+    @property
+    def masks(self) -> MaskSource | None:
+        """How a batch becomes masks; None for scans."""
+        return None
 
-class TrainingBatches(Dataset[Batch]):
+    @property
+    def min_views(self) -> int:
+        """Contrasts that a training session must have."""
+        return 1
+
+    def sessions_of_a_step(self) -> dict[str, int]:
+        """Return the sessions of each kind of step that occurs, by the setting that says so."""
+        found = {}
+        if self.whole_fraction > 0 or self.crop is None:
+            found["whole_sessions"] = self.whole_sessions
+        if self.slice_prob + self.slice_fraction > 0:
+            found["slice_sessions"] = self.slice_sessions
+        if self.crop is not None and self.whole_fraction + self.slice_fraction < 1:
+            found["batch_sessions"] = self.batch_sessions
+        return found
+
+
+class VolumeBatches(Dataset[Batch]):
     """The batches of a training, by step.
 
     Args:
@@ -100,7 +133,7 @@ class TrainingBatches(Dataset[Batch]):
     def __init__(
         self,
         store: Store,
-        plan: TrainingPlan,
+        plan: StepPlan,
         max_steps: int,
         seed: int,
         rank: int = 0,
@@ -111,9 +144,7 @@ class TrainingBatches(Dataset[Batch]):
         self.rank, self.world_size = rank, world_size
         self.modalities = tuple(modalities) if modalities is not None else store.modalities
         self.views = view_indices(store, self.modalities)
-        self.entries = store.split("train")
-        if not self.entries:
-            raise ValueError("the train split is empty; give it at least one subject")
+        self.entries = training_entries(store, plan, self.modalities)
         shape = store.preparation.shape
         if plan.crop is not None and any(c > n for c, n in zip(plan.crop_shape, shape, strict=True)):
             raise ValueError(f"crop {plan.crop_shape} is larger than the prepared grid {shape}; give a smaller crop")
@@ -127,7 +158,7 @@ class TrainingBatches(Dataset[Batch]):
     def kind(self, step: int) -> tuple[Kind, int]:
         """Return whether a step sees crops, whole volumes or slices, and the axis of the slices."""
         plan = self.plan
-        rng = _rng(self.seed, _KIND, step, 0)
+        rng = generator(self.seed, VOXEL_KIND, step, 0)
         draw, axis = rng.random(), int(rng.integers(3))
         if draw < plan.slice_prob or step >= round(self.max_steps * (1.0 - plan.slice_fraction)):
             return "slice", axis
@@ -150,7 +181,7 @@ class TrainingBatches(Dataset[Batch]):
             raise IndexError(f"step {step} of {self.max_steps}")
         kind, axis = self.kind(step)
         entries = self.sessions(step)
-        rng = _rng(self.seed, _DRAW, step, self.rank)
+        rng = generator(self.seed, VOXEL_DRAW, step, self.rank)
         num_views = self.plan.modalities_per_session or len(self.views)
         size = self._size(kind, axis)
         image = np.empty((len(entries), num_views, 1, *size), dtype=np.float32)
@@ -171,7 +202,7 @@ class TrainingBatches(Dataset[Batch]):
             mask[row, 0] = loaded.mask[place]
             if loaded.labels is not None:
                 labels.append(loaded.labels[place])
-        return Batch(
+        batch = Batch(
             image=torch.from_numpy(image),
             modality=torch.from_numpy(modality),
             present=torch.from_numpy(present),
@@ -181,6 +212,7 @@ class TrainingBatches(Dataset[Batch]):
             mask=torch.from_numpy(mask),
             label=torch.from_numpy(np.stack(labels)) if len(labels) == len(entries) else None,
         )
+        return batch if self.plan.masks is None else self.plan.masks.of(batch)
 
     def _size(self, kind: Kind, axis: int) -> tuple[int, int, int]:
         if kind == "crop":
@@ -232,6 +264,22 @@ class TrainingBatches(Dataset[Batch]):
         return sorted((there + missing)[:count])
 
 
+def training_entries(store: Store, plan: StepPlan, modalities: Sequence[str]) -> list[SessionEntry]:
+    """Return the training sessions that have as many contrasts as a step wants.
+
+    Raises:
+        ValueError: There is none.
+    """
+    entries = store.split("train")
+    if not entries:
+        raise ValueError("the train split is empty; give it at least one subject")
+    if plan.min_views > 1:
+        entries = [e for e in entries if len(set(e.modalities) & set(modalities)) >= plan.min_views]
+        if not entries:
+            raise ValueError(f"no training session has {plan.min_views} of {', '.join(modalities)}")
+    return entries
+
+
 def view_indices(store: Store, modalities: Sequence[str]) -> tuple[int, ...]:
     """Return where a model's contrasts lie in a store.
 
@@ -281,8 +329,4 @@ def batch_of(
 
 @lru_cache(maxsize=8)
 def _permutation(seed: int, epoch: int, num: int) -> Int[np.ndarray, " n"]:
-    return _rng(seed, _ORDER, epoch, 0).permutation(num)
-
-
-def _rng(seed: int, purpose: int, index: int, rank: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, purpose, index, rank))))
+    return generator(seed, VOXEL_ORDER, epoch, 0).permutation(num)

@@ -1,39 +1,39 @@
 """From a manifest to a store: every session prepared once, failures collected, resumable, same bytes every time.
 
 A journal beside the index lists finished entries, so that a killed run keeps what it had; entries whose bytes are still
-right are kept, all others are made. One bad case costs that case only.
+right are kept, all others are made. A session that fails does not stop the others.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from neurotome.data.datasets.manifest import Manifest, SessionScans, scan
 from neurotome.data.datasets.splits import DEFAULT_FRACTIONS, read_splits, split_subjects, write_splits
 from neurotome.data.imaging.headers import read_header
-from neurotome.data.imaging.nifti import read_volume
-from neurotome.data.preparation.labels import whole_labels
 from neurotome.data.preparation.preparation import Preparation
-from neurotome.data.stores.store import (
-    INDEX_NAME,
+from neurotome.data.stores.entries import (
+    LABELS,
+    MASK,
     SessionEntry,
-    Store,
     entry_digest,
     entry_file,
     is_intact,
-    write_entry,
+    make_entry,
 )
+from neurotome.data.stores.store import INDEX_NAME, Store
 from neurotome.errors import InputError, NeurotomeError, OutputError, UsageError, printable
+from neurotome.files.atomic import sweep, write_atomically
+from neurotome.files.json_text import parse_json
 from neurotome.files.pool import results
-from neurotome.files.stream import file_sha256, write_atomically
+from neurotome.files.progress import Report
+from neurotome.files.verified import file_sha256
 from neurotome.modality import canonical
 
-_JOURNAL_NAME = "journal.jsonl"
-_MASK, _LABELS = "mask", "labels"
+JOURNAL_NAME = "journal.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Failure:
 
 
 class SessionError(NeurotomeError):
-    """Something unforeseen in one session; the message names its subject and files."""
+    """An unforeseen error in one session; the message names its subject and files."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,6 @@ class _Job:
     known: dict[str, str]
     allow_head: bool
 
-    @property
-    def name(self) -> str:
-        """Subject and session in one word."""
-        return f"sub-{self.session.subject}" + (f" ses-{self.session.session}" if self.session.session else "")
-
 
 def prepare(
     path: str | os.PathLike[str],
@@ -105,7 +100,7 @@ def prepare(
     allow_head: bool = False,
     workers: int = 0,
     overwrite: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Report | None = None,
 ) -> PrepareReport:
     """Prepare everything at ``path`` into ``store``.
 
@@ -121,13 +116,13 @@ def prepare(
         allow_head: Accept scans that look like whole heads.
         workers: Processes; 0 prepares in this one.
         overwrite: Discard a store of another preparation, or other content of the folder's store.
-        progress: Called with the number of finished sessions, their total, and a word.
+        progress: Called with the number of finished sessions, their total, and the subject.
 
     Raises:
         UsageError: A path is missing, an unknown contrast, or the folder is not empty and no store of this preparation.
         InputError: The manifest or splits table is refused, or no session holds a wanted contrast.
         OutputError: The store cannot be written.
-        SessionError: Something unforeseen in one session.
+        SessionError: An unforeseen error in one session.
         WorkerKilled: A worker process was killed.
     """
     preparation.check_installed()
@@ -151,10 +146,10 @@ def prepare(
         _Job(s, views, preparation, wanted, folder, table[s.subject], manifest.root, known, allow_head)
         for s, views in chosen
     ]
-    entries, failures, num_built = _run(jobs, folder / _JOURNAL_NAME, workers, progress)
+    entries, failures, num_built = _run(jobs, folder / JOURNAL_NAME, workers, progress)
     _write_tables(folder, manifest, {s: table[s] for s in subjects})
     result = Store.create(folder, preparation, wanted, entries, manifest.root)
-    (folder / _JOURNAL_NAME).unlink(missing_ok=True)
+    (folder / JOURNAL_NAME).unlink(missing_ok=True)
     return PrepareReport(result, num_built, len(entries) - num_built, tuple(failures))
 
 
@@ -193,19 +188,18 @@ def _open_folder(
             shutil.rmtree(folder / "entries", ignore_errors=True)
         elif earlier is not None:
             known = {s.digest: s.sha256 for s in earlier.sessions}
-    elif folder.exists() and not (folder / _JOURNAL_NAME).exists() and any(folder.iterdir()):
+    elif folder.exists() and not (folder / JOURNAL_NAME).exists() and any(folder.iterdir()):
         # never emptied, not even with --overwrite: what lies there is not ours
         raise UsageError(f"{printable(folder)}: the folder is not empty and holds no store; choose another one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # first of all, so that whatever a killed run leaves is known to be a store's
-        (folder / _JOURNAL_NAME).touch()
+        (folder / JOURNAL_NAME).touch()
         (folder / "entries").mkdir(exist_ok=True)
-        for left_over in folder.glob("**/.neurotome-*.tmp"):
-            left_over.unlink(missing_ok=True)
+        sweep(folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}). Remedy: choose another folder.") from error
-    return {**known, **_read_journal(folder / _JOURNAL_NAME)}
+    return {**known, **_read_journal(folder / JOURNAL_NAME)}
 
 
 def _read_journal(path: Path) -> dict[str, str]:
@@ -213,15 +207,15 @@ def _read_journal(path: Path) -> dict[str, str]:
     known = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
-            digest, sha256 = json.loads(line)
-        except ValueError:
+            digest, sha256 = parse_json(line)
+        except (ValueError, TypeError):
             continue
         known[str(digest)] = str(sha256)
     return known
 
 
 def _run(
-    jobs: list[_Job], journal: Path, workers: int, progress: Callable[[int, int, str], None] | None
+    jobs: list[_Job], journal: Path, workers: int, progress: Report | None
 ) -> tuple[list[SessionEntry], list[Failure], int]:
     entries: list[SessionEntry] = []
     failures: list[Failure] = []
@@ -247,20 +241,20 @@ def _run(
 
 
 def _name(job: _Job) -> str:
-    return job.name
+    return job.session.name
 
 
 def _prepare_session(job: _Job) -> tuple[SessionEntry | Failure, bool]:
-    """Return the entry of one session and whether it was made now; only an input's fault becomes a failure.
+    """Return the entry of one session and whether it was made now; a refused input becomes a failure.
 
     Raises:
-        SessionError: Anything that is no fault of an input, with the session's name and files.
+        SessionError: An error that is no refused input, with the session's name and files.
     """
     s = job.session
     try:
         return _entry(job)
     except InputError as error:
-        # what concerns all views of a session is said of the first
+        # an error that concerns all views of a session names the file of the first
         named = InputError(error.reason, file=error.file or s.scans[job.views[0]], remedy=error.remedy)
         return Failure(s.subject, s.session, str(named)), False
     except NeurotomeError:
@@ -268,7 +262,7 @@ def _prepare_session(job: _Job) -> tuple[SessionEntry | Failure, bool]:
     except Exception as error:
         files = ", ".join(printable(path) for path in s.scans.values())
         raise SessionError(
-            f"{printable(job.name)} ({files}): internal error, {type(error).__name__}: {' '.join(str(error).split())}. "
+            f"{printable(s.name)} ({files}): internal error, {type(error).__name__}: {' '.join(str(error).split())}. "
             "What was finished is kept. Remedy: leave this session out, or report the error with --verbose."
         ) from error
 
@@ -276,68 +270,21 @@ def _prepare_session(job: _Job) -> tuple[SessionEntry | Failure, bool]:
 def _entry(job: _Job) -> tuple[SessionEntry, bool]:
     s = job.session
     paths = {m: s.scans[m] for m in job.views}
-    paths |= {name: p for name, p in ((_MASK, s.mask), (_LABELS, s.labels)) if p is not None}
+    paths |= {name: p for name, p in ((MASK, s.mask), (LABELS, s.labels)) if p is not None}
     sha = {name: file_sha256(p) for name, p in paths.items()}
     digest = entry_digest(sha, job.preparation, job.modalities)
     file = job.store / entry_file(digest)
     sha256 = job.known.get(digest, "")
     built = not (sha256 and is_intact(file, sha256))
     if built:
-        sha256 = _write(file, paths, sha, job.preparation, job.modalities, allow_head=job.allow_head)
+        sha256 = make_entry(file, paths, sha, job.preparation, job.modalities, allow_head=job.allow_head)
     # a path in another root than the dataset's own begins with ..
     sources = {name: Path(os.path.relpath(p, job.root)).as_posix() for name, p in paths.items()}
     ids = (s.subject, s.session, s.site, job.split, job.views)
     # of the header alone, so that entries which are kept say the same as those which are made
-    read = {name: read_header(path, **_reading(job.preparation)) for name, path in paths.items()}
+    read = {name: read_header(path, **job.preparation.reading) for name, path in paths.items()}
     notes = (*s.notes, *(f"{name}: {note}" for name, header in read.items() for note in header.notes))
     return SessionEntry(*ids, digest, entry_file(digest), sha256, sources, sha, notes), built
-
-
-def _reading(preparation: Preparation) -> dict[str, Any]:
-    """Return how the preparation reads a file."""
-    return {"volume": preparation.volume, "use_qform": preparation.use_qform}
-
-
-def _write(
-    file: Path,
-    paths: dict[str, Path],
-    sha: dict[str, str],
-    preparation: Preparation,
-    modalities: tuple[str, ...],
-    *,
-    allow_head: bool,
-) -> str:
-    volumes = {name: read_volume(path, **_reading(preparation)) for name, path in paths.items()}
-    for name, volume in volumes.items():
-        if volume.provenance.sha256 != sha[name]:
-            raise InputError("the file changed while it was read", file=paths[name], remedy="run the command again")
-    mask, labels = volumes.pop(_MASK, None), volumes.pop(_LABELS, None)
-    prepared = preparation.apply(volumes, mask, allow_head=allow_head)
-    return write_entry(file, prepared, modalities, None if labels is None else prepared.labels(whole_labels(labels)))
-
-
-def rebuild_entry(store: Store, entry: SessionEntry) -> None:
-    """Make one corrupt entry again from its sources.
-
-    Raises:
-        InputError: A source is missing or changed, or the result differs from what the index promises.
-    """
-    file = store.path / entry.file
-    remedy = "run the same `neurotome prepare` again"
-    if store.root is None:
-        raise InputError("the entry is corrupt and the store does not know its sources", file=file, remedy=remedy)
-    paths = {name: store.root / place for name, place in entry.sources.items()}
-    for name, path in paths.items():
-        if not path.is_file() or file_sha256(path) != entry.source_sha256[name]:
-            raise InputError(
-                f"the entry of {entry.name} is corrupt, and its source {printable(path)} is missing or has changed",
-                file=file,
-                remedy=remedy,
-            )
-    # whether a head is acceptable was decided when the entry was made
-    made = _write(file, paths, entry.source_sha256, store.preparation, store.modalities, allow_head=True)
-    if made != entry.sha256:
-        raise InputError(f"the entry of {entry.name} was corrupt and came out differently", file=file, remedy=remedy)
 
 
 def _write_tables(folder: Path, manifest: Manifest, splits: dict[str, str]) -> None:

@@ -1,22 +1,50 @@
 r"""Batches of raw latents, in an order that is a pure function of the seed and the step.
 
-    session of stream index n:   permutation[n // N](n mod N),   permutation e drawn from (seed, "order", e)
-    draws of a step:             drawn from (seed, "draw", step, rank)
+    session of stream index n:   permutation[n // N](n mod N),   permutation e drawn from (seed, LATENT_ORDER, e)
+    draws of a step:             drawn from (seed, LATENT_DRAW, step, rank)
 
 As voxels are in :mod:`neurotome.data.stores.batches`: a run resumed at step k sees what an uninterrupted one would have
 seen.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from neurotome.data.datasets.splits import SPLITS
+from neurotome.data.stores.base import Reader, Sessions, TrainingData, counts_by_split, mean_ranges
+from neurotome.data.stores.batches import check_sessions
 from neurotome.data.stores.latents import LatentEntry, Latents
-from neurotome.types import Batch
+from neurotome.streams import LATENT_DRAW, LATENT_ORDER, generator
+from neurotome.types import Batch, Images, Source
 
-_ORDER, _DRAW = 11, 12
+
+@dataclass(frozen=True)
+class LatentVolumes(TrainingData):
+    """Raw latents of a store, as ``neurotome encode MODEL STORE OUT --shards`` wrote them.
+
+    Args:
+        batch_sessions: Sessions of a step; of each one draw of its augmentation.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    batch_sessions: int = 6
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        check_sessions("batch_sessions", self.batch_sessions)
+
+    def open(self, path: Path) -> "LatentReader":
+        """See :class:`TrainingData`; ``path`` is a folder of shards."""
+        return LatentReader(Latents.open(path), self)
 
 
 class LatentBatches(Dataset[Batch]):
@@ -30,9 +58,10 @@ class LatentBatches(Dataset[Batch]):
         rank: Number of this process.
         world_size: Number of processes.
         split: Name of the split.
+        modalities: The model's contrasts in its order; those of the latents by default.
 
     Raises:
-        ValueError: An empty split, single latents, which have none, or fewer than one session per step.
+        ValueError: An empty split, single latents, which have none, or a contrast that the latents lack.
     """
 
     def __init__(
@@ -44,11 +73,12 @@ class LatentBatches(Dataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
         split: str = "train",
+        modalities: Sequence[str] | None = None,
     ) -> None:
-        if batch_sessions < 1:
-            raise ValueError(f"batch_sessions is {batch_sessions}; at least 1 session is needed")
         self.latents, self.batch_sessions, self.max_steps, self.seed = latents, batch_sessions, max_steps, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.modalities = rank, world_size, modalities
+        if lacking := sorted(set(modalities or ()) - set(latents.origin.modalities)):
+            raise ValueError(f"the latents have {', '.join(latents.origin.modalities)}, but not {', '.join(lacking)}")
         if latents.entries and not any(entry.split for entry in latents.entries):
             raise ValueError(
                 f"{latents.path}: single latents belong to no split, so nothing says which of them may be trained on; "
@@ -67,27 +97,116 @@ class LatentBatches(Dataset[Batch]):
     def entries(self, step: int) -> list[LatentEntry]:
         """Return what a step sees on this rank."""
         first, num = (step * self.world_size + self.rank) * self.batch_sessions, len(self.draws)
-        rng = _generator(self.seed, _DRAW, step, self.rank)
+        rng = generator(self.seed, LATENT_DRAW, step, self.rank)
         chosen = []
         for n in range(first, first + self.batch_sessions):
-            session = self.draws[_generator(self.seed, _ORDER, n // num).permutation(num)[n % num]]
+            session = self.draws[generator(self.seed, LATENT_ORDER, n // num).permutation(num)[n % num]]
             chosen.append(session[int(rng.integers(len(session)))])
         return chosen
 
     def __getitem__(self, step: int) -> Batch:
         if not 0 <= step < self.max_steps:
             raise IndexError(f"step {step} of {self.max_steps}")
-        return latent_batch(self.latents, self.entries(step))
+        return latent_batch(self.latents, self.entries(step), self.modalities)
 
 
-def latent_batch(latents: Latents, entries: Sequence[LatentEntry]) -> Batch:
+class LatentSessions(Sessions):
+    """Latents of a split, one session at a time, each as the scan was (draw 0).
+
+    Args:
+        latents: Shards of a store.
+        split: Name of the split.
+        max_sessions: At most so many; None for all.
+        modalities: The model's contrasts in its order; those of the latents by default.
+    """
+
+    def __init__(
+        self, latents: Latents, split: str, max_sessions: int | None = None, modalities: Sequence[str] | None = None
+    ) -> None:
+        self.latents, self.modalities = latents, modalities
+        self.entries = [entry for entry in latents.split(split) if entry.draw == 0][:max_sessions]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Batch:
+        return latent_batch(self.latents, [self.entries[index]], self.modalities)
+
+
+class LatentReader(Reader):
+    """Latents, opened for a training.
+
+    Args:
+        latents: Shards of a store.
+        plan: What a step sees.
+    """
+
+    def __init__(self, latents: Latents, plan: LatentVolumes) -> None:
+        self.latents, self.plan = latents, plan
+        self.path, self.modalities = latents.path, latents.origin.modalities
+        self.preparation, self.sites = latents.origin.preparation, latents.sites
+
+    @property
+    def fingerprint(self) -> str:
+        """See :class:`Reader`."""
+        return hashlib.sha256(json.dumps([self.latents.fingerprint, repr(self.plan)]).encode()).hexdigest()
+
+    @property
+    def images(self) -> Images:
+        """See :class:`Reader`."""
+        return Images("latents", tokenizer=self.latents.origin.tokenizer)
+
+    def source(self, modalities: Sequence[str]) -> Source:
+        """See :class:`Reader`."""
+        first = self.batches(1, 0, modalities)[0].image  # (b, v, d, x, y, z)
+        x, y, z = first.shape[3:]
+        return Source(
+            images=self.images,
+            modalities=tuple(modalities),
+            channels=first.shape[2],
+            grid=(x, y, z),
+            steps={"batch_sessions": self.plan.batch_sessions},
+            views=min(len(set(e.modalities) & set(modalities)) for e in self.latents.split("train")),
+        )
+
+    def batches(
+        self, max_steps: int, seed: int, modalities: Sequence[str], rank: int = 0, world_size: int = 1
+    ) -> LatentBatches:
+        """See :class:`Reader`."""
+        sessions = self.plan.batch_sessions
+        return LatentBatches(self.latents, sessions, max_steps, seed, rank, world_size, modalities=modalities)
+
+    def sessions(self, split: str, modalities: Sequence[str], max_sessions: int | None = None) -> LatentSessions:
+        """See :class:`Reader`."""
+        return LatentSessions(self.latents, split, max_sessions, modalities)
+
+    def intensity(self, split: str) -> dict[str, Any]:
+        """See :class:`Reader`."""
+        return mean_ranges(entry.records for entry in self.latents.split(split) if entry.draw == 0)
+
+    def subjects(self, split: str) -> tuple[str, ...]:
+        """See :class:`Reader`."""
+        return self.latents.subjects(split)
+
+    def describe(self) -> dict[str, Any]:
+        """See :class:`Reader`."""
+        return {
+            "spacing_mm": self.preparation.spacing_mm,
+            "shape": list(self.latents.origin.shape),
+            "splits": counts_by_split({split: self.latents.split(split) for split in SPLITS}),
+            "tokenizer": self.latents.origin.tokenizer,
+        }
+
+
+def latent_batch(latents: Latents, entries: Sequence[LatentEntry], modalities: Sequence[str] | None = None) -> Batch:
     """Return the raw latents of some entries; a missing view is zero and marked.
 
     Args:
         latents: Where they are.
         entries: Which, at least one.
+        modalities: Contrasts in the model's order; those of the latents by default.
     """
-    names = latents.origin.modalities
+    names = latents.origin.modalities if modalities is None else tuple(modalities)
     present = torch.tensor([[name in entry.modalities for name in names] for entry in entries])
     image: torch.Tensor | None = None
     for row, entry in enumerate(entries):
@@ -109,7 +228,3 @@ def latent_batch(latents: Latents, entries: Sequence[LatentEntry]) -> Batch:
         site=torch.tensor([latents.site_index(entry) for entry in entries]),
         space="latents",
     )
-
-
-def _generator(*numbers: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(numbers)))

@@ -6,7 +6,7 @@ r"""Latents on disk as a latent model is trained on them: shards of a whole stor
     NAME.safetensors                   one scan: latent, codes.NAME, style, gain, mask; its SHA-256 stands in NAME.json
 
 An entry is one session under one draw of augmentation. Latents are raw: nothing is normalised here, and a latent of
-signs alone lies there as bits (:mod:`neurotome.data.stores.bit_planes`). Arrays are memory-mapped; a file is verified
+signs alone lies there as bits (:mod:`neurotome.files.bit_planes`). Arrays are memory-mapped; a file is verified
 once, before its first use, against the index or the sidecar.
 """
 
@@ -27,10 +27,11 @@ from neurotome.data.datasets.bids import entities, read_json
 from neurotome.data.datasets.splits import SPLITS
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
-from neurotome.data.stores.bit_planes import unpack_bits
 from neurotome.errors import InputError, UsageError, printable
-from neurotome.files.stream import file_sha256
-from neurotome.files.tensor_file import inflated, map_tensors, read_header
+from neurotome.files.bit_planes import unpack_bits
+from neurotome.files.json_text import parse_json
+from neurotome.files.tensors import inflated, map_tensors, read_header
+from neurotome.files.verified import file_sha256
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -38,6 +39,7 @@ KIND = "neurotome latent shards"
 METADATA_KEY = "neurotome"
 ALTERED = "its content is not what the sidecar beside it promises"
 _AGAIN = "run the same `neurotome encode … --shards` again; only what is damaged or missing is made"
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 _ENCODE = "encode the scan again"
 
 
@@ -77,19 +79,19 @@ class LatentEntry:
 
 @dataclass(frozen=True, eq=False)
 class LatentView:
-    """The code of one view, memory-mapped unless it was packed (writing to it changes a private copy, never the file).
+    """The code of one view, memory-mapped (writing to it changes a private copy, never the file).
 
     Args:
-        latent: ``(d, x, y, z)``, float32.
-        codes: Named code maps ``(x, y, z)``.
-        style: Appearance vector ``(d,)``, or None.
-        gain: Log gain on a coarse grid ``(1, x, y, z)``, or None.
+        arrays: As they are stored, by name, without the axis of a batch: ``latent``, ``codes.anatomy``, ``style``.
     """
 
-    latent: np.ndarray[Any, Any]
-    codes: Mapping[str, np.ndarray[Any, Any]]
-    style: np.ndarray[Any, Any] | None = None
-    gain: np.ndarray[Any, Any] | None = None
+    arrays: Mapping[str, np.ndarray[Any, Any]]
+
+    @property
+    def latent(self) -> np.ndarray[Any, Any]:
+        """The latent ``(d, x, y, z)``, float32; unpacked where it holds signs alone."""
+        stored = self.arrays["latent"]
+        return unpack_bits(stored) if stored.dtype == np.dtype("<i4") else stored
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,12 @@ class Latents:
     @classmethod
     def _of_shards(cls, root: Path) -> Self:
         file = root / INDEX_NAME
-        index = read_json(file)
+        index = read_json(file, finite=True, remedy=_AGAIN)
+        if "sessions" in index and "kind" not in index:
+            raise UsageError(
+                f"{printable(root)}: is a prepared store, and the config reads latents; make them with "
+                "`neurotome encode MODEL STORE OUT --shards`"
+            )
         if index.get("kind") != KIND or index.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"{index.get('kind')!r}, format {index.get('format_version')!r}; this release reads {KIND!r}, format "
@@ -187,7 +194,10 @@ class Latents:
         try:
             x, y, z = (int(size) for size in index["shape"])
             preparation = Preparation.from_json(index["preparation"])
-            origin = Origin(str(index["tokenizer"]), tuple(map(str, index["modalities"])), (x, y, z), preparation)
+            names = index["modalities"]
+            if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+                raise ValueError("modalities are no list of names")
+            origin = Origin(str(index["tokenizer"]), tuple(names), (x, y, z), preparation)
             entries: list[LatentEntry] = []
             promises: dict[Path, str] = {}
             for place, shard in enumerate(index["shards"]):
@@ -198,7 +208,7 @@ class Latents:
             total = int(index["num_entries"])
         except InputError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _MALFORMED as error:
             raise InputError(f"the index is damaged ({error!r})", file=file, remedy=_AGAIN) from error
         if len(entries) != total:
             raise InputError(f"unfinished: {len(entries)} of {total} entries are there", file=root, remedy=_AGAIN)
@@ -261,19 +271,12 @@ class Latents:
             raise ValueError(f"sub-{entry.subject} has {', '.join(entry.modalities)}, not {modality}")
         arrays = self._mapped(entry)
         stem = f"{entry.number}.{modality}." if entry.split else ""
-        try:
-            codes = {k.removeprefix(f"{stem}codes."): v for k, v in arrays.items() if k.startswith(f"{stem}codes.")}
-            view = {name: arrays.get(f"{stem}{name}") for name in ("style", "gain")}
-            latent = arrays[f"{stem}latent"]
-        except KeyError as error:
-            raise InputError(f"holds no {error} of {modality}", file=entry.file, remedy=_AGAIN) from error
+        found = {name.removeprefix(stem): array for name, array in arrays.items() if name.startswith(stem)}
+        if "latent" not in found:
+            raise InputError(f"holds no latent of {modality}", file=entry.file, remedy=_AGAIN)
         if not stem:  # single latents keep the axis of their batch
-            codes = {name: code[0] for name, code in codes.items()}
-            view = {name: None if value is None else value[0] for name, value in view.items()}
-            latent = latent[0]
-        if latent.dtype == np.dtype("<i4"):
-            latent = unpack_bits(latent)
-        return LatentView(latent, codes, view["style"], view["gain"])
+            found = {name: array[0] for name, array in found.items() if name != "mask"}
+        return LatentView(found)
 
     def mask(self, entry: LatentEntry) -> Bool[np.ndarray, "x y z"]:
         """Return the brain mask of an entry on the grid of the images.
@@ -317,10 +320,14 @@ def _shard_entries(file: Path, tokenizer: str, sha256: str) -> list[LatentEntry]
     header, data, _ = read_header(file)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise InputError("its header is not what the index promises", file=file, remedy=_AGAIN)
-    head = json.loads(header["__metadata__"][METADATA_KEY])
-    if head["tokenizer"] != tokenizer:
+    try:
+        head = parse_json(header["__metadata__"][METADATA_KEY])
+        made_by, entries = head["tokenizer"], [entry_from_json(file, value) for value in head["entries"]]
+    except _MALFORMED as error:
+        raise InputError(f"its header is damaged ({error!r})", file=file, remedy=_AGAIN) from error
+    if made_by != tokenizer:
         raise InputError("it was made by another model than the index says", file=file, remedy=_AGAIN)
-    return [entry_from_json(file, value) for value in head["entries"]]
+    return entries
 
 
 def entry_to_json(entry: LatentEntry) -> dict[str, Any]:
@@ -368,7 +375,7 @@ def _single_head(file: Path) -> dict[str, Any]:
     """Return the metadata of a single latent file, with shape, preparation and record read."""
     header, _, _ = read_header(file)
     try:
-        head = json.loads(header["__metadata__"][METADATA_KEY])
+        head = parse_json(header["__metadata__"][METADATA_KEY])
         version = int(head["format_version"])
         if version > FORMAT_VERSION:
             raise InputError(
@@ -379,9 +386,9 @@ def _single_head(file: Path) -> dict[str, Any]:
         x, y, z = (int(size) for size in head["shape"])
         parts = {"record": Record.from_json(head["record"]), "preparation": Preparation.from_json(head["preparation"])}
         named = {key: str(head[key]) for key in ("tokenizer", "modality")}
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except _MALFORMED as error:
+        if isinstance(error, InputError) and error.file is not None:
+            raise
         remedy = "give a file that `neurotome encode` wrote"
         raise InputError(f"holds no latent of a scan ({error!r})", file=file, remedy=remedy) from error
     return {**parts, **named, "shape": (x, y, z)}

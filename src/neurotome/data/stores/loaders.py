@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from neurotome.data.stores.batches import TrainingBatches, TrainingPlan, batch_of
-from neurotome.data.stores.store import Store
+from neurotome.data.stores.base import Reader
 from neurotome.types import Batch
 
 
@@ -40,40 +39,16 @@ class StepSampler(Sampler[int]):
         return self.max_steps - self.position
 
 
-class WholeSessions(Dataset[Batch]):
-    """Whole volumes of a split, one session at a time.
+class TrainingModule(lightning.LightningDataModule):
+    """Training batches by step, and whole sessions of the validation split.
 
     Args:
-        store: Prepared sessions.
-        split: Name of the split.
-        max_sessions: At most so many, the first by subject; None for all.
-        modalities: The model's contrasts in its order; those of the store by default.
-    """
-
-    def __init__(
-        self, store: Store, split: str, max_sessions: int | None = None, modalities: Sequence[str] | None = None
-    ) -> None:
-        self.store, self.modalities = store, modalities
-        self.entries = store.split(split)[:max_sessions]
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, index: int) -> Batch:
-        return batch_of(self.store, [self.entries[index]], modalities=self.modalities)
-
-
-class VolumeModule(lightning.LightningDataModule):
-    """Training batches from the train split and whole volumes of the validation split.
-
-    Args:
-        store: Prepared sessions.
-        plan: What a training step sees.
+        reader: A store or latents.
         max_steps: Steps of the whole training.
         seed: Of order and augmentation.
         num_workers: Loader processes; 0 loads in the training's own.
         max_val_sessions: Sessions of one validation; None for the whole split.
-        modalities: The model's contrasts in its order; those of the store by default.
+        modalities: The model's contrasts in its order; those of the reader by default.
 
     Attributes:
         position: Finished steps; set before ``trainer.fit`` (or by :meth:`load_state_dict`) to go on there.
@@ -81,8 +56,7 @@ class VolumeModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        store: Store,
-        plan: TrainingPlan,
+        reader: Reader,
         max_steps: int,
         seed: int = 0,
         num_workers: int = 0,
@@ -90,15 +64,16 @@ class VolumeModule(lightning.LightningDataModule):
         modalities: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        self.store, self.plan, self.max_steps, self.seed = store, plan, max_steps, seed
-        self.num_workers, self.max_val_sessions, self.modalities = num_workers, max_val_sessions, modalities
+        self.reader, self.max_steps, self.seed = reader, max_steps, seed
+        self.num_workers, self.max_val_sessions = num_workers, max_val_sessions
+        self.modalities = tuple(reader.modalities if modalities is None else modalities)
         self.position = 0
         self._ahead = 0  # finished steps that the trainer does not know of
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides which voxels a step sees, but for the number of steps."""
-        parts = [self.store.fingerprint, repr(self.plan), self.seed, list(self.modalities or self.store.modalities)]
+        parts = [self.reader.fingerprint, self.seed, list(self.modalities)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -107,11 +82,8 @@ class VolumeModule(lightning.LightningDataModule):
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             self._ahead = self.position - self.trainer.global_step
-        batches = TrainingBatches(
-            self.store, self.plan, self.max_steps, self.seed, rank, world_size, modalities=self.modalities
-        )
         return DataLoader(
-            batches,
+            self.reader.batches(self.max_steps, self.seed, self.modalities, rank, world_size),
             batch_size=None,
             sampler=StepSampler(self.position, self.max_steps),
             num_workers=self.num_workers,
@@ -120,7 +92,7 @@ class VolumeModule(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the sessions of the validation split, one at a time."""
-        return DataLoader(WholeSessions(self.store, "val", self.max_val_sessions, self.modalities), batch_size=None)
+        return DataLoader(self.reader.sessions("val", self.modalities, self.max_val_sessions), batch_size=None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of finished steps."""

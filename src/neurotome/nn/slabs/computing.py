@@ -4,7 +4,7 @@ r"""Large volumes through a network in slabs: the result of the whole, to roundi
 
 The network's own code runs, but an operation on a large feature map only notes what is to be computed; that happens at
 the end, layer by layer and slab by slab along x. Tiles of the image could not be equal, because group normalisation and
-attention look at all of it:
+attention use all of it:
 
 - a convolution reads its slab with the neighbouring planes its window reaches, and pads with zeros at the ends alone;
 - group normalisation takes its statistics in a first pass over slabs s of n_s voxels, put together in double precision:

@@ -48,7 +48,7 @@ def instances(tree: Any, kind: type) -> Iterator[Any]:
 
 
 def on_each_voxel(func: Any, *args: Any, **kwargs: Any) -> Map | None:
-    """An operation that looks at no other plane: on voxels, channels, or within planes."""
+    """An operation that uses no other plane: on voxels, channels, or within planes."""
     length = next(instances((args, kwargs), Map)).shape[2]
     # a tensor with as many planes is cut as a map is; one without an extent along x goes to every slab as it is
     args, kwargs = replaced((args, kwargs), Tensor, lambda t: Map.of(t) if t.ndim == 5 and t.shape[2] > 1 else t)

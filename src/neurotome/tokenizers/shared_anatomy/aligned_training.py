@@ -49,32 +49,20 @@ class Views:
 
     @property
     def index(self) -> Tensor:
-        """Return each view's own place, ``(n,)``."""
+        """Return each view's own index, ``(n,)``."""
         return torch.arange(len(self.session), device=self.session.device)
 
     def partner(self) -> Tensor:
-        """Return the place of the next view of the same session, cyclically; a lone view is its own partner."""
+        """Return the index of the next view of the same session, cyclically; a lone view is its own partner."""
         same = self.session[:, None] == self.session[None]  # (n, n), a handful of views
         n = len(self.session)
         ahead = (self.index[None] - self.index[:, None] - 1) % n
         return torch.where(same, ahead, n).argmin(dim=1)
 
     def canonical(self, modality: Tensor, canonical: int) -> Tensor:
-        """Return the place of the session's canonical view; a session without one keeps each view's own place."""
+        """Return the index of the session's canonical view; without one each view keeps its own index."""
         leads = (self.session[:, None] == self.session[None]) & (modality == canonical)[None]
         return torch.where(leads.any(dim=1), leads.float().argmax(dim=1), self.index)
-
-
-def take(encoded: Encoded, index: Tensor) -> Encoded:
-    """Return the code of the images at ``index``."""
-    return replace(
-        encoded,
-        latent=encoded.latent[index],
-        codes={name: codes[index] for name, codes in encoded.codes.items()},
-        style=None if encoded.style is None else encoded.style[index],
-        gain=None if encoded.gain is None else encoded.gain[index],
-        aux={name: value[index] for name, value in encoded.aux.items()},
-    )
 
 
 class AlignedTraining(WatchedTraining):
@@ -113,7 +101,7 @@ class AlignedTraining(WatchedTraining):
         return {name: codes[coded] for name, codes in encoded.codes.items() if name != "tissue"}
 
     def drawn(self, modality: Tensor, views: Views, swap_prob: float) -> Tensor:
-        """Return the place of the view that each view is decoded from, ``(n,)``.
+        """Return the index of the view that each view is decoded from, ``(n,)``.
 
         Either every view is decoded from its session's canonical one, or each session's views exchange their anatomy
         with probability ``swap_prob``.
@@ -143,23 +131,23 @@ class AlignedTraining(WatchedTraining):
         if not self.tokenizer.quantizer.started:
             return loss
         codes = encoded.codes["anatomy"][leader[pairs]][cells]
-        book, price = self.tokenizer.quantizer.codebook, self.tokenizer.price
-        tau = align.temperature * (lead - book[codes]).square().sum(1).mean()
+        codebook, offset = self.tokenizer.quantizer.codebook, self.tokenizer.offset
+        tau = align.temperature * (lead - codebook[codes]).square().sum(1).mean()
         kinds = modality[pairs][:, None, None, None].expand_as(cells)[cells]
-        logits = code_logits(follower, book, price[kinds], tau)
+        logits = code_logits(follower, codebook, offset[kinds], tau)
         taken = logits.detach().argmax(1)
         terms["align_index"] = F.cross_entropy(logits, codes)
         terms["align_agreement"] = (taken == codes).float().mean()
         for kind in torch.unique(kinds).tolist() if align.calibration_rate else ():
             of_kind = kinds == kind
             calibrate(
-                price[kind], self.tokenizer.seen[kind], taken[of_kind], codes[of_kind], align.calibration_rate, tau
+                offset[kind], self.tokenizer.seen[kind], taken[of_kind], codes[of_kind], align.calibration_rate, tau
             )
         return loss + strength * align.index_weight * terms["align_index"]
 
     @torch.no_grad()
     def finish(self, batches: Iterable[Batch]) -> None:
-        """Set the prices exactly on the training subjects, at most ``BALANCED_CELLS`` cells per contrast."""
+        """Set the offsets exactly on the training subjects, at most ``BALANCED_CELLS`` cells per contrast."""
         if self.alignment is None or not self.alignment.calibration_rate:
             return
         self.tokenizer.eval()
@@ -176,7 +164,7 @@ class AlignedTraining(WatchedTraining):
         for kind, found in pairs.items():
             follower, lead = (torch.cat(side) for side in zip(*found, strict=True))
             step = -(-len(follower) // BALANCED_CELLS)
-            balance(self.tokenizer.price[kind], self.tokenizer.quantizer.codebook, follower[::step], lead[::step])
+            balance(self.tokenizer.offset[kind], self.tokenizer.quantizer.codebook, follower[::step], lead[::step])
 
     def _foreground(self, batch: Batch, encoded: Encoded) -> Tensor:
         """Return which latent cells of each present view are at least half brain and have a code, ``(n, x, y, z)``."""
@@ -197,13 +185,13 @@ class AlignedTraining(WatchedTraining):
         mask = None if batch.mask is None else batch.mask[views.session]
         self.watch_validation(encoded)
         own = psnr(self.tokenizer.decode(encoded, modality), image, mask=mask)
-        foreign = replace(take(self.tokenizer.shared(encoded), views.partner()), style=encoded.style)
-        painted = psnr(self.tokenizer.decode(foreign, modality), image, mask=mask)
-        paired = views.partner() != views.index
+        foreign = replace(self.tokenizer.shared(encoded).take(views.partner()), style=encoded.style)
+        swapped = psnr(self.tokenizer.decode(foreign, modality), image, mask=mask)
+        has_partner = views.partner() != views.index
         found: dict[str, float | Tensor] = {}
         for i, name in enumerate(self.tokenizer.modalities):
             of_kind = modality == i
-            for key, values, chosen in (("psnr", own, of_kind), ("psnr_swapped", painted, of_kind & paired)):
+            for key, values, chosen in (("psnr", own, of_kind), ("psnr_swapped", swapped, of_kind & has_partner)):
                 if chosen.any():
                     found[f"{key}/{name}"] = values[chosen].mean()
         return found

@@ -1,7 +1,7 @@
 r"""Anatome: anatomy in front, detail behind it, bits only where there is tissue (ours).
 
-    t(v)  = max over the voxels of cell v > air                            which cells are coded
-    a     = q(E(x_m))                where t, else 0                       anatomy: one book for all contrasts
+    t(v)  = max over the voxels of cell v > background                     which cells are coded
+    a     = q(E(x_m))                where t, else 0                       anatomy: one codebook for all contrasts
     u_m   = concat(GAP(E_s(x_m)), s_m)                                     style
     h     = B(a, FiLM(u_m)),  b = W h                                      base: what all contrasts share
     d     = q_d(E_d(x_m, sg[a]))     where t, else 0                       detail: what this scan alone shows
@@ -16,8 +16,8 @@ bits in the cells that need them. What was tried on the way stands in ``docs/exp
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +29,76 @@ from neurotome.nn.nd import depth_to_space, per_axis, space_to_depth
 from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.tokenizers.base import Encoded
 from neurotome.tokenizers.shared_anatomy.alignment import SharedAnatomy
-from neurotome.tokenizers.shared_anatomy.parts import Decoder, Encoder, Parts, pooled
+from neurotome.tokenizers.shared_anatomy.parts import (
+    AnatomyDecoder,
+    AnatomyEncoder,
+    Appearance,
+    Parts,
+    Trunk,
+    pooled,
+)
 from neurotome.types import Image, ModalityIds
 
-# what air is painted as: the lower end of the window
-AIR = -1.0
+# what background is decoded to: the lower end of the window
+BACKGROUND = -1.0
+
+
+@dataclass(frozen=True)
+class AnatomeTrunk(Trunk):
+    """Sizes of the anatomy's encoder and of the decoder, all on the grid of the latent; arguments as :class:`Trunk`.
+
+    Raises:
+        ValueError: A stage halves the resolution, or the lists have not one entry per level.
+    """
+
+    channels: Sequence[int] = (32,)
+    num_res_blocks: int = 1
+    decoder_res_blocks: int | None = 2
+    attention_levels: Sequence[bool] = (False,)
+    mid_blocks: bool = False
+    num_heads: int = 1
+    downsample: Sequence[bool] | None = (False,)
+    stem_factor: int = 2
+    norm_groups: int = 0
+    factored: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what the detail could not be added to."""
+        super().__post_init__()
+        if any(self.halved):
+            raise ValueError(f"downsample is {self.halved}; give False for every stage, and stem_factor for the cells")
+
+
+@dataclass(frozen=True)
+class AnatomeAppearance(Appearance):
+    """Sizes of style and modulation; arguments as :class:`Appearance`, which has no gain here.
+
+    ``foreground_above`` also says which cells are coded: one whose brightest voxel is at most this is background. It
+    takes one bit and is decoded to -1.
+
+    Raises:
+        ValueError: There is no style, no such level, or a gain.
+    """
+
+    channels: int = 16
+    stages: Sequence[int] = (64,)
+    foreground_above: float | None = -0.95
+    embedding_channels: int = 16
+    film_hidden: int = 64
+    film_layers: int = 1
+    film_sites: Literal["stage", "block", "none"] = "block"
+
+    def __post_init__(self) -> None:
+        """Refuse what this network does not have."""
+        super().__post_init__()
+        if self.film_sites == "none" or self.foreground_above is None or self.gain_factor:
+            raise ValueError(
+                f"film_sites is {self.film_sites}, foreground_above {self.foreground_above}, gain_factor "
+                f"{self.gain_factor}; give film_sites stage or block, a number, and gain_factor 0"
+            )
+
+
+DEFAULT_TRUNK, DEFAULT_APPEARANCE = AnatomeTrunk(), AnatomeAppearance()
 
 
 class Anatome(SharedAnatomy):
@@ -43,112 +108,85 @@ class Anatome(SharedAnatomy):
         spatial_dims: 2 or 3.
         in_channels: Image channels.
         modalities: Contrasts; their order gives the ids.
-        channels: Width of the anatomy's encoder and of the decoder.
-        num_res_blocks: Residual blocks of the encoder.
-        decoder_res_blocks: Residual blocks of the decoder.
-        stem_factor: Voxels per latent cell and axis.
-        anatomy_channels: Length of an anatomy code.
-        num_codes: Anatomy codes.
-        detail_channels: Length of a detail code.
-        detail_codes: Detail codes.
+        trunk: Sizes of the anatomy's encoder and of the decoder.
+        appearance: Sizes of style and modulation, and the level of the background.
+        quantizer: Codebook of the anatomy; None for 64 codes of 8 numbers.
+        detail_quantizer: Codebook of the detail; None for 1024 codes of 8 numbers.
         detail_width: Width of the detail's encoder.
-        style_channels: Length of the style vector.
-        style_stages: Widths of the strided stages between encoder and style, so that style sees wider.
-        embedding_channels: Length of the contrast's embedding s_m.
-        film_hidden: Width of the FiLM networks.
-        air: A cell whose brightest voxel is at most this is air: it takes one bit, and is painted as -1.
-        norm_groups: Groups of the normalisations; 0 for none (crops and whole volumes then see the same network).
-        decay: Weight of the past in the codebooks' moving averages.
-        revive_below: Share of the mean count under which a code is revived.
-        start_after: Training passes with a continuous latent before the books start from k-means.
+
+    Raises:
+        ValueError: ``spatial_dims`` is neither 2 nor 3, or a width does not fit ``num_heads`` or ``norm_groups``.
     """
+
+    scratch = ("seen",)
 
     def __init__(
         self,
         spatial_dims: int = 3,
         in_channels: int = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
-        channels: int = 32,
-        num_res_blocks: int = 1,
-        decoder_res_blocks: int = 2,
-        stem_factor: int = 2,
-        anatomy_channels: int = 8,
-        num_codes: int = 64,
-        detail_channels: int = 8,
-        detail_codes: int = 1024,
+        trunk: AnatomeTrunk = DEFAULT_TRUNK,
+        appearance: AnatomeAppearance = DEFAULT_APPEARANCE,
+        quantizer: EMAQuantizer | None = None,
+        detail_quantizer: EMAQuantizer | None = None,
         detail_width: int = 16,
-        style_channels: int = 16,
-        style_stages: Sequence[int] = (64,),
-        embedding_channels: int = 16,
-        film_hidden: int = 64,
-        air: float = -0.95,
-        norm_groups: int = 0,
-        decay: float = 0.98,
-        revive_below: float = 0.05,
-        start_after: int = 100,
     ) -> None:
         super().__init__()
-        self.modalities, self.air = tuple(modalities), air
-        self.anatomy_channels, self.style_channels = anatomy_channels, style_channels
-        self.latent_channels = anatomy_channels + detail_channels
-        self.factor = stem = per_axis(stem_factor, spatial_dims)
-        self.codebook_sizes = {"anatomy": num_codes, "detail": detail_codes, "tissue": 2}
-        books = ("quantizer", "detail_quantizer")
-        self.training_only = ("seen", *(f"{book}.{name}" for book in books for name in ("tokens", "usage")))
-        parts, told, pixels = Parts(spatial_dims, 1, norm_groups, False), len(self.modalities), math.prod(stem)
+        quantizer = quantizer or EMAQuantizer(64, 8, 0.98, 0.05, 100)
+        detail_quantizer = detail_quantizer or EMAQuantizer(1024, 8, 0.98, 0.05, 100)
+        self.modalities, self.style_channels = tuple(modalities), appearance.channels
+        self.foreground_above = BACKGROUND if appearance.foreground_above is None else appearance.foreground_above
+        self.anatomy_channels, self.latent_channels = quantizer.dim, quantizer.dim + detail_quantizer.dim
+        self.factor = per_axis(trunk.factor, spatial_dims)
+        self.codebook_sizes = {"anatomy": quantizer.num_codes, "detail": detail_quantizer.num_codes, "tissue": 2}
+        parts, contrasts, width = Parts(spatial_dims, trunk), len(self.modalities), trunk.channels[-1]
+        finest, pixels = trunk.channels[0], math.prod(parts.stem)
 
         # anatomy
-        self.encoder = Encoder(
-            parts, in_channels, [channels], num_res_blocks, [False], [False], False, stem, told, embedding_channels,
-            film_hidden,
-        )  # fmt: skip
-        self.anatomy_head = parts.conv(channels, anatomy_channels, 1)
-        self.quantizer = EMAQuantizer(num_codes, anatomy_channels, decay, revive_below, start_after)
-        self.register_buffer("price", torch.zeros(told, num_codes))
-        self.register_buffer("seen", torch.zeros(told, 2, num_codes))
+        self.encoder = AnatomyEncoder(parts, in_channels, contrasts, appearance)
+        self.anatomy_head = parts.conv(width, quantizer.dim, 1)
+        quantizer.draw()
+        self.quantizer = quantizer
+        self.register_buffer("offset", torch.zeros(contrasts, quantizer.num_codes))
+        self.register_buffer("seen", torch.zeros(contrasts, 2, quantizer.num_codes))
 
         # style and base
-        widths = (channels, *style_stages)
-        self.style = nn.Sequential(
-            *(nn.Sequential(parts.conv(a, b, stride=2), parts.residual(b, b)) for a, b in pairwise(widths)),
-            parts.conv(widths[-1], style_channels, 1),
-        )
-        self.embedding = nn.Embedding(told, embedding_channels)
-        self.decoder = Decoder(
-            parts, anatomy_channels, in_channels, [channels], decoder_res_blocks, [False], [False], False, stem, "block"
-        )
-        self.film = FiLM(style_channels + embedding_channels, film_hidden, self.decoder.sites, 1)
+        widths = (width, *appearance.stages)
+        self.style = nn.Sequential(*parts.strided(widths), parts.conv(widths[-1], appearance.channels, 1))
+        self.embedding = nn.Embedding(contrasts, appearance.embedding_channels)
+        self.decoder = AnatomyDecoder(parts, quantizer.dim, in_channels, appearance.film_sites)
+        styled = appearance.channels + appearance.embedding_channels
+        self.film = FiLM(styled, appearance.film_hidden, self.decoder.sites, appearance.film_layers)
 
         # detail
         self.detail_encoder = nn.Sequential(
             parts.conv(in_channels * pixels, detail_width), parts.residual(detail_width, detail_width), nn.SiLU()
         )
         self.detail_head = nn.Sequential(
-            parts.conv(detail_width + anatomy_channels, channels, 1),
-            nn.SiLU(),
-            parts.conv(channels, detail_channels, 1),
+            parts.conv(detail_width + quantizer.dim, finest, 1), nn.SiLU(), parts.conv(finest, detail_quantizer.dim, 1)
         )
-        self.detail_quantizer = EMAQuantizer(detail_codes, detail_channels, decay, revive_below, start_after)
-        self.refine_in = parts.conv(detail_channels, channels)
-        self.refine_out = parts.conv(channels, in_channels * pixels)
+        detail_quantizer.draw()
+        self.detail_quantizer = detail_quantizer
+        self.refine_in = parts.conv(detail_quantizer.dim, finest)
+        self.refine_out = parts.conv(finest, in_channels * pixels)
 
     def encode(self, image: Image, modality: ModalityIds) -> Encoded:
-        """See :class:`Tokenizer`; ``aux`` holds ``anatomy`` (before quantisation) and ``anatomy_q``."""
+        """See :class:`Tokenizer`; ``aux`` holds ``anatomy``, before quantisation."""
         self.check_input(image, modality)
         x, y, z = self.latent_shape(image.shape[2:])
-        tissue: Bool[Tensor, "b x y z"] = F.adaptive_max_pool3d(image, (x, y, z)).amax(dim=1) > self.air
+        tissue: Bool[Tensor, "b x y z"] = F.adaptive_max_pool3d(image, (x, y, z)).amax(dim=1) > self.foreground_above
         trunk = self.encoder(image, modality)
         anatomy = self.anatomy_head(trunk).float()
-        coded = self.quantizer(anatomy, self.price[modality], tissue)
-        looks = self.detail_encoder(space_to_depth(image, self.decoder.stem))
-        seen = torch.cat([looks, coded.vectors.detach().to(looks)], dim=1)
+        coded = self.quantizer(anatomy, self.offset[modality], tissue)
+        features = self.detail_encoder(space_to_depth(image, self.decoder.stem))
+        seen = torch.cat([features, coded.vectors.detach().to(features)], dim=1)
         detail = self.detail_quantizer(self.detail_head(seen).float(), where=tissue)
         latent = torch.cat([coded.vectors, detail.vectors], dim=1)
-        codes = {"anatomy": coded.codes, "detail": detail.codes, "tissue": tissue.long()}
-        aux = {"anatomy": anatomy, "anatomy_q": coded.vectors}
+        codes = {"anatomy": coded.codes[0], "detail": detail.codes[0], "tissue": tissue.long()}
+        aux = {"anatomy": anatomy}
         i, j, k = image.shape[2:]
-        style = pooled(self.style(trunk), image, self.air)
-        terms = {"commitment": coded.commitment + detail.commitment}
+        style = pooled(self.style(trunk), image, self.foreground_above)
+        terms = {"commitment": coded.terms["commitment"] + detail.terms["commitment"]}
         return Encoded(latent, codes, style, terms, (i, j, k), aux)
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
@@ -175,7 +213,7 @@ class Anatome(SharedAnatomy):
         detailed = (detail != 0).any(dim=1, keepdim=True)
         refined = base + self.refine_out(F.silu(h + self.refine_in(detail))) * detailed
         tissue = (anatomy != 0).any(dim=1, keepdim=True)
-        first, second = (self._painted(cells, tissue, encoded.shape) for cells in (base, refined))
+        first, second = (self._image(cells, tissue, encoded.shape) for cells in (base, refined))
         return first, second
 
     def coded(self, encoded: Encoded) -> Bool[Tensor, "b x y z"]:
@@ -189,7 +227,7 @@ class Anatome(SharedAnatomy):
         return replace(encoded, latent=latent, codes={k: v for k, v in encoded.codes.items() if k != "detail"})
 
     def bits(self, shape: Sequence[int]) -> float:
-        """See :class:`Tokenizer`; the most an image can take, which is one without air."""
+        """See :class:`Tokenizer`; the most an image can take, which is one without background."""
         return (
             math.prod(self.latent_shape(shape)) * (1 + self._cell_bits(self.codebook_sizes)) + 16 * self.style_channels
         )
@@ -203,7 +241,7 @@ class Anatome(SharedAnatomy):
         """Return the bits of one cell with tissue."""
         return sum(math.ceil(math.log2(self.codebook_sizes[name])) for name in names if name != "tissue")
 
-    def _painted(self, cells: Tensor, tissue: Tensor, shape: Sequence[int]) -> Image:
-        """Return the image of ``(b, c prod(f), x/f, y/f, z/f)``, air as air."""
-        image = depth_to_space(torch.where(tissue, cells, AIR), self.decoder.stem, shape).float()
+    def _image(self, cells: Tensor, tissue: Tensor, shape: Sequence[int]) -> Image:
+        """Return the image of ``(b, c prod(f), x/f, y/f, z/f)``; cells without tissue are background."""
+        image = depth_to_space(torch.where(tissue, cells, BACKGROUND), self.decoder.stem, shape).float()
         return image if self.training else image.clamp(-1, 1)

@@ -3,7 +3,7 @@ r"""How Anatome is trained: base and refined image of every view in one pass.
     b, x_hat = D(a_source, d_x, u_x)                       source: the view itself, its partner, or the canonical view
     L = w_base (|x - b|_1 + 2 |x - b|_2^2) + L_rec(x, x_hat) + beta |z - sg[q]|^2 + w_align(t) A(z_n, sg[z_c])
 
-The base learns to paint from foreign anatomy; the detail of the view itself then says what that could not know.
+The base learns to synthesise from another view's anatomy; the detail of the view itself adds what that lacks.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class AnatomeTraining(AlignedTraining):
         swap_prob: Probability that the views of a session exchange their anatomy.
         alignment: What pulls all contrasts to the same codes; None for nothing.
         window_steps: Steps over which codebook use is counted and the worst batch is sought.
-        alarm_below: Share of a book's codes in use under which it is called collapsed, in [0, 1].
+        alarm_below: Share of a codebook's codes in use under which it is called collapsed, in [0, 1].
 
     Raises:
         ValueError: The alignment's canonical contrast is unknown, or a value is out of range.

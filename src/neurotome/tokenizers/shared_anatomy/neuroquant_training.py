@@ -21,7 +21,7 @@ from neurotome.losses.reconstruction import ReconstructionLoss
 from neurotome.nn.adversary import reversal_ramp
 from neurotome.tokenizers.base import Encoded
 from neurotome.tokenizers.health import ALARM_BELOW
-from neurotome.tokenizers.shared_anatomy.aligned_training import AlignedTraining, Views, take
+from neurotome.tokenizers.shared_anatomy.aligned_training import AlignedTraining, Views
 from neurotome.tokenizers.shared_anatomy.alignment import Alignment
 from neurotome.tokenizers.shared_anatomy.neuroquant import NeuroQuant
 from neurotome.training.optim import OptimizerConfig
@@ -75,7 +75,7 @@ class NeuroQuantTraining(AlignedTraining):
         alignment: What pulls all contrasts to the same codes; None for the published objective.
         private_drop: Share of the views whose private codes are hidden, so that the shared ones must suffice.
         window_steps: Steps over which codebook use is counted and the worst batch is sought.
-        alarm_below: Share of a book's codes in use under which it is called collapsed, in [0, 1].
+        alarm_below: Share of a codebook's codes in use under which it is called collapsed, in [0, 1].
 
     Raises:
         ValueError: The alignment's canonical contrast is unknown, or a probability is out of range.
@@ -109,7 +109,7 @@ class NeuroQuantTraining(AlignedTraining):
         """Return what Muon leaves to AdamW: stem, output, embeddings."""
         edges = ["encoder.conv_in", "decoder.conv_out"]
         edges += ["embedding"] if self.tokenizer.film is not None else []
-        edges += ["encoder.embedding"] if self.tokenizer.tell_encoder else []
+        edges += ["encoder.embedding"] if self.tokenizer.contrast_in_encoder else []
         return tuple(f"tokenizer.{name}" for name in edges)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -143,10 +143,10 @@ class NeuroQuantTraining(AlignedTraining):
         partner = views.partner()
         swapped = torch.nonzero(partner != torch.arange(len(partner), device=partner.device)).flatten()
         if weight > 0 and len(swapped) and not flat:
-            foreign = take(self.tokenizer.shared(encoded), partner[swapped])
+            foreign = self.tokenizer.shared(encoded).take(partner[swapped])
             style = encoded.style[swapped] if encoded.style is not None else None
-            painted = self.tokenizer.decode(replace(foreign, style=style), modality[swapped])
-            terms["cross"] = F.l1_loss(painted, image[swapped])
+            decoded = self.tokenizer.decode(replace(foreign, style=style), modality[swapped])
+            terms["cross"] = F.l1_loss(decoded, image[swapped])
             terms["loss"] = terms["loss"] + weight * terms["cross"]
         return own, terms
 
@@ -156,7 +156,7 @@ class NeuroQuantTraining(AlignedTraining):
         """Each view decoded from its own anatomy or from one of its session's."""
         # differs from the paper: one decoding per view, own or foreign, because on a CPU the decoder is most of a step
         source = self.drawn(modality, views, self.swap_prob or 0)
-        mixed = self._hide_private(take(encoded, source), hidden=source != views.index)
+        mixed = self._hide_private(encoded.take(source), hidden=source != views.index)
         output = self.tokenizer.decode(replace(mixed, style=encoded.style), modality)
         return output, self.reconstruction(output, image)
 

@@ -1,4 +1,4 @@
-"""What NeuroQuant is made of: stages, encoder, decoder, and the gain field; the whole stands in ``neuroquant.py``."""
+"""What tokenizers with a shared anatomy are made of: sizes, stages, encoder, decoder, and the gain field."""
 
 import math
 from collections.abc import Sequence
@@ -13,19 +13,110 @@ from torch.func import functional_call
 
 from neurotome.nn.attention import MultiAxisAttention
 from neurotome.nn.modulation import FiLM, Modulation, modulate
-from neurotome.nn.nd import Conv, Triple, depth_to_space, space_to_depth, upsample
+from neurotome.nn.nd import Conv, Triple, depth_to_space, per_axis, space_to_depth, upsample
 from neurotome.nn.residual import ResidualBlock, activated, normalisation, run_stage
 from neurotome.types import Image, ModalityIds, Style
 
 
 @dataclass(frozen=True)
+class Trunk:
+    """Sizes of the encoder and, mirrored, of the decoder; the defaults are NeuroQuant's published ones.
+
+    Args:
+        channels: Width of each encoder stage; the decoder mirrors it.
+        num_res_blocks: Residual blocks per stage.
+        decoder_res_blocks: Residual blocks per decoder stage; None for ``num_res_blocks``.
+        attention_levels: Which stages end in multi-axis attention (and the decoder's mirror).
+        mid_blocks: Whether residual block, attention, residual block follow the coarsest stage.
+        num_heads: Attention heads.
+        downsample: Which stages halve the resolution; None means all.
+        stem_factor: Voxels per axis moved into channels before the first convolution and back after the last.
+        norm_groups: Groups of the normalisations; 0 removes them (crops and whole volumes then see the same network).
+        factored: Whether convolutions in residual blocks are factored into plane and depth.
+
+    Raises:
+        ValueError: The lists have not one entry per level.
+    """
+
+    channels: Sequence[int] = (64, 128, 256, 256)
+    num_res_blocks: int = 2
+    decoder_res_blocks: int | None = None
+    attention_levels: Sequence[bool] = (False, False, True, True)
+    mid_blocks: bool = True
+    num_heads: int = 8
+    downsample: Sequence[bool] | None = None
+    stem_factor: int = 1
+    norm_groups: int = 32
+    factored: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse lists of different lengths."""
+        if not len(self.channels) == len(self.attention_levels) == len(self.halved):
+            raise ValueError(
+                f"channels has {len(self.channels)} levels, attention_levels {len(self.attention_levels)}, downsample "
+                f"{len(self.halved)}; give one entry per level"
+            )
+
+    @property
+    def halved(self) -> tuple[bool, ...]:
+        """Which stages halve the resolution."""
+        return (True,) * len(self.channels) if self.downsample is None else tuple(self.downsample)
+
+    @property
+    def factor(self) -> int:
+        """Voxels per latent cell and axis."""
+        return self.stem_factor * 2 ** sum(self.halved)
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """Sizes of the appearance stream and of the FiLM networks; the defaults are NeuroQuant's published ones.
+
+    Args:
+        channels: C_m, length of the appearance vector.
+        stages: Widths of further strided stages between trunk and appearance head, so that style sees wider.
+        foreground_above: Only voxels brighter than this enter GAP(z_mod); None pools over the whole box (paper).
+        embedding_channels: C_s, length of the contrast's embedding s_m.
+        film_hidden: Width of the FiLM networks.
+        film_layers: Hidden layers of the decoder's FiLM network.
+        film_sites: "stage" modulates after the middle and after each stage (paper), "block" inside each residual block;
+            "none" builds no appearance stream, so that the decoder is not given the contrast (the base of the paper's
+            ablation).
+        gain_factor: Latent cells per axis and cell of the gain field g, which multiplies the brightness of the image:
+            the appearance that a vector cannot hold, such as a coil's bias field; 0 for none (paper).
+
+    Raises:
+        ValueError: There is a gain but no appearance stream.
+    """
+
+    channels: int = 32
+    stages: Sequence[int] = ()
+    foreground_above: float | None = None
+    embedding_channels: int = 32
+    film_hidden: int = 256
+    film_layers: int = 2
+    film_sites: Literal["stage", "block", "none"] = "stage"
+    gain_factor: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a gain without an appearance stream."""
+        if self.gain_factor and self.film_sites == "none":
+            raise ValueError(
+                f"gain_factor is {self.gain_factor} with film_sites none; the gain is part of the appearance"
+            )
+
+
+@dataclass(frozen=True)
 class Parts:
-    """What every block of one network shares."""
+    """The blocks of one network."""
 
     spatial_dims: int
-    num_heads: int
-    norm_groups: int
-    factored: bool
+    trunk: Trunk
+
+    @property
+    def stem(self) -> Triple:
+        """Voxels per axis moved into channels."""
+        return per_axis(self.trunk.stem_factor, self.spatial_dims)
 
     def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> Conv:
         """Return a whole convolution."""
@@ -33,22 +124,26 @@ class Parts:
 
     def residual(self, in_channels: int, out_channels: int) -> ResidualBlock:
         """Return a residual block."""
-        return ResidualBlock(self.spatial_dims, in_channels, out_channels, self.norm_groups, self.factored)
+        return ResidualBlock(self.spatial_dims, in_channels, out_channels, self.trunk.norm_groups, self.trunk.factored)
 
     def attention(self, channels: int) -> MultiAxisAttention:
         """Return attention along every axis."""
-        return MultiAxisAttention(self.spatial_dims, channels, self.num_heads, self.norm_groups)
+        return MultiAxisAttention(self.spatial_dims, channels, self.trunk.num_heads, self.trunk.norm_groups)
 
-    def middle(self, channels: int, build: bool) -> nn.Module:
+    def middle(self, channels: int) -> nn.Module:
         """Return residual block, attention, residual block, or nothing."""
-        if not build:
+        if not self.trunk.mid_blocks:
             return nn.Identity()
         return nn.Sequential(
             self.residual(channels, channels), self.attention(channels), self.residual(channels, channels)
         )
 
+    def strided(self, widths: Sequence[int]) -> list[nn.Module]:
+        """Return stages that halve the resolution, from each width to the next."""
+        return [nn.Sequential(self.conv(a, b, stride=2), self.residual(b, b)) for a, b in pairwise(widths)]
 
-class Stage(nn.Module):
+
+class AnatomyStage(nn.Module):
     """Residual blocks and attention at one resolution, after going up to it or before going down from it."""
 
     def __init__(
@@ -76,46 +171,42 @@ class Stage(nn.Module):
         return self.down(self.attention(x))
 
 
-class Encoder(nn.Module):
+class AnatomyEncoder(nn.Module):
     """Image to the features that both streams start from.
 
-    With ``told`` contrasts it has a stem for each, and FiLM by an embedding of the contrast in its blocks: a patch of
-    white matter in T1w looks like a ventricle in T2w, and only who knows the contrast can tell them apart.
+    With ``contrasts`` it has a stem for each, and FiLM by an embedding of the contrast in its blocks: a patch of white
+    matter in T1w resembles a ventricle in T2w, and only who knows the contrast can tell them apart.
+
+    Args:
+        parts: Of the network.
+        in_channels: Image channels.
+        contrasts: Number of contrasts known to the encoder; 0 for none.
+        appearance: Sizes of embedding and FiLM.
     """
 
-    def __init__(
-        self,
-        parts: Parts,
-        in_channels: int,
-        channels: Sequence[int],
-        num_res_blocks: int,
-        attention_levels: Sequence[bool],
-        downsample: Sequence[bool],
-        mid_blocks: bool,
-        stem: Triple,
-        told: int,
-        embedding_channels: int,
-        film_hidden: int,
-    ) -> None:
+    def __init__(self, parts: Parts, in_channels: int, contrasts: int, appearance: Appearance) -> None:
         super().__init__()
-        self.stem, self.told, self.num_res_blocks, self.recompute = stem, told, num_res_blocks, False
-        self.conv_in = parts.conv(in_channels * math.prod(stem), channels[0] * max(told, 1))
+        trunk, channels = parts.trunk, parts.trunk.channels
+        self.stem, self.contrasts, self.recompute = parts.stem, contrasts, False
+        self.num_res_blocks = trunk.num_res_blocks
+        self.conv_in = parts.conv(in_channels * math.prod(self.stem), channels[0] * max(contrasts, 1))
         self.stages = nn.ModuleList(
-            Stage(parts, a, b, num_res_blocks, attention, "down" if halved else "none")
+            AnatomyStage(parts, a, b, trunk.num_res_blocks, attention, "down" if halved else "none")
             for (a, b), attention, halved in zip(
-                pairwise((channels[0], *channels)), attention_levels, downsample, strict=True
+                pairwise((channels[0], *channels)), trunk.attention_levels, trunk.halved, strict=True
             )
         )
-        self.mid = parts.middle(channels[-1], mid_blocks)
-        self.norm = normalisation(channels[-1], parts.norm_groups)
-        if told:
-            self.film = FiLM(embedding_channels, film_hidden, [c for c in channels for _ in range(num_res_blocks)], 1)
-            self.embedding = nn.Embedding(told, embedding_channels)
+        self.mid = parts.middle(channels[-1])
+        self.norm = normalisation(channels[-1], trunk.norm_groups)
+        if contrasts:
+            sites = [c for c in channels for _ in range(trunk.num_res_blocks)]
+            self.film = FiLM(appearance.embedding_channels, appearance.film_hidden, sites, 1)
+            self.embedding = nn.Embedding(contrasts, appearance.embedding_channels)
 
     def forward(self, image: Image, modality: ModalityIds) -> Tensor:
         """Map ``(b, c, x, y, z)`` to ``(b, c', x/f, y/f, z/f)``."""
         h = self._enter(space_to_depth(image, self.stem), modality)
-        films: list[Modulation] = self.film(self.embedding(modality)) if self.told else []
+        films: list[Modulation] = self.film(self.embedding(modality)) if self.contrasts else []
         for i, stage in enumerate(self.stages):
             of_stage = films[i * self.num_res_blocks : (i + 1) * self.num_res_blocks]
             h = run_stage(stage, self.recompute, h, of_stage)
@@ -123,15 +214,15 @@ class Encoder(nn.Module):
 
     def _enter(self, x: Tensor, modality: ModalityIds) -> Tensor:
         """Return what the stem of every image's contrast makes of it."""
-        if not self.told:
+        if not self.contrasts:
             return self.conv_in(x)
         if torch.is_grad_enabled():
-            h = self.conv_in(x).unflatten(1, (self.told, -1))
+            h = self.conv_in(x).unflatten(1, (self.contrasts, -1))
             return h[torch.arange(len(h), device=h.device), modality]
         # only the stems that are asked for, each for all images: no image's bits depend on the contrasts beside it
         parts: dict[int, Tensor] = {}
         for one in sorted(set(modality.tolist())):
-            own = {name: p.chunk(self.told)[one] for name, p in self.conv_in.named_parameters()}
+            own = {name: p.chunk(self.contrasts)[one] for name, p in self.conv_in.named_parameters()}
             parts[one] = functional_call(self.conv_in, own, (x,))
         h, *others = parts.values()
         for one, other in zip(list(parts)[1:], others, strict=True):
@@ -139,36 +230,37 @@ class Encoder(nn.Module):
         return h
 
 
-class Decoder(nn.Module):
-    """Latent and modulations to the image."""
+class AnatomyDecoder(nn.Module):
+    """Latent and modulations to the image.
+
+    Args:
+        parts: Of the network.
+        latent_channels: Channels of the latent.
+        out_channels: Image channels.
+        film_sites: See :class:`Appearance`.
+
+    Attributes:
+        sites: Channels of each modulated feature map.
+    """
 
     def __init__(
-        self,
-        parts: Parts,
-        latent_channels: int,
-        out_channels: int,
-        channels: Sequence[int],
-        num_res_blocks: int,
-        attention_levels: Sequence[bool],
-        upsample: Sequence[bool],
-        mid_blocks: bool,
-        stem: Triple,
-        film_sites: Literal["stage", "block", "none"],
+        self, parts: Parts, latent_channels: int, out_channels: int, film_sites: Literal["stage", "block", "none"]
     ) -> None:
         super().__init__()
-        self.stem, self.film_sites, self.doubled, self.recompute = stem, film_sites, tuple(upsample), False
+        trunk, channels = parts.trunk, parts.trunk.channels[::-1]
+        num_res_blocks = trunk.num_res_blocks if trunk.decoder_res_blocks is None else trunk.decoder_res_blocks
+        self.stem, self.film_sites, self.doubled, self.recompute = parts.stem, film_sites, trunk.halved[::-1], False
         self.conv_in = parts.conv(latent_channels, channels[0])
-        self.mid = parts.middle(channels[0], mid_blocks)
+        self.mid = parts.middle(channels[0])
         self.stages = nn.ModuleList(
-            Stage(parts, a, b, num_res_blocks, attention, "up" if doubled else "none")
+            AnatomyStage(parts, a, b, num_res_blocks, attention, "up" if doubled else "none")
             for (a, b), attention, doubled in zip(
-                pairwise((channels[0], *channels)), attention_levels, upsample, strict=True
+                pairwise((channels[0], *channels)), trunk.attention_levels[::-1], self.doubled, strict=True
             )
         )
-        self.norm = normalisation(channels[-1], parts.norm_groups)
+        self.norm = normalisation(channels[-1], trunk.norm_groups)
         self.act = nn.SiLU()
-        self.conv_out = parts.conv(channels[-1], out_channels * math.prod(stem))
-        #: channels of each modulated feature map
+        self.conv_out = parts.conv(channels[-1], out_channels * math.prod(self.stem))
         self.sites = {
             "stage": [channels[0], *channels],
             "block": [c for c in channels for _ in range(num_res_blocks)],
@@ -227,11 +319,11 @@ class GainField(nn.Module):
         x, y, z = (-(-n // self.factor) for n in latent)
         return x, y, z
 
-    def forward(self, looks: Tensor, weight: Tensor, latent: Sequence[int]) -> Tensor:
+    def forward(self, features: Tensor, weight: Tensor, latent: Sequence[int]) -> Tensor:
         """Map ``(b, c, x, y, z)`` and ``(b, 1, x, y, z)`` to the log gain ``(b, 1, x', y', z')``."""
         cells = self.cells(latent)
         brain = F.adaptive_avg_pool3d(weight, cells)
-        mean = F.adaptive_avg_pool3d(self.head(looks).float() * weight, cells) / brain.clamp(min=1e-3)
+        mean = F.adaptive_avg_pool3d(self.head(features).float() * weight, cells) / brain.clamp(min=1e-3)
         g = self.limit * torch.tanh(mean)
         return g - (g * brain).sum((2, 3, 4), keepdim=True) / brain.sum((2, 3, 4), keepdim=True).clamp(min=1e-3)
 

@@ -1,14 +1,12 @@
-"""Bytes of a file, verified in and atomic out.
+"""Bytes of a file, verified while they are read.
 
-In: only regular files are opened; a gzip stream is read to its end, so that its checksum and size are verified; never
-more bytes are decoded than the caller asked for. Out: a temporary file in the same folder, fsync, rename.
+Only regular files are opened; a gzip stream is read to its end, so that its checksum and size are verified; never more
+bytes are decoded than the caller asked for.
 """
 
-import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
@@ -16,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from neurotome.errors import InputError, OutputError
+from neurotome.errors import InputError
 
 zlib_engine: ModuleType = zlib
 decode_errors: list[type[Exception]] = [zlib.error]
@@ -255,57 +253,6 @@ def gzip_bytes(parts: Iterable[bytes | memoryview]) -> Iterator[bytes]:
     for part in parts:
         yield encoder.compress(part)
     yield encoder.flush()
-
-
-def write_atomically(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview]) -> str:
-    """Write ``parts`` to a temporary file beside ``path``, flush it to disk, then rename; return its SHA-256.
-
-    Raises:
-        OutputError: The folder is missing or read-only, or the disk is full; nothing is left behind.
-    """
-    path = Path(path)
-    # a short name of our own: a suffix to a 255-byte name would be refused
-    temporary = path.parent / f".neurotome-{secrets.token_hex(8)}.tmp"
-    digest = hashlib.sha256()
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                for part in parts:
-                    file.write(part)
-                    digest.update(part)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise OutputError(_output_reason(path, error)) from error
-    return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the folder's entry, so that the rename survives a power loss; not every file system offers it."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _output_reason(path: Path, error: OSError) -> str:
-    reason = error.strerror or str(error)
-    remedy = {
-        errno.ENOSPC: "free some disk space or choose another output folder",
-        errno.EROFS: "choose an output folder that can be written to",
-        errno.EACCES: "choose an output folder that can be written to",
-        errno.ENOENT: "create the output folder first",
-    }.get(error.errno or 0, "choose another output folder")
-    return f"{path}: cannot be written ({reason}). Remedy: {remedy}."
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -2,8 +2,8 @@ r"""Latents of nothing but signs on disk: 32 planes of -1 and 1 in the bits of o
 
     word_w = sum_i [plane_(32 w + i) > 0] 2^i          planes (d, x, y, z), words (d / 32, x, y, z), 32 bits each
 
-The order is MedGen's. There the words are read as floats, NaN among them, that no arithmetic survives; whole numbers
-are refused by what expects a latent instead of poisoning it.
+The order of bits is MedGen's, which reads the words as floats, some of them NaN. Here they stay whole numbers, which
+code that expects a latent refuses.
 """
 
 from typing import Any

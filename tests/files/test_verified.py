@@ -1,4 +1,3 @@
-import errno
 import gzip
 import os
 import zlib
@@ -6,9 +5,9 @@ import zlib
 import numpy as np
 import pytest
 
-from neurotome.errors import InputError, OutputError
-from neurotome.files import stream
-from neurotome.files.stream import VerifiedStream, file_sha256, gzip_bytes, write_atomically
+from neurotome.errors import InputError
+from neurotome.files import verified
+from neurotome.files.verified import VerifiedStream, gzip_bytes
 
 DATA = np.random.default_rng(0).integers(0, 50, 200_000, dtype=np.uint8).tobytes()
 
@@ -26,8 +25,8 @@ def read_all(path, size=SIZE):
 @pytest.fixture(params=["isal", "zlib"])
 def engine(request, monkeypatch):
     if request.param == "zlib":
-        monkeypatch.setattr(stream, "zlib_engine", zlib)
-    elif stream.zlib_engine is zlib:
+        monkeypatch.setattr(verified, "zlib_engine", zlib)
+    elif verified.zlib_engine is zlib:
         pytest.skip("isal is not installed")
 
 
@@ -100,9 +99,9 @@ def test_expansion_is_bounded_where_it_costs_memory(tmp_path):
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(b"") + bytes(200_000))
     with VerifiedStream(path, compressed=True) as source:
-        source.check_promise(stream.FREE_BYTES)
+        source.check_promise(verified.FREE_BYTES)
         with pytest.raises(InputError, match=r"250-fold, like a decompression bomb.*gunzip"):
-            source.check_promise(stream.FREE_BYTES + 1)
+            source.check_promise(verified.FREE_BYTES + 1)
     (tmp_path / "x.nii").write_bytes(b"x" * 1000)
     with VerifiedStream(tmp_path / "x.nii", compressed=False) as source:
         source.check_promise(1000)
@@ -115,7 +114,7 @@ def test_many_small_members_take_no_longer_than_their_bytes(tmp_path, engine, mo
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(b"") * 20_000 + gzip.compress(DATA))
     fed = []
-    make = stream.zlib_engine.decompressobj
+    make = verified.zlib_engine.decompressobj
 
     class Counting:
         def __init__(self, **kwargs):
@@ -128,7 +127,7 @@ def test_many_small_members_take_no_longer_than_their_bytes(tmp_path, engine, mo
         def __getattr__(self, name):
             return getattr(self.decoder, name)
 
-    monkeypatch.setattr(stream, "zlib_engine", type("Engine", (), {"decompressobj": Counting}))
+    monkeypatch.setattr(verified, "zlib_engine", type("Engine", (), {"decompressobj": Counting}))
     assert read_all(path) == DATA
     assert sum(fed) < 20_000 * (1 << 16)
 
@@ -158,34 +157,3 @@ def test_equal_parts_give_equal_bytes_without_time_or_name(tmp_path):
     assert gzip.decompress(first) == DATA
     assert first[3] == 0  # no name, comment or extra field
     assert first[4:8] == bytes(4)  # no time
-
-
-def test_atomic_write_leaves_nothing_behind(tmp_path, monkeypatch):
-    path = tmp_path / "out.bin"
-    sha256 = write_atomically(path, [b"old"])
-    assert sha256 == file_sha256(path)
-
-    def broken():
-        yield b"new"
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        write_atomically(path, broken())
-
-    def full(handle):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OutputError, match=r"out.bin.*No space left.*free some disk space"):
-            write_atomically(path, [b"new"])
-    with pytest.raises(OutputError, match="create the output folder first"):
-        write_atomically(tmp_path / "none" / "out.bin", [b"new"])
-    assert [p.name for p in tmp_path.iterdir()] == ["out.bin"]
-    assert path.read_bytes() == b"old"
-
-
-def test_a_name_of_255_bytes_can_be_written(tmp_path):
-    path = tmp_path / ("x" * 248 + ".nii.gz")
-    write_atomically(path, [b"data"])
-    assert path.read_bytes() == b"data"

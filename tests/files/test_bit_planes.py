@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurotome.data.stores.bit_planes import WORD, are_signs, pack_bits, unpack_bits
+from neurotome.files.bit_planes import WORD, are_signs, pack_bits, unpack_bits
 
 
 def signs(*shape: int, seed: int = 0) -> np.ndarray:

@@ -4,16 +4,15 @@ One function for the statistics of a model folder and for shards, through the ve
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from neurotome.data.preparation.record import Record
-from neurotome.data.stores.store import LoadedSession, SessionEntry, Store
-from neurotome.errors import InputError
-from neurotome.losses.segmentation import SegmentationLoss
+from neurotome.data.stores.entries import LoadedSession
+from neurotome.data.stores.masks import MaskSource
+from neurotome.data.stores.store import Store
 from neurotome.tokenizers.base import Tokenizer
 from neurotome.types import Batch
 
@@ -34,7 +33,7 @@ class SessionView:
 
 
 def session_views(
-    network: Tokenizer, store: Store, session: LoadedSession, segmentation: SegmentationLoss | None = None
+    network: Tokenizer, store: Store, session: LoadedSession, masks: MaskSource | None = None
 ) -> list[SessionView]:
     """Return what is encoded of a session; nothing where it has none of the network's contrasts.
 
@@ -42,7 +41,7 @@ def session_views(
         network: The tokenizer.
         store: Where the session lies.
         session: Of the store.
-        segmentation: How a batch becomes masks; None for the scans themselves.
+        masks: How a batch becomes masks; None for the scans themselves.
 
     Raises:
         ValueError: Label maps are asked for, and the session has none.
@@ -65,42 +64,9 @@ def session_views(
         site=torch.tensor([-1]),
         label=None if session.labels is None else torch.from_numpy(session.labels.astype(np.int64))[None],
     )
-    images, ids = batch.flat() if segmentation is None else segmentation.masks(batch, in_channels(network))
+    images, ids = (batch if masks is None else masks.of(batch)).flat()
     first = next(session.records[name] for name in names if name in session.records)
     return [
         SessionView(one.numpy(), names[i], session.records.get(names[i], first))
         for one, i in zip(images, ids.tolist(), strict=True)
     ]
-
-
-def in_channels(network: Tokenizer) -> int:
-    """Return the channels of the images that a tokenizer takes."""
-    return int(network.arguments.get("in_channels", 1))
-
-
-def described_masks(network: Tokenizer, segmentation: SegmentationLoss) -> dict[str, Any]:
-    """Return what ``config.json`` says of masks: where they are from, and what each channel is."""
-    channels = in_channels(network)
-    if segmentation.source == "image":
-        groups = ["voxels of the image above 0"]
-    elif channels == 1:
-        groups = ["every label above 0"]
-    else:
-        groups = [f"label {label}" for label in range(1, channels + 1)]
-    return {"source": segmentation.source, "groups": groups}
-
-
-def check_labelled(store: Store, entries: list[SessionEntry]) -> None:
-    """Refuse sessions without label maps.
-
-    Raises:
-        InputError: Some have none.
-    """
-    bare = [entry.name for entry in entries if "labels" not in entry.sources]
-    if bare:
-        raise InputError(
-            f"the model encodes label maps, and {len(bare)} of {len(entries)} sessions have none ({bare[0]})",
-            file=store.path,
-            remedy="prepare a dataset that has them: derivatives/truth/sub-*/anat/*_dseg.nii.gz, or the column label "
-            "of a manifest",
-        )

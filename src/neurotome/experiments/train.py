@@ -1,0 +1,309 @@
+"""Training from Python and from the command line: check, fit, export.
+
+    neurotome.train("neuroquant-demo", "store", "runs/a", seed=1, overrides={"trainer.max_steps": 100})
+
+The same call again resumes. Everything that can be wrong is said before anything is written.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from neurotome.data.stores.base import Reader
+from neurotome.data.stores.loaders import TrainingModule
+from neurotome.errors import UsageError, printable
+from neurotome.experiments.arguments import check_number, check_path
+from neurotome.experiments.config import load_config
+from neurotome.experiments.experiment import Experiment, check_experiment
+from neurotome.files.atomic import write_atomically
+from neurotome.files.progress import Progress
+from neurotome.models.folder import read_folder
+from neurotome.nn.exported import Exportable
+from neurotome.scans.export import export
+from neurotome.training.base import Method
+from neurotome.training.device import Precision, chosen_device, trainer_precision
+from neurotome.training.fit import FitResult, TrainerConfig, fit
+from neurotome.training.run_folder import LOCK, RunFolder, environment
+
+MOST_PROCESSES = 1024
+log = logging.getLogger("neurotome")
+OWN_FILES = (
+    "checkpoints", "model", "events", "data.json", "config.yaml", "environment.json", "metrics.jsonl", "status.json",
+    "report.html", "worst_batch.safetensors",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left.
+
+    Args:
+        run: The run folder.
+        model: The model folder in it.
+        step: Finished steps.
+        seconds: Training time, that of earlier starts included.
+        already_finished: Whether there was nothing left to do.
+        message: One sentence for people.
+        unready: Why the model must not be used yet, and what to do; empty where it may.
+        validation: The last validation's ``val/…`` values.
+    """
+
+    run: Path
+    model: Path
+    step: int
+    seconds: float
+    already_finished: bool
+    message: str
+    unready: str = ""
+    validation: Mapping[str, float] = field(default_factory=dict)
+
+
+def train(
+    config: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    precision: Precision | None = None,
+    threads: int | None = None,
+    workers: int = 0,
+    init_from: str | Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = True,
+) -> Trained:
+    """Train a config into a run folder and write its model folder; the same call resumes.
+
+    Args:
+        config: Name of a shipped config, or a YAML file.
+        data: Folder that the config's ``data`` block reads: a store, or shards of latents.
+        out: The run folder.
+        overrides: Values by dotted key, ``{"optimizer.lr": 1e-3}``.
+        seed: Of every draw, at least 0; None for the config's.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``fp32`` or ``bf16``; None for the config's.
+        threads: CPU threads, at least 1; None for all.
+        workers: Loader processes.
+        init_from: Model folder whose weights the product starts from.
+        overwrite: Remove a run that is there.
+        quiet: Show no progress.
+
+    Raises:
+        UsageError: A key, value, path or flag is not admissible; the data do not fit; ``out`` holds something else.
+        InputError: Data or model folder are damaged.
+        Interrupted: A signal came; the same call resumes.
+        Diverged: A loss or gradient is not finite.
+        OutputError: The disk is full, or ``out`` cannot be written to.
+    """
+    for name, path in (("config", config), ("data", data), ("out", out)):
+        check_path(name, path)
+    check_number("workers", workers, 0, MOST_PROCESSES)
+    if threads is not None:
+        check_number("threads", threads, 1, MOST_PROCESSES)
+    check_out(Path(out))
+    texts = _texts({} if overrides is None else overrides)
+    if seed is not None:
+        check_number("seed", seed, 0)
+        texts.append(("seed", str(seed)))
+    training = Training.prepare(config, data, texts, device, precision, threads, init_from, quiet=quiet)
+    return training.run(Path(out), workers=workers, overwrite=overwrite)
+
+
+def _texts(overrides: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return overrides as the command line has them; JSON is YAML."""
+    if not isinstance(overrides, Mapping):
+        raise UsageError(f'overrides are {type(overrides).__name__}; give a mapping, {{"optimizer.lr": 1e-3}}')
+    texts = []
+    for key, value in overrides.items():
+        if not isinstance(key, str):
+            raise UsageError(f"overrides: key {key!r} is not text; give a dotted key, optimizer.lr")
+        try:
+            texts.append((key, json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)))
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = f"{printable(repr(value))[:80]} is no value of a config ({error})"
+            raise UsageError(f"overrides: {printable(key)}: {reason}; give numbers, text, lists or mappings") from error
+    return texts
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON lacks as what it has: paths as text, numbers of numpy and torch as numbers."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if callable(item := getattr(value, "item", None)):
+        return item()
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder with other things in it.
+
+    Raises:
+        UsageError: OUT is a file, or a folder that holds something but no run.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{printable(out)}: is a file; --out names a folder")
+    if out.is_dir() and any(part.name != LOCK for part in out.iterdir()) and not (out / "config.yaml").exists():
+        raise UsageError(f"{printable(out)}: is not empty and holds no run; choose another --out")
+
+
+def remove_run(out: Path) -> None:
+    """Remove the run in a folder, and nothing else."""
+    for name in OWN_FILES:
+        part = out / name
+        shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that has been checked.
+
+    Args:
+        experiment: The checked config.
+        reader: What it reads.
+        method: With freshly drawn weights, or those of a model folder.
+        settings: How long and on what.
+    """
+
+    experiment: Experiment
+    reader: Reader
+    method: Method
+    settings: TrainerConfig
+
+    @classmethod
+    def prepare(
+        cls,
+        config: str | Path,
+        data: str | Path,
+        overrides: list[tuple[str, str]],
+        device: str = "auto",
+        precision: Precision | None = None,
+        threads: int | None = None,
+        init_from: str | Path | None = None,
+        *,
+        quiet: bool = False,
+    ) -> Self:
+        """Check everything and build the method; arguments as those of :func:`train`.
+
+        Raises:
+            UsageError, InputError: As :func:`train`.
+        """
+        more = [("trainer.precision", trainer_precision(precision))] if precision is not None else []
+        tree = load_config(str(config), [*overrides, *more])
+        reader = check_experiment(tree).data.build().open(Path(data))
+        experiment = check_experiment(tree, reader.modalities)
+        settings = experiment.trainer.build(
+            seed=experiment.seed, device=chosen_device(device), threads=threads, quiet=quiet
+        )
+        method = experiment.method_for(reader)
+        if init_from is not None:
+            start_from(method.product(), Path(init_from))
+        return cls(experiment, reader, method, settings)
+
+    def run(self, out: Path, *, workers: int = 0, overwrite: bool = False) -> Trained:
+        """Fit and export; arguments and errors as those of :func:`train`."""
+        with RunFolder(out).alone():
+            if overwrite:  # only now: a call that cannot work costs no run
+                remove_run(out)
+            return self._run(out, workers)
+
+    def _run(self, out: Path, workers: int) -> Trained:
+        text, product = self.experiment.resolved(), self.method.product()
+        learns = any(True for _ in product.parameters())
+        if learns:
+            steps, seed = self.settings.max_steps, self.experiment.seed
+            module = TrainingModule(self.reader, steps, seed, workers, modalities=product.modalities)
+            result = fit(self.method, module, out, self.settings, text)
+        else:
+            result = self._without_a_step(out, text)
+        if not (result.already_finished and (out / "model" / "config.json").exists()):
+            self._export(out, result)
+        if unready := product.unready():
+            log.warning(
+                "after %d steps %s. No command will use the model. Train with --overwrite, or into another --out "
+                "(--init-from goes on from these weights)",
+                result.step, unready,
+            )  # fmt: skip
+            RunFolder(out).status("finished", result.step, self.method.max_steps, result.seconds, unready)
+        message = result.message if learns else f"{type(product).__name__} has no parameters: nothing to train"
+        return Trained(
+            out,
+            out / "model",
+            result.step,
+            result.seconds,
+            result.already_finished,
+            message,
+            unready,
+            result.validation,
+        )
+
+    def _without_a_step(self, out: Path, text: str) -> FitResult:
+        """Return the result of a method without parameters, and make its run folder.
+
+        Raises:
+            UsageError: The folder holds the model of other data.
+        """
+        folder = RunFolder(out)
+        folder.claim(text)
+        folder.start(environment(self.experiment.seed, torch.get_num_threads(), "cpu"))
+        folder.status("finished", 0, 0, 0.0)
+        done = (out / "model" / "config.json").exists()
+        if done and folder.read_json("data.json") != json.loads(json.dumps(self.reader.describe())):
+            raise UsageError(
+                f"{printable(out)} was made from other data: give the same store, another --out, or --overwrite"
+            )
+        return FitResult(out, 0, 0.0, None, already_finished=done)
+
+    def _export(self, out: Path, result: FitResult) -> None:
+        """Write the model folder, with the averaged weights."""
+        start, name = time.monotonic(), self.experiment.name
+        facts = {
+            "Config": name if "/" not in name else Path(name).name,
+            "Steps": result.step,
+            "Training seconds": round(result.seconds),
+            "Seed": self.experiment.seed,
+            **{f"Last {key}": f"{value:.4g}" for key, value in result.validation.items()},
+            **self.method.facts(),
+        }
+        write_atomically(out / "data.json", [json.dumps(self.reader.describe(), indent=2).encode() + b"\n"])
+        product = self.method.product()
+        with result.averaged():
+            sessions = self.reader.sessions("train", product.modalities)
+            self.method.finish(sessions[i] for i in range(len(sessions)))
+            with Progress("encoded for the statistics", self.settings.quiet) as progress:
+                folder, frozen = out / "model", self.method.frozen()
+                export(product, self.reader, folder, facts=facts, frozen=frozen, overwrite=True, progress=progress)
+        seconds = time.monotonic() - start
+        log.info("wrote %s (%.0f s for statistics over the training subjects)", out / "model", seconds)
+
+
+def start_from(product: Exportable, folder: Path) -> None:
+    """Load the weights of a model folder into a network.
+
+    Raises:
+        UsageError: Another network, other contrasts or other sizes; the message names them.
+        InputError: The folder is damaged.
+    """
+    source = read_folder(folder, Exportable).network  # type: ignore[type-abstract]  # the registry holds concrete ones
+    if type(source) is not type(product):
+        raise UsageError(
+            f"--init-from {printable(folder)} is a {type(source).__name__}, the config trains a "
+            f"{type(product).__name__}"
+        )
+    if source.modalities != product.modalities:
+        raise UsageError(
+            f"--init-from {printable(folder)} knows {', '.join(source.modalities)}, the run "
+            f"{', '.join(product.modalities)}"
+        )
+    try:
+        product.load_exported(source.exported_state())
+    except ValueError as error:
+        raise UsageError(f"--init-from {printable(folder)}: {error}; use the config it was trained with") from error

@@ -1,0 +1,89 @@
+"""The one way in which images pass through a tokenizer's network: for every verb, evaluation and export.
+
+The network always sees batches of one size, filled up where images are missing, so that the result of an image does not
+depend on what it was computed with: one by one, in pairs or in a folder of thousands the bytes are the same.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurotome.nn.nd import channels_last
+from neurotome.nn.slabs.computing import SlabChoice, computing
+from neurotome.tokenizers.base import Encoded, Tokenizer
+from neurotome.training.device import Precision, check_precision
+
+# On a CPU two small images take hardly longer than one, four take twice as long as two; large images fill it alone.
+SMALL_VOXELS = 2**20
+T = TypeVar("T")
+
+
+class Codec:
+    """A tokenizer's network, and how it computes.
+
+    Args:
+        network: Put into evaluation mode.
+        shape: Spatial shape of the images.
+        precision: "bf16" runs the network in mixed precision.
+        slabs: Planes of a volume that the network computes at a time (:func:`neurotome.nn.slabs.computing.computing`).
+
+    Raises:
+        UsageError: There is no such precision.
+    """
+
+    def __init__(
+        self, network: Tokenizer, shape: Sequence[int], precision: Precision = "fp32", slabs: SlabChoice = "auto"
+    ) -> None:
+        check_precision(precision)
+        self.network = network.eval()
+        channels_last(network)  # convolutions on a CPU take a quarter less time
+        self.precision = precision
+        self.compute = computing(slabs, shape)
+        self.batch = 2 if math.prod(shape) <= SMALL_VOXELS else 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
+    def encode(self, images: Sequence[np.ndarray[Any, Any]], modalities: Sequence[str]) -> list[Encoded]:
+        """Return one code of batch size 1 per image ``(c, x, y, z)`` as the network takes it, on the CPU."""
+        codes: list[Encoded] = []
+        for part in _full(list(zip(images, modalities, strict=True)), self.batch):
+            image = torch.from_numpy(np.stack([one for one, _ in part]))  # (b, c, x, y, z)
+            ids = self._ids([name for _, name in part])
+            with torch.inference_mode(), self._autocast():
+                encoded = self.compute(self.network.encode, image.to(self.device), ids)
+            codes += [encoded.single(index) for index in range(len(part))]
+        return codes[: len(images)]  # what filled the last batch is left over
+
+    def decode(self, codes: Sequence[Encoded], modalities: Sequence[str]) -> list[Tensor]:
+        """Return the images ``(c, x, y, z)`` of codes of batch size 1, single precision, on the CPU."""
+        images: dict[int, Tensor] = {}
+        groups: dict[Any, list[int]] = {}
+        for place, code in enumerate(codes):
+            groups.setdefault(code.kind, []).append(place)
+        for group in groups.values():
+            for part in _full(group, self.batch):
+                encoded = Encoded.joined([codes[place] for place in part]).to(self.device)
+                ids = self._ids([modalities[place] for place in part])
+                with torch.inference_mode(), self._autocast():
+                    decoded = self.compute(self.network.decode, encoded, ids)
+                images |= dict(zip(part, decoded.float().cpu(), strict=True))
+        return [images[place] for place in range(len(codes))]
+
+    def _ids(self, names: Sequence[str]) -> Tensor:
+        return torch.tensor([self.network.modality_id(name) for name in names], device=self.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def _full(items: Sequence[T], size: int) -> list[list[T]]:
+    """Return batches of exactly ``size``; the last item fills up the last one."""
+    padded = [*items, *[items[-1]] * (-len(items) % size)] if items else []
+    return [padded[at : at + size] for at in range(0, len(padded), size)]

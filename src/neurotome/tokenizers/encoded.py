@@ -1,0 +1,126 @@
+"""What a tokenizer makes of images: one object that knows how it is stored, joined and cut.
+
+A field of another name or kind is added here and nowhere else: every operation below runs over the fields.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurotome.files.bit_planes import are_signs, pack_bits, unpack_bits
+
+# what only training looks at: it stays behind when a code is stored or moved
+TRAINING_ONLY = ("terms", "aux")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a tokenizer makes of an image.
+
+    Args:
+        latent: What the decoder receives, ``(b, d, x, y, z)``.
+        codes: Named code maps ``(b, x, y, z)``, the first one is the anatomy; empty for continuous tokenizers.
+        style: Appearance vector ``(b, d)``, or None.
+        terms: The bottleneck's own named losses, scalars.
+        shape: Spatial shape of the source image.
+        aux: Tensors that only training looks at (continuous codes before quantisation, for example).
+        gain: Log gain on a coarse grid, ``(b, 1, x, y, z)``: the part of the appearance a vector cannot hold, or None.
+    """
+
+    latent: Tensor
+    codes: Mapping[str, Tensor]
+    style: Tensor | None
+    terms: Mapping[str, Tensor]
+    shape: tuple[int, int, int]
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+    gain: Tensor | None = None
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors that make the code, by name: ``latent``, ``codes.anatomy``, ``style``."""
+        for name in (f.name for f in fields(self) if f.name not in TRAINING_ONLY):
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                yield name, value
+            elif isinstance(value, Mapping):
+                yield from ((f"{name}.{key}", tensor) for key, tensor in value.items())
+
+    def mapped(self, change: Callable[[str, Tensor], Tensor]) -> Self:
+        """Return the code with every tensor changed, given its name; what only training looks at stays behind."""
+        values: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in TRAINING_ONLY:
+                value = {}
+            elif isinstance(value, Tensor):
+                value = change(f.name, value)
+            elif isinstance(value, Mapping):
+                value = {key: change(f"{f.name}.{key}", tensor) for key, tensor in value.items()}
+            values[f.name] = value
+        return type(self)(**values)
+
+    def to(self, device: torch.device) -> Self:
+        """Return the code on another device."""
+        return self.mapped(lambda _, tensor: tensor.to(device))
+
+    def single(self, index: int) -> Self:
+        """Return the code of one image of a batch, on the CPU, floats in single precision."""
+
+        def one(tensor: Tensor) -> Tensor:
+            part = tensor[index : index + 1].cpu()
+            return part.float() if part.is_floating_point() else part.clone()
+
+        return self.mapped(lambda _, tensor: one(tensor))
+
+    def take(self, index: Tensor) -> Self:
+        """Return the code of the images at ``index``, with what training looks at but its losses."""
+        aux = {name: value[index] for name, value in self.aux.items()}
+        return replace(self.mapped(lambda _, tensor: tensor[index]), aux=aux)
+
+    @classmethod
+    def joined(cls, codes: "Sequence[Encoded]") -> "Encoded":
+        """Return codes of the same :attr:`kind` as one batch."""
+        parts = [dict(code.named()) for code in codes]
+        return codes[0].mapped(lambda name, _: torch.cat([part[name] for part in parts]))
+
+    @property
+    def kind(self) -> Any:
+        """What codes have in common that fit into one batch: the same tensors of the same shapes."""
+        return tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in self.named()), self.shape
+
+    def stored(self) -> dict[str, Tensor]:
+        """Return the tensors as they lie on disk: codes in 32 bits, a latent of signs alone in one bit each."""
+        found = {}
+        for name, tensor in self.named():
+            plain = tensor.detach().cpu()
+            if not plain.is_floating_point():
+                plain = plain.to(torch.int32)  # holds every codebook, and is half of what networks return
+            elif name == "latent" and are_signs(values := plain.numpy()):
+                plain = torch.from_numpy(pack_bits(values))
+            found[name] = plain.contiguous()
+        return found
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], shape: tuple[int, int, int]) -> Self:
+        """Undo :meth:`stored`; tensors of other names are left out.
+
+        Raises:
+            KeyError: There is no latent.
+        """
+        latent = tensors["latent"]
+        if not latent.is_floating_point():
+            latent = torch.from_numpy(unpack_bits(np.asarray(latent)))
+        values: dict[str, Any] = {"latent": latent, "shape": shape}
+        for f in fields(cls):
+            if f.name in values:
+                continue
+            if f.name in TRAINING_ONLY or f.default_factory is dict or f.name == "codes":
+                prefix = f"{f.name}."
+                found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                values[f.name] = {key: v if v.is_floating_point() else v.long() for key, v in found.items()}
+            else:
+                values[f.name] = tensors.get(f.name)
+        return cls(**values)
