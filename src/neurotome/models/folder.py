@@ -132,13 +132,8 @@ def write_model_folder(
         part = plain_part(network)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    state = {key: value.contiguous().cpu() for key, value in network.exported_state().items()}
-    for name, value in state.items():
-        if not is_finite(value):
-            reason, remedy = f"tensor {name} holds NaN or infinity", "train again, with a lower rate if it recurs"
-            raise InputError(reason, file=folder / WEIGHTS, remedy=remedy)
     contents = {
-        WEIGHTS: safetensors.torch.save(state),
+        WEIGHTS: safetensors.torch.save(_finite_state(network, folder / WEIGHTS)),
         "preprocess.json": _json(preparation.to_json()),
         "README.md": card.encode(),
         SELF_TEST: safetensors.torch.save(_plain_tensors(made(network))),
@@ -169,6 +164,16 @@ def write_model_folder(
     }
     write_folder(folder, {**contents, CONFIG: _json(config)})
     return _digest(config)
+
+
+def _finite_state(network: Exportable, file: Path) -> dict[str, Tensor]:
+    """Return the weights that are stored, on the CPU; ``file`` is named where one is not finite."""
+    state = {key: value.contiguous().cpu() for key, value in network.exported_state().items()}
+    for name, value in state.items():
+        if not is_finite(value):
+            reason, remedy = f"tensor {name} holds NaN or infinity", "train again, with a lower rate if it recurs"
+            raise InputError(reason, file=file, remedy=remedy)
+    return state
 
 
 def read_folder(folder: Path, kind: type[N]) -> ModelFolder[N]:

@@ -64,9 +64,9 @@ def differences(old: Any, new: Any) -> list[str]:
     ]
 
 
-def _format(config: Any) -> bool:
-    """Return whether the data block of a config names a class, which it does since version 2."""
-    return isinstance(config, Mapping) and isinstance(data := config.get("data"), Mapping) and "class_path" in data
+def _flat_data(config: Any) -> bool:
+    """Return whether a config has a data block that names no class, as runs of earlier versions have."""
+    return isinstance(config, Mapping) and isinstance(data := config.get("data"), Mapping) and "class_path" not in data
 
 
 def environment(seed: int, threads: int, device: str) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class RunFolder:
             raise InputError(f"cannot be read ({error})", file=path) from error
         old, new = yaml.safe_load(before), yaml.safe_load(config)
         changed = differences(old, new)
-        if changed and _format(old) != _format(new):
+        if _flat_data(old) and not _flat_data(new):
             raise UsageError(
                 f"{self.root} holds a run of an earlier version of neurotome, whose runs cannot be resumed; its model "
                 "folder can be used as before. Give another --out, or --overwrite to replace it"
