@@ -34,3 +34,14 @@ def test_no_other_module_makes_streams_of_a_training() -> None:
         if isinstance(node, ast.Attribute) and node.attr == "SeedSequence"
     }
     assert found == {"streams.py", "data/phantom/cohort.py"}
+
+
+def test_torch_draws_from_fixed_seeds_alone_beside_the_streams() -> None:
+    """A generator of torch seeded with the run's own seed would share its number with every other one."""
+    seeds = {
+        (file.relative_to(SRC).as_posix(), ast.unparse(node.args[0]))
+        for file in SRC.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Generator().manual_seed")
+    }
+    assert {seed for _, seed in seeds} <= {"0"}, seeds

@@ -15,6 +15,9 @@ MIX = 11  # mixup and cutmix, by step
 LATENT_DRAW = 12  # which draw of a session a step sees, by step and rank
 LATENT_ORDER = 13  # order of the sessions of latents, by epoch
 SHARD_DRAW = 21  # augmentation of the scans in shards, by session and draw
+EVALUATION_NOISE = 31  # noise that the codes of a scan should bear, by session
+EVALUATION_CELLS = 32  # latent cells that the probes of tokens see, by session
+EVALUATION_TOKENS = 33  # tokens of all scans that a probe is fitted to (0) and tested on (1)
 
 
 def generator(seed: int, stream: int, *index: int) -> np.random.Generator:

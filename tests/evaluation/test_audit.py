@@ -73,7 +73,8 @@ def test_vectors_are_sampled_at_the_same_cells():
     place = torch.arange(8**3, dtype=torch.float32).view(1, 1, 8, 8, 8).repeat(2, 1, 1, 1, 1)
     encoded = Encoded(place, {"anatomy": place[:, 0].long()}, None, {}, (16, 16, 16))
     noisy = Encoded(place, {"anatomy": (place[:, 0] + (place[:, 0] < 256)).long()}, None, {}, (16, 16, 16))
-    first, second = scan_codes(encoded, encoded.latent, ("T1w", "T2w"), mask, "s", "", "", 3, noisy)
+    rng = np.random.default_rng(3)
+    first, second = scan_codes(encoded, encoded.latent, ("T1w", "T2w"), mask, "s", "", "", rng, noisy)
     inside = brain_cells(mask, (8, 8, 8))[0].flatten().nonzero().view(-1)
     torch.testing.assert_close(first.vectors, second.vectors)
     assert set(first.vectors.flatten().long().tolist()) <= set(inside.tolist())
@@ -81,7 +82,7 @@ def test_vectors_are_sampled_at_the_same_cells():
     assert first.mean.item() == pytest.approx(inside.double().mean().item(), rel=1e-5)
     assert first.steady == pytest.approx((inside >= 256).double().mean().item())
     with pytest.raises(ValueError, match="no latent cell of s"):
-        scan_codes(encoded, encoded.latent, ("T1w", "T2w"), torch.zeros_like(mask), "s", "", "", 3)
+        scan_codes(encoded, encoded.latent, ("T1w", "T2w"), torch.zeros_like(mask), "s", "", "", rng)
 
 
 def test_maps_of_other_grids_than_the_latent():
@@ -91,8 +92,10 @@ def test_maps_of_other_grids_than_the_latent():
     latent = torch.rand(2, 3, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     coarse = torch.arange(64).view(1, 4, 4, 4).repeat(2, 1, 1, 1)
 
+    rng = np.random.default_rng(0)
+
     def kept(latent, **codes):
-        return scan_codes(Encoded(latent, codes, None, {}, (16,) * 3), latent, "ab", mask, "s", "", "", 0)
+        return scan_codes(Encoded(latent, codes, None, {}, (16,) * 3), latent, "ab", mask, "s", "", "", rng)
 
     first, _ = kept(latent, level1=coarse, level0=coarse)
     assert first.vectors.shape == (4**3, 3)

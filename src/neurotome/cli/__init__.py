@@ -79,6 +79,11 @@ def natural(text: str) -> int:
     return value
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return ``1 scan``, ``2 scans``: a number with its noun."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def say(args: argparse.Namespace, text: str) -> None:
     """Print progress to standard error, unless ``--quiet``."""
     if not getattr(args, "quiet", False):

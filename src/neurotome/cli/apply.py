@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, add_reading, answer, existing, load_tokenizer, positive, say
+from neurotome.cli import add_common, add_reading, answer, counted, existing, load_tokenizer, positive, say
 from neurotome.cli.shards import add_flags, run_shards, wants_shards
 from neurotome.errors import InputError, UsageError, printable
 
@@ -245,7 +245,7 @@ def _say_plan(args: argparse.Namespace, plan: "Plan", work: "Work") -> int:
     planned = [_planned(args, job, work) for job in plan.jobs]
     rows = [row for row in planned if not isinstance(row, str)]
     refused += [reason for reason in planned if isinstance(reason, str)]
-    count = f"{len(rows)} scan{'' if len(rows) == 1 else 's'}"
+    count = counted(len(rows), "scan")
     head = f"{count}, prepared at {work.tokenizer.preparation.describe()}; nothing is written"
     shown = [
         f"{row['state']:<8} {row['source']} ({row['modality']}, {row['shape']}{', mask' if row['mask'] else ''}) "

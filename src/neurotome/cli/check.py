@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, add_reading, answer, existing, natural, say
+from neurotome.cli import add_common, add_reading, answer, counted, existing, natural, say
 from neurotome.errors import InputError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -137,10 +137,10 @@ def _wrapped(text: str, hanging: int, first: int = 0) -> list[str]:
 def _summary(report: "CheckReport") -> Iterator[str]:
     prints, counts = report.fingerprint, report.counts
     if prints:
-        sites = f", {_counted(len(prints['sites']), 'site')}" if prints["sites"] else ""
+        sites = f", {counted(len(prints['sites']), 'site')}" if prints["sites"] else ""
         yield (
-            f"{report.kind}: {_counted(prints['subjects'], 'subject')}, {_counted(prints['sessions'], 'session')}"
-            f"{sites}, {_counted(len(report.files), 'file')} read"
+            f"{report.kind}: {counted(prints['subjects'], 'subject')}, {counted(prints['sessions'], 'session')}"
+            f"{sites}, {counted(len(report.files), 'file')} read"
         )
     for modality, one in prints.get("contrasts", {}).items():
         shapes, spacings = (
@@ -148,8 +148,4 @@ def _summary(report: "CheckReport") -> Iterator[str]:
         )
         axes = " ".join(f"{value} ({n})" for value, n in one["orientations"][:3])
         yield f"  {modality:<6} {one['scans']:>5} scans  {shapes}  of {spacings} mm  {axes}"
-    yield ", ".join(_counted(counts[severity], severity) for severity in ("error", "warning", "note"))
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
+    yield ", ".join(counted(counts[severity], severity) for severity in ("error", "warning", "note"))

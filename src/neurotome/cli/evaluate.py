@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from neurotome.cli import add_common, answer, existing, set_threads
+from neurotome.cli import add_common, answer, counted, existing, set_threads
 
 
 def add_parser(subparsers: Any) -> None:
@@ -85,7 +85,7 @@ def headline(metrics: dict[str, Any]) -> str:
             }
             beside = ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in others.items() if v is not None)
             n = count(row["psnr_db"])
-            over = "" if n is None else f", {n} {split_name(metrics)} subject{'' if n == 1 else 's'}"
+            over = "" if n is None else f", {counted(n, f'{split_name(metrics)} subject')}"
             tail = f"   ({beside})" if beside else ""
             lines.append(f"{name:<11} {key:<8} {value:6.1f} dB in the brain{over}{tail}")
     for task, row in (metrics.get("structures") or {}).items():

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, add_reading, answer, existing, natural
+from neurotome.cli import add_common, add_reading, answer, counted, existing, natural
 from neurotome.errors import printable
 
 if TYPE_CHECKING:
@@ -137,17 +137,12 @@ def _text(result: dict[str, Any]) -> str:
     found = result.get("found", [])
     lines += ["", *(f"  {_row(one)}" for one in found[:_MAX_LINES])] if found else []
     if len(found) > _MAX_LINES:
-        lines.append(f"  and {_more(found, 'session')} (--json lists all)")
+        lines.append(f"  and {counted(len(found) - _MAX_LINES, 'more session')} (--json lists all)")
     notes = result["notes"]
     lines += ["", *(f"note: {printable(note)}" for note in notes[:_MAX_LINES])] if notes else []
     if len(notes) > _MAX_LINES:
-        lines.append(f"and {_more(notes, 'note')} (--json lists all)")
+        lines.append(f"and {counted(len(notes) - _MAX_LINES, 'more note')} (--json lists all)")
     return "\n".join(lines)
-
-
-def _more(listed: list[Any], noun: str) -> str:
-    number = len(listed) - _MAX_LINES
-    return f"{number} more {noun}{'' if number == 1 else 's'}"
 
 
 def _row(one: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from neurotome.cli import counted
 from neurotome.errors import UsageError
 
 DESCRIPTION = """\
@@ -96,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(summary))
     elif not args.quiet:
         names = ", ".join(cohort.modalities)
-        count = f"{number} subject{'' if number == 1 else 's'}"
-        print(f"{count} ({names}, {cohort.spacing_mm:g} mm) in {out}; truth in {summary['truth']}")
+        print(f"{counted(number, 'subject')} ({names}, {cohort.spacing_mm:g} mm) in {out}; truth in {summary['truth']}")
     return 0
 
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, add_reading, answer, existing, natural, positive
+from neurotome.cli import add_common, add_reading, answer, counted, existing, natural, positive
 from neurotome.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -132,10 +132,9 @@ def run(args: argparse.Namespace) -> int:
         "preparation": store.preparation.to_json(),
         "fingerprint": store.fingerprint,
     }
-    sessions = f"{len(store.sessions)} session{'' if len(store.sessions) == 1 else 's'}"
     text = (
-        f"{printable(store.path)}: {sessions} ({report.num_built} made, {report.num_kept} kept, "
-        f"{len(report.failures)} left out), {' '.join(store.modalities)}, "
+        f"{printable(store.path)}: {counted(len(store.sessions), 'session')} ({report.num_built} made, "
+        f"{report.num_kept} kept, {len(report.failures)} left out), {' '.join(store.modalities)}, "
         + ", ".join(f"{number} {name}" for name, number in subjects.items())
     )
     answer(args, result, text)

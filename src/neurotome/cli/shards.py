@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from neurotome.cli import answer, existing, load_tokenizer, natural, positive
+from neurotome.cli import answer, counted, existing, load_tokenizer, natural, positive
 from neurotome.errors import UsageError
 
 _ONE_SCAN = ("modality", "mask", "allow_head", "volume", "use_qform", "root")
@@ -64,7 +64,7 @@ def run_shards(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args, masks=True)
     writer = ShardWriter(tokenizer, store, plan)
     if args.dry_run:
-        text = f"{_counted(len(writer.cases), 'entry', 'entries')} of {_counted(len(store.sessions), 'session')}"
+        text = f"{counted(len(writer.cases), 'entry', 'entries')} of {counted(len(store.sessions), 'session')}"
         answer(args, {"entries": len(writer.cases), "request": writer.request}, f"{text}; nothing is written")
         return 0
     check_writable(out)
@@ -72,12 +72,8 @@ def run_shards(args: argparse.Namespace) -> int:
         found = writer.write(out, overwrite=args.overwrite, progress=progress)
     result = {"entries": found.entries, "shards": found.shards, "kept": found.kept, "bytes": found.size_bytes}
     kept = (
-        f", {_counted(found.kept, 'shard')} {'was' if found.kept == 1 else 'were'} already there" if found.kept else ""
+        f", {counted(found.kept, 'shard')} {'was' if found.kept == 1 else 'were'} already there" if found.kept else ""
     )
-    size = f"{_counted(found.shards, 'shard')} ({found.size_bytes / 2**20:.1f} MB)"
-    answer(args, result, f"{_counted(found.entries, 'entry', 'entries')} in {size}{kept}\n{out}")
+    size = f"{counted(found.shards, 'shard')} ({found.size_bytes / 2**20:.1f} MB)"
+    answer(args, result, f"{counted(found.entries, 'entry', 'entries')} in {size}{kept}\n{out}")
     return 0
-
-
-def _counted(n: int, one: str, many: str = "") -> str:
-    return f"{n} {one if n == 1 else many or f'{one}s'}"

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from neurotome import streams
 from neurotome.metrics.codebook import brain_cells
 from neurotome.metrics.disentanglement import (
     Probe,
@@ -69,7 +71,7 @@ def scan_codes(
     subject: str,
     session: str,
     site: str,
-    seed: int,
+    rng: np.random.Generator,
     noisy: Encoded | None = None,
 ) -> list[ScanCode]:
     """Return what to keep of the scans of one session, encoded as one batch in the order of ``modalities``.
@@ -82,7 +84,7 @@ def scan_codes(
         subject: Subject id.
         session: Session id.
         site: Scanner site, or "".
-        seed: Of the sampled cells.
+        rng: Draws the cells that are kept.
         noisy: Codes of the same scans under noise; None where it was not tried.
 
     Raises:
@@ -93,8 +95,7 @@ def scan_codes(
     if not inside.any():
         raise ValueError(f"no latent cell of {subject} {session} is half brain: an empty mask, or cells too large")
     vectors = anatomy[:, :, inside].transpose(1, 2)  # (v, n, d)
-    generator = torch.Generator().manual_seed(seed)
-    sample = torch.randperm(vectors.shape[1], generator=generator)[:SAMPLED_CELLS].to(vectors.device)
+    sample = torch.from_numpy(rng.permutation(vectors.shape[1])[:SAMPLED_CELLS]).to(vectors.device)
     codes = _anatomy_codes(encoded, mask)
     again = None if noisy is None else _anatomy_codes(noisy, mask)
     return [
@@ -225,7 +226,11 @@ def _scan_probe(
 
 
 def _token_probe(train: Sequence[ScanCode], test: Sequence[ScanCode], modalities: Sequence[str], seed: int) -> Probe:
-    x, y = (_tokens([s.vectors for s in scans], _classes(scans, modalities), seed) for scans in (train, test))
+    rngs = (streams.generator(seed, streams.EVALUATION_TOKENS, i) for i in range(2))
+    x, y = (
+        _tokens([s.vectors for s in scans], _classes(scans, modalities), rng)
+        for scans, rng in zip((train, test), rngs, strict=True)
+    )
     return linear_probe(*x, *y, seed)
 
 
@@ -240,11 +245,11 @@ def _code_probe(
     return code_probe(*tokens(train), *tokens(test), num_codes)
 
 
-def _tokens(vectors: Sequence[Tensor], classes: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def _tokens(vectors: Sequence[Tensor], classes: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Return at most ``PROBE_TOKENS`` tokens of all scans with their classes."""
     x = torch.cat(list(vectors))
     y = classes.repeat_interleave(torch.tensor([len(v) for v in vectors]))
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:PROBE_TOKENS]
+    chosen = torch.from_numpy(rng.permutation(len(x))[:PROBE_TOKENS])
     return x[chosen], y[chosen]
 
 

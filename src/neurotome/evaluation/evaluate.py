@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neurotome import streams
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.entries import LoadedSession, SessionEntry
 from neurotome.data.stores.store import Store
@@ -193,17 +194,17 @@ class _Evaluation:
             views, mask = self._views(session)
             if views:
                 self.structures = self._structures(session, views, mask) if step == self._test else None
-                step(entry, views, mask, self.seed + i)
+                step(entry, views, mask, i)
             if progress is not None:
                 progress(i + 1, len(passes), entry.name)
         return finite(self._tree())
 
-    def _fit(self, entry: SessionEntry, views: dict[str, Image], mask: Mask, seed: int) -> None:
+    def _fit(self, entry: SessionEntry, views: dict[str, Image], mask: Mask, index: int) -> None:
         """Fit the baselines to a training session and keep its codes for the probes."""
         self.baselines.update(views, mask)
-        self.found.train += self._codes(entry, list(views), self._encode(views), mask, seed)
+        self.found.train += self._codes(entry, list(views), self._encode(views), mask, index)
 
-    def _test(self, entry: SessionEntry, views: dict[str, Image], mask: Mask, seed: int) -> None:
+    def _test(self, entry: SessionEntry, views: dict[str, Image], mask: Mask, index: int) -> None:
         """Encode, decode, translate and score one session."""
         names = list(views)
         start = self._clock()
@@ -232,8 +233,8 @@ class _Evaluation:
         self.found.bits["own"] += self.network.bits_used(encoded).tolist()
         self.found.bits["translated"] += self.network.bits_used(shared).tolist() if self.styled else []
         self.found.count(encoded.codes, self._sizes(encoded.codes), mask)
-        noisy = self._encode(self._noisy(views, mask, seed)) if encoded.codes else None
-        self.found.test += self._codes(entry, names, encoded, mask, seed, noisy)
+        noisy = self._encode(self._noisy(views, mask, index)) if encoded.codes else None
+        self.found.test += self._codes(entry, names, encoded, mask, index, noisy)
         self.found.keep(entry.subject, views, outputs, mask)
 
     def _views(self, session: LoadedSession) -> tuple[dict[str, Image], Mask]:
@@ -302,7 +303,7 @@ class _Evaluation:
         names: list[str],
         encoded: Encoded,
         mask: Mask,
-        seed: int,
+        index: int,
         noisy: Encoded | None = None,
     ) -> list[ScanCode]:
         try:
@@ -314,17 +315,19 @@ class _Evaluation:
                 entry.subject,
                 entry.session or "",
                 entry.site or "",
-                seed,
+                streams.generator(self.seed, streams.EVALUATION_CELLS, index),
                 noisy,
             )
         except ValueError as error:
             raise InputError(str(error), remedy="check the brain mask of this session and prepare it again") from error
 
-    def _noisy(self, views: Mapping[str, Image], mask: Mask, seed: int) -> dict[str, Image]:
+    def _noisy(self, views: Mapping[str, Image], mask: Mask, index: int) -> dict[str, Image]:
         """Return the views with noise inside the brain; the background of a prepared scan holds none."""
-        generator = torch.Generator().manual_seed(seed)
+        rng = streams.generator(self.seed, streams.EVALUATION_NOISE, index)
         return {
-            name: (x + self.noise_sd * torch.randn(x.shape, generator=generator).to(x) * mask).clamp(-1, 1)
+            name: (x + self.noise_sd * torch.from_numpy(rng.standard_normal(x.shape, np.float32)).to(x) * mask).clamp(
+                -1, 1
+            )
             for name, x in views.items()
         }
 
