@@ -1,4 +1,4 @@
-"""What the pages say is there: links, anchors, pictures, make targets, every command with its flags, and Python's imports."""
+"""What the pages say is there: links, anchors, pictures, make targets, commands with their flags, Python's imports."""
 
 import ast
 import importlib
@@ -27,6 +27,8 @@ SCRIPTS = sorted((ROOT / "examples").glob("*.sh")) + sorted((ROOT / "examples").
 FENCE = re.compile(r"^( *)```([\w{}-]*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+# flags of other programs that running text names: SynthSeg, SLURM, Docker, Podman
+FOREIGN = {"--vol", "--requeue", "--signal", "--ntasks", "--build-arg", "--user", "--userns"}
 # a word that takes the place of what a user types: STORE, RUN/model, DATA, …
 FREE = re.compile(r"^[A-Z][A-Z0-9_]*(/|$)|[$<>…*]|\.ya?ml$")
 
@@ -66,6 +68,20 @@ def link_faults(page: Path, text: str) -> Iterator[str]:
             yield f"{target}: no heading of {file.name} makes this anchor; it has {sorted(anchors(file))}"
 
 
+def listed(text: str) -> list[str]:
+    """Return the pages that a page's tables of contents list."""
+    trees = [body for language, body in blocks(text) if language == "{toctree}"]
+    return [f"{name}.md" for tree in trees for name in re.findall(r"^[\w/.-]+$", tree, re.MULTILINE)]
+
+
+def directive_faults(page: Path, text: str) -> Iterator[str]:
+    """Yield pages of a table of contents and included files that are not there."""
+    included = re.findall(r"^```\{(?:literal)?include\} (\S+)$", text, re.MULTILINE)
+    for target in [*listed(text), *included]:
+        if not (page.parent / target).exists():
+            yield f"{target}: there is no such file"
+
+
 def command_lines(text: str) -> Iterator[list[str]]:
     """Yield the words after ``neurotome`` of every command in a shell text."""
     text = re.sub(r"\\\n\s*", " ", text)
@@ -75,9 +91,9 @@ def command_lines(text: str) -> Iterator[list[str]]:
             found = re.search(r"(?:^|[\s/(])neurotome +(?=[\w\[-])(.*)", part)
             if found is None or part.lstrip().startswith("#"):
                 continue
-            words = found[1].split(" # ")[0]
+            words = re.sub(r"\[([A-Z]+)\]", r"\1", found[1].split(" # ")[0])  # [OUT]: may be left out
             try:
-                yield shlex.split(words.replace("[", "").replace("]", "") if "[OUT]" in words else words, comments=True)
+                yield shlex.split(words, comments=True)
             except ValueError:
                 yield words.split()
 
@@ -117,7 +133,7 @@ def command_faults(words: list[str], *, whole: bool) -> Iterator[str]:
 
 def flag_faults(words: list[str]) -> Iterator[str]:
     """Yield flags of ours in running text that no verb has."""
-    known = {option for parser in _parser()[1].values() for option in parser.options()} | {"--version"}
+    known = {option for parser in _parser()[1].values() for option in parser.options()} | {"--version"} | FOREIGN
     for word in words:
         name = word.split("=")[0]
         if re.fullmatch(r"--[a-z][a-z-]+", name) and name not in known:
@@ -147,7 +163,7 @@ def make_faults(text: str) -> Iterator[str]:
 
 def page_faults(page: Path, text: str) -> list[str]:
     """Return everything that a page says and is not so."""
-    faults = list(link_faults(page, text))
+    faults = [*link_faults(page, text), *directive_faults(page, text)]
     for language, body in blocks(text):
         if language == "python" and "class BlockAverage" not in body:  # the worked example has its own test
             faults += python_faults(body)
@@ -199,9 +215,8 @@ def test_every_page_is_reached_from_the_first_one() -> None:
             continue
         reached.add(page)
         text = page.read_text(encoding="utf-8")
-        listed = [f"{name}.md" for _, body in blocks(text) if "toctree" in _ for name in re.findall(r"^[\w/.-]+$", body, re.M)]
         targets = [target.partition("#")[0] for target in LINK.findall(prose(text))]
-        for target in [*listed, *targets]:
+        for target in [*listed(text), *targets]:
             file = (page.parent / target).resolve()
             if file.suffix == ".md" and file.exists() and (ROOT / "docs") in file.parents:
                 queue.append(file)
@@ -213,6 +228,8 @@ def test_every_page_is_reached_from_the_first_one() -> None:
     [
         ("[a](gone.md)", "gone.md: there is no such file"),
         ("![a](gone.png)", "gone.png"),
+        ("```{toctree}\n:maxdepth: 1\n\ngone\n```", "gone.md"),
+        ("```{literalinclude} gone.py\n```", "gone.py"),
         ("# One\n[a](#two)", "#two: no heading"),
         ("[a](../README.md#no-such-heading)", "no-such-heading"),
         ("`neurotome chek DATA`", "there is no verb chek"),
@@ -235,7 +252,7 @@ def test_a_wrong_page_is_seen(tmp_path: Path, text: str, fault: str) -> None:
     assert any(fault in found for found in faults), faults
 
 
-def test_a_right_page_has_no_fault() -> None:
+def test_a_right_page_has_no_fault(tmp_path: Path) -> None:
     text = (
         "# One `two`: three\n[a](#one-two-three) [b](../README.md) [c](https://example.org/x#y)\n"
         "`neurotome evaluate` `neurotome train neuroquant STORE --out RUN` `--mask FILE`\n"
@@ -243,4 +260,21 @@ def test_a_right_page_has_no_fault() -> None:
         "```python\nfrom neurotome import Tokenizer\n```\n"
     )
     page = ROOT / "docs" / "made-up.md"
-    assert [fault for fault in page_faults(page, text) if "#one-two-three" not in fault and "made-up" not in fault] == []
+    assert page_faults(page, text.replace("(#one-two-three)", "(https://example.org)")) == []
+    (tmp_path / "made-up.md").write_text(text)
+    assert page_faults(tmp_path / "made-up.md", text.replace("../README.md", "made-up.md")) == []
+
+
+def said_by_the_source() -> str:
+    """Return every text in the source, one a line; the parts of an f-string around its values stand alone."""
+    trees = [ast.parse(module.read_text(encoding="utf-8")) for module in (ROOT / "src" / "neurotome").rglob("*.py")]
+    constants = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return "\n".join(" ".join(value.split()) for value in constants if isinstance(value, str))
+
+
+def test_the_questions_quote_messages_that_there_are() -> None:
+    page = (ROOT / "docs" / "how-to" / "faq.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^### `(.+)`$", page, re.MULTILINE)
+    said = said_by_the_source()
+    assert quoted
+    assert [message for message in quoted if message not in said] == []
