@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from neurotome.cli.main import _config_options, _parser, parse
+from neurotome.cli.main import Parser, _config_options, _parser, split_overrides
 from neurotome.errors import NeurotomeError
 from neurotome.experiments.config import shipped, shipped_benches
 
@@ -31,6 +32,18 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FOREIGN = {"--vol", "--requeue", "--signal", "--ntasks", "--build-arg", "--user", "--userns"}
 # a word that takes the place of what a user types: STORE, RUN/model, DATA, …
 FREE = re.compile(r"^[A-Z][A-Z0-9_]*(/|$)|[$<>…*]|\.ya?ml$")
+
+
+@cache
+def verbs() -> dict[str, Parser]:
+    """Return the parser of every verb."""
+    return _parser()[1]
+
+
+@cache
+def sections() -> frozenset[str]:
+    """Return the blocks that a config has."""
+    return frozenset({"method", *(option.lstrip("-").split(".")[0] for option in _config_options())})
 
 
 def prose(text: str) -> str:
@@ -82,6 +95,18 @@ def directive_faults(page: Path, text: str) -> Iterator[str]:
             yield f"{target}: there is no such file"
 
 
+def reference_faults(text: str) -> Iterator[str]:
+    """Yield names of the reference that nothing in the package has."""
+    for kind, name in re.findall(r"^\.\. auto(module|class|function):: (\S+)$", text, re.MULTILINE):
+        module, _, last = name.rpartition(".")
+        if kind == "module":
+            found = importlib.util.find_spec(name) is not None
+        else:
+            found = hasattr(importlib.import_module(module), last)
+        if not found:
+            yield f"{name}: there is no such {kind}"
+
+
 def command_lines(text: str) -> Iterator[list[str]]:
     """Yield the words after ``neurotome`` of every command in a shell text."""
     text = re.sub(r"\\\n\s*", " ", text)
@@ -103,9 +128,8 @@ def command_faults(words: list[str], *, whole: bool) -> Iterator[str]:
     said = " ".join(["neurotome", *words])
     if not words or words[0].startswith("-"):
         return
-    verbs = _parser()[1]
     verb, rest = words[0], words[1:]
-    if verb not in verbs:
+    if verb not in verbs():
         if verb != "VERB":
             yield f"`{said}`: there is no verb {verb}"
         return
@@ -114,17 +138,17 @@ def command_faults(words: list[str], *, whole: bool) -> Iterator[str]:
         if not re.fullmatch(r"--?[a-z][\w.-]*", name):
             continue
         if "." in name and verb == "train":
-            sections = {option.lstrip("-").split(".")[0] for option in _config_options()} | {"method"}
-            if name.lstrip("-").split(".")[0] not in sections:
+            if name.lstrip("-").split(".")[0] not in sections():
                 yield f"`{said}`: configs have no {name}"
-        elif name not in verbs[verb].options():
+        elif name not in verbs()[verb].options():
             yield f"`{said}`: {verb} has no {name}"
     names = {"train": shipped(), "configs": [*shipped(), *shipped_benches()]}.get(verb)
     if names is not None and rest and not rest[0].startswith("-") and not FREE.search(rest[0]) and rest[0] not in names:
         yield f"`{said}`: there is no config {rest[0]}"
     if whole and "…" not in said and "..." not in said:
         try:
-            parse([re.sub(r"^(\$\w+|<\w+>|\$\{.*\})$", "1", word) for word in words])
+            _, plain = split_overrides(rest)
+            verbs()[verb].parse_args([re.sub(r"^(\$\w+|<\w+>|\$\{.*\})$", "1", word) for word in plain])
         except NeurotomeError as error:
             yield f"`{said}`: {error}"
         except SystemExit:
@@ -133,7 +157,7 @@ def command_faults(words: list[str], *, whole: bool) -> Iterator[str]:
 
 def flag_faults(words: list[str]) -> Iterator[str]:
     """Yield flags of ours in running text that no verb has."""
-    known = {option for parser in _parser()[1].values() for option in parser.options()} | {"--version"} | FOREIGN
+    known = {option for parser in verbs().values() for option in parser.options()} | {"--version"} | FOREIGN
     for word in words:
         name = word.split("=")[0]
         if re.fullmatch(r"--[a-z][a-z-]+", name) and name not in known:
@@ -163,7 +187,7 @@ def make_faults(text: str) -> Iterator[str]:
 
 def page_faults(page: Path, text: str) -> list[str]:
     """Return everything that a page says and is not so."""
-    faults = [*link_faults(page, text), *directive_faults(page, text)]
+    faults = [*link_faults(page, text), *directive_faults(page, text), *reference_faults(text)]
     for language, body in blocks(text):
         if language == "python" and "class BlockAverage" not in body:  # the worked example has its own test
             faults += python_faults(body)
@@ -232,6 +256,8 @@ def test_every_page_is_reached_from_the_first_one() -> None:
         ("```{literalinclude} gone.py\n```", "gone.py"),
         ("# One\n[a](#two)", "#two: no heading"),
         ("[a](../README.md#no-such-heading)", "no-such-heading"),
+        ("```{eval-rst}\n.. autoclass:: neurotome.tokenizers.NoSuchClass\n```", "there is no such class"),
+        ("```{eval-rst}\n.. automodule:: neurotome.no_such_module\n```", "there is no such module"),
         ("`neurotome chek DATA`", "there is no verb chek"),
         ("`neurotome check DATA --shape 1`", "check has no --shape"),
         ("```\nneurotome train no-such-config STORE --out RUN\n```", "there is no config no-such-config"),
@@ -263,6 +289,13 @@ def test_a_right_page_has_no_fault(tmp_path: Path) -> None:
     assert page_faults(page, text.replace("(#one-two-three)", "(https://example.org)")) == []
     (tmp_path / "made-up.md").write_text(text)
     assert page_faults(tmp_path / "made-up.md", text.replace("../README.md", "made-up.md")) == []
+
+
+@pytest.mark.parametrize("folder", ["tokenizers", "tasks", "nn.quantize"])
+def test_every_public_class_is_in_the_reference(folder: str) -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference" / "api").glob("*.md"))
+    named = set(re.findall(r"auto\w+:: \S+\.(\w+)$", pages, re.MULTILINE))
+    assert set(importlib.import_module(f"neurotome.{folder}").__all__) - named == set()
 
 
 def said_by_the_source() -> str:
