@@ -58,3 +58,18 @@ def test_the_workflow_tests_every_python_that_is_declared() -> None:
     assert classified == named
     for constraints in re.findall(r"constraints: (requirements/\S+)", workflow):
         assert (ROOT / constraints).exists()
+
+
+def test_the_workflow_calls_targets_that_there_are() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    called = re.findall(r"run: make (\S+)", (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    assert {"test", "pytest", "docs"} == set(called)
+    assert [target for target in called if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
+
+
+def test_the_container_is_given_every_file_that_it_copies() -> None:
+    recipe = (ROOT / "Containerfile").read_text(encoding="utf-8")
+    admitted = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    copied = [word for line in re.findall(r"^COPY (.+) \S+$", recipe, re.MULTILINE) for word in line.split()]
+    assert copied
+    assert [word for word in copied if not (ROOT / word).exists() or word not in admitted] == []
