@@ -49,7 +49,7 @@ class Window(ABC):
 
     @abstractmethod
     def adjoint(self, maps: Tensor) -> Tensor:
-        """Return the transpose of :meth:`mean` applied to ``maps`` (n, *valid), of shape ``(n, x, y, z)``."""
+        """Return the transpose of :meth:`mean` applied to ``maps`` ``(n, *valid)``, of shape ``(n, x, y, z)``."""
 
 
 class BoxWindow(Window):

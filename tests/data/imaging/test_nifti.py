@@ -223,7 +223,7 @@ def test_other_kinds_are_refused_by_name(tmp_path, name, remedy):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (gzip.compress(header_bytes(SMALL)), "but a gzip stream.*end its name with .nii.gz"),
+        (gzip.compress(header_bytes(SMALL), mtime=0), "but a gzip stream.*end its name with .nii.gz"),
         (bytes(128) + b"DICM" + bytes(500), "but a DICOM file.*dcm2niix"),
         (b"NRRD0004" + bytes(500), "but an NRRD file"),
         (b"\x89HDF" + bytes(500), "but an HDF5 or MINC file"),
