@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from neurotome.data.checking.finding import FINDINGS, Finding
 from neurotome.data.checking.scan_findings import content_sha256, examine
 from neurotome.data.datasets.fingerprint import in_ras, orientation
 from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.preparation.preparation import Preparation
+from neurotome.data.stores.build import prepare
 from neurotome.data.stores.store_fingerprint import fingerprint_of_store
 from neurotome.errors import UsageError
 from tests.data.scans import affine_of, brain_array, rotation_of, write_bids, write_gzip, write_nifti
@@ -171,7 +174,46 @@ def test_voxels(raw, code, array):
     report = check(raw)
     assert [f.file for f in found(report, code)] == ["sub-02/anat/sub-02_T1w.nii.gz"]
     others = {"grids-differ", "grid-spacing", "grids-apart", "brains-apart"}
+    others |= (
+        {"whole-head"} if code == "background" else set()
+    )  # prepare takes the background for brain, and refuses it
     assert graver(report) - others == ({code} if FINDINGS[code][0] != "note" else set())
+
+
+HEAD = brain_array() + np.random.default_rng(1).random((20, 24, 18)).astype(np.float32) + np.float32(0.1)
+
+
+@pytest.mark.parametrize(
+    ("array", "masked", "code"),
+    [
+        (HEAD, False, "whole-head"),
+        (HEAD, True, "unstripped"),
+        (brain_array() + 5, False, "whole-head"),
+        (brain_array() + 5, True, ""),
+        (brain_array(), False, ""),
+    ],
+    ids=["head", "head with a mask", "bright background", "bright background with a mask", "brain"],
+)
+def test_a_head_is_an_error_where_prepare_refuses_it(raw, tmp_path, array, masked, code):
+    write_nifti(scan_of(raw, "02"), array)
+    if masked:
+        mask = raw / "derivatives/bet/sub-02/anat/sub-02_desc-brain_mask.nii.gz"
+        write_nifti(mask, (brain_array() > 0).astype(np.uint8))
+    report = check(raw)
+    assert {f.code for f in report.findings} - {"background"} == ({code} if code else set())
+    refused = prepare(raw, tmp_path / "store", preparation=Preparation(3.0, (20, 24, 16))).failures
+    assert [f.subject for f in refused] == (["02"] if report.fails() else [])
+
+
+def test_a_head_that_prepare_does_not_read_is_a_matter_of_privacy(raw):
+    write_nifti(scan_of(raw).with_name("sub-01_run-2_T1w.nii.gz"), HEAD)
+    (one,) = found(check(raw), "unstripped")
+    assert one.severity == "warning"
+    assert "deface" in one.remedy
+
+
+def test_one_image_is_judged_like_that_of_a_dataset(tmp_path):
+    assert check(write_nifti(tmp_path / "a_T1w.nii.gz", HEAD)).fails()
 
 
 def test_a_bright_vessel_is_no_extreme_voxel(raw):
@@ -359,6 +401,12 @@ def test_broken_twins_and_constant_images(raw):
     assert [f.file for f in found(report, "duplicate-subjects")] == ["sub-02/anat/sub-02_T1w.nii.gz"]
 
 
+def test_empty_files_are_no_duplicates(raw):
+    for subject in ("01", "02"):
+        scan_of(raw, subject).write_bytes(b"")
+    assert graver(check(raw)) == {"unreadable"}
+
+
 def test_the_same_content_in_two_splits_is_a_leak(raw, tmp_path):
     shutil.copy(scan_of(raw, "01"), scan_of(raw, "02"))
     shutil.copy(scan_of(raw, "01", "T2w"), scan_of(raw, "03", "T2w"))
@@ -432,7 +480,6 @@ def test_a_broken_sidecar_does_not_stop_the_check(raw):
     scan_of(raw, "01", "T2w").unlink()
     report = check(raw)
     assert graver(report) == {
-        "manifest",
         "bids-sidecar",
         "unreadable",
         "grids-apart",
@@ -444,17 +491,15 @@ def test_a_broken_sidecar_does_not_stop_the_check(raw):
 
 
 def test_a_folder_that_cannot_be_listed(raw, monkeypatch):
-    scandir = os.scandir
-
-    def denied(place="."):
+    def denied(list_folder, place="."):
         if str(place).endswith("sub-02/anat"):
             raise PermissionError(13, "Permission denied", str(place))
-        return scandir(place)
+        return list_folder(place)
 
-    monkeypatch.setattr(os, "scandir", denied)
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, partial(denied, getattr(os, name)))
     report = check(raw)
     assert {(f.code, f.file) for f in report.findings if f.severity == "error"} == {
-        ("manifest", ""),
         ("unreadable", "sub-02/anat"),
     }
     assert len(report.files) == 4

@@ -19,6 +19,8 @@ FINDINGS: dict[str, tuple[Severity, str]] = {
     "manifest": ("error", "the dataset cannot be read as a whole"),
     "choice": ("note", "what was decided when the scans were found"),
     "not-checked": ("note", "files of other kinds are not looked at"),
+    "not-prepared": ("error", "the image may be whole, but what belongs to it is not"),
+    "unpaired": ("warning", "several contrasts, but none of them twice in one session"),
     "unused": ("note", "checked, but its contrast or role is unknown, so prepare leaves it out"),
     "outside": ("warning", "a link leads out of the dataset"),
     # bytes and headers
@@ -35,7 +37,8 @@ FINDINGS: dict[str, tuple[Severity, str]] = {
     "absurd-voxels": ("error", "voxels that no scanner makes"),
     "background": ("warning", "the background is above zero"),
     "negative-foreground": ("warning", "much of the brain is below zero"),
-    "whole-head": ("warning", "the head is not stripped; a face can identify a person"),
+    "whole-head": ("error", "the head is not stripped, and there is no brain mask; prepare needs --allow-head"),
+    "unstripped": ("warning", "the head is not stripped; a face can identify a person"),
     "dim-rim": ("warning", "what surrounds the brain is much darker than it, like a skull, a scalp or noise"),
     "brain-size": ("warning", "too small for a whole brain"),
     "outlier": ("warning", "unlike the other scans of its contrast"),

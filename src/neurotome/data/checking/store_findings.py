@@ -9,7 +9,7 @@ import numpy as np
 
 from neurotome.data.checking.dataset_files import spelling
 from neurotome.data.checking.finding import Finding
-from neurotome.data.datasets.bids import read_table
+from neurotome.data.datasets.text_files import read_table
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.build import JOURNAL_NAME
 from neurotome.data.stores.entries import LABELS, MASK, LoadedSession, SessionEntry, is_intact, map_entry

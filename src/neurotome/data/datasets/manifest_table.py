@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from neurotome.data.datasets.bids import ScanRow, table_rows
+from neurotome.data.datasets.bids import ScanRow
+from neurotome.data.datasets.text_files import cell_value, table_rows
 from neurotome.errors import InputError, printable
 from neurotome.modality import canonical
 
@@ -72,7 +73,7 @@ class _RowReader:
 
     def row(self, number: int, cells: list[str]) -> ScanRow:
         """Return one row."""
-        values = {name: "" if (cell := cells[at]) == "n/a" else cell for name, at in self._at.items()}
+        values = {name: self._value(name, cells[at]) for name, at in self._at.items()}
         subject = _id("participant_id", values["participant_id"].removeprefix("sub-"))
         session = _id("session_id", values.get("session_id", "").removeprefix("ses-"))
         if not subject:
@@ -90,6 +91,10 @@ class _RowReader:
             raise InputError(f"column path: {values['path']!r} is already on line {line}")
         site = values.get("site") or None
         return ScanRow(subject, session, modality, Path(path), site, _file(mask), _file(label), split)
+
+    def _value(self, column: str, cell: str) -> str:
+        # an id may read NA or None; in the columns that may be empty this stands for a missing value
+        return cell if column in ("participant_id", "path") and cell != "n/a" else cell_value(cell) or ""
 
     def _split(self, number: int, subject: str, split: str) -> str | None:
         if not split:
