@@ -17,12 +17,12 @@ from neurotome.files.verified import VerifiedStream
 # a larger file is no table or sidecar
 MAX_TEXT_BYTES = 256 << 20
 # how BIDS, R, Python and spreadsheets write that a value is missing
-_MISSING = ("", "n/a", "na", "nan", "none", "null")
+MISSING = ("", "n/a", "na", "nan", "none", "null")
 
 
 def cell_value(text: str) -> str | None:
     """Return a cell of a table, None where it stands for a missing value (``n/a``, ``NaN``, an empty cell)."""
-    return None if text.strip().casefold() in _MISSING else text.strip()
+    return None if text.strip().casefold() in MISSING else text.strip()
 
 
 def one_line(text: str) -> str:
