@@ -21,11 +21,12 @@ from neurotome.data.checking.dataset_files import Case
 from neurotome.data.checking.finding import FINDINGS, Finding
 from neurotome.data.checking.scan_findings import content_sha256, examine
 from neurotome.data.datasets.fingerprint import in_ras, orientation
+from neurotome.data.datasets.manifest import scan
 from neurotome.data.imaging.geometry import Geometry
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.build import prepare
 from neurotome.data.stores.store_fingerprint import fingerprint_of_store
-from neurotome.errors import UsageError
+from neurotome.errors import InputError, UsageError
 from tests.data.scans import affine_of, brain_array, rotation_of, write_bids, write_gzip, write_nifti
 
 
@@ -255,6 +256,13 @@ def test_a_rim_that_is_not_brain(raw):
     assert not graver(check(raw))
 
 
+def test_no_pair_is_a_warning(raw):
+    for subject, modality in (("01", "T2w"), ("02", "T1w"), ("03", "T2w")):
+        scan_of(raw, subject, modality).unlink()
+    (finding,) = found(check(raw), "unpaired")
+    assert finding.severity == "warning"
+
+
 def test_thick_slices_are_noted(raw):
     write_nifti(scan_of(raw, "02"), brain_array(), affine_of((1, 1, 5)))
     assert found(check(raw), "thick-slices", "sub-02_T1w.nii.gz")
@@ -470,6 +478,28 @@ def test_a_table_that_is_no_table(tmp_path):
     (tmp_path / "t.tsv").write_bytes(b"\0\xff")
     report = check(tmp_path / "t.tsv")
     assert graver(report) == {"manifest"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "participant_id\tsite\nsub-01\tK\xf6ln\n".encode("latin-1"),
+        "participant_id\tsite\nsub-01\tA\n".encode("utf-16"),
+        b"participant_id\tparticipant_id\nsub-01\tsub-01\n",
+        b"participant_id,site\nsub-01,A\n",
+        b"participant_id\tsite\nsub-01\tA\tB\n",
+        b"\x1b[31m\tsite\nsub-01\tA\n",
+        b"/annex/objects/MD5E-s3--0f.tsv\n",
+    ],
+)
+def test_a_damaged_table_of_participants_is_named(raw, content):
+    (raw / "participants.tsv").write_bytes(content)
+    (finding,) = found(check(raw), "manifest")
+    assert finding.file == "participants.tsv"
+    assert finding.remedy
+    with pytest.raises(InputError) as error:
+        scan(raw)
+    assert str(error.value).isprintable()
 
 
 def test_a_broken_sidecar_does_not_stop_the_check(raw):

@@ -147,8 +147,8 @@ def test_plain_folders_are_guessed_and_say_so(tmp_path):
     }
     assert manifest.notes == (
         "contrasts and subjects are guessed from the names (2 T1w, 1 T2w, 1 FLAIR); a table states them",
-        "left out x_T1_T2.nii: the name says T1w or T2w",
         "1 masks, maps or other images are not taken for scans (p1/seg.nii.gz)",
+        "left out x_T1_T2.nii: the name says T1w or T2w",
     )
     assert scan(tmp_path / "IXI012-HH-1211-T1.nii.gz").modalities == ("T1w",)
 

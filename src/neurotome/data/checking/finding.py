@@ -66,7 +66,7 @@ FINDINGS: dict[str, tuple[Severity, str]] = {
     "label-values": ("error", "labels that are not whole numbers"),
     "label-unknown": ("error", "labels that were not declared"),
     "label-missing": ("warning", "declared labels that do not occur"),
-    "label-range": ("warning", "labels that prepare cannot store"),
+    "label-range": ("error", "labels that prepare cannot store"),
     "label-odd": ("note", "a set of labels unlike that of the others"),
     "label-empty": ("note", "a label map without any label"),
     "mask-empty": ("error", "a brain mask without a voxel"),

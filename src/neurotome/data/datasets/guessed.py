@@ -61,14 +61,14 @@ def guess_scans(
         else:
             what = "no contrast" if not contrasts else " or ".join(contrasts)
             notes.append(f"left out {printable(path.relative_to(root))}: the name says {what}")
-    rows, visits = _rows(scans, masks, root)
+    rows, decided = _rows(scans, masks, root)
     if rows and files is None:
         count = Counter(row.modality for row in rows)
         counts = ", ".join(f"{count[m]} {m}" for m in CONTRASTS if m in count)
-        notes.insert(0, f"contrasts and subjects are guessed from the names ({counts}); a table states them")
+        decided.insert(0, f"contrasts and subjects are guessed from the names ({counts}); a table states them")
     if aside:
-        notes.append(f"{len(aside)} masks, maps or other images are not taken for scans ({_some(aside)})")
-    return rows, notes + visits
+        decided.append(f"{len(aside)} masks, maps or other images are not taken for scans ({_some(aside)})")
+    return rows, decided + notes
 
 
 def _rows(

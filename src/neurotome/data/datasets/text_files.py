@@ -116,7 +116,8 @@ def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 if not any(cells):
                     continue
                 if twice := [name for name in cells if cells.count(name) > 1]:
-                    raise InputError(f"line {number}: column {twice[0]!r} occurs twice", file=path)
+                    reason = f"line {number}: column {twice[0]!r} occurs twice"
+                    raise InputError(reason, file=path, remedy="rename or remove one of the two")
                 width = len(cells)
             elif not any(cells):
                 continue
