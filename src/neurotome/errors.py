@@ -60,10 +60,11 @@ class InputError(NeurotomeError, ValueError):
 
     def __str__(self) -> str:
         """Return ``FILE: reason. Remedy: remedy.`` on one line."""
-        head = "" if self.file is None else f"{printable(self.file)}: "
+        head = "" if self.file is None else f"{self.file}: "
         tail = "" if self.remedy is None else f" Remedy: {self.remedy.rstrip('.')}."
         body = self.reason if self.reason.endswith((".", "!", "?")) else f"{self.reason}."
-        return f"{head}{body if tail else self.reason}{tail}"
+        # whatever was quoted from a file or a name
+        return printable(f"{head}{body if tail else self.reason}{tail}")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the way from a worker process, keyword arguments included."""

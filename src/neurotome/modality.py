@@ -38,6 +38,33 @@ CONTRASTS: dict[str, Contrast] = {
 }
 
 
+# the words of label maps (their values name regions), of binary masks, and of what else is derived from a scan
+_LABELS = """
+    seg segm segmentation segmented dseg label labels labelmap lesion lesions tumor tumour aseg aparc parc parcellation
+    wmparc ribbon synthseg tissue tissues pveseg groundtruth wmh
+"""
+_MASKS = "mask masks brainmask betmask defacemask roi rois binary"
+_MAPS = """
+    probseg prob probability csf pve mixeltype map maps thickness warp warpfield xfm jacobian deformation displacement
+    biasfield atlas template
+"""
+# BIDS 1.10: suffixes of images that show none of our contrasts
+_OTHERS = """
+    T1map T2map T2star T2starw T2starmap R1map R2map R2starmap M0map PDmap PDT2 PDT2map MTVmap MTRmap MTsat MTR MTS
+    MWFmap T1rho UNIT1 MP2RAGE MPM MEGRE MESE VFA IRT1 Chimap inplaneT1 inplaneT2 angio SWImag SWImagandphase swi bold
+    sbref dwi epi cbv asl m0scan perfusion phase1 phase2 phasediff magnitude magnitude1 magnitude2 fieldmap
+    TB1map RB1map
+"""
+LABEL_WORDS, MASK_WORDS = frozenset(_LABELS.split()), frozenset(_MASKS.split())
+_DERIVED_WORDS = LABEL_WORDS | MASK_WORDS | frozenset(_MAPS.split())
+_OTHER_SUFFIXES = frozenset(_OTHERS.split())
+# as the first word these may be the initials of a person
+_SHORT_WORDS = frozenset(("gm", "wm", "gt", "bin"))
+# what SPM and CAT12 put before a name for tissue maps (c1, mwp1, rc2) and deformations (y_), templates of TemplateFlow
+# and FSL
+_PREFIXES = re.compile(r"(?:s\d*)?(?:m0?)?w?r?[cp][0-6](?=sub-)|i?y_(?=sub-)|tpl-|mni152", re.IGNORECASE)
+
+
 def canonical(name: str) -> str:
     """Return our name of a contrast.
 
@@ -54,20 +81,51 @@ def canonical(name: str) -> str:
     raise ValueError(f"unknown modality {name!r}: admissible are {', '.join(CONTRASTS)}{hint}")
 
 
-def candidates(filename: str) -> tuple[str, ...]:
-    """Return every contrast that a file name could mean, most specific spelling first; empty when none.
+def mentioned(text: str) -> tuple[str, ...]:
+    """Return every contrast that the words of a text could mean, in the order of the table; ``t1_mprage`` is T1w."""
+    words = {word for word in re.split(r"[^a-z0-9]+", text.lower()) if word}
+    return tuple(c.name for c in CONTRASTS.values() if words & {c.name.lower(), *c.aliases})
 
-    BIDS spelling decides alone (``_ce-gadolinium_T1w`` is T1c); otherwise the words of the name are compared with the
-    aliases, so that ``IXI012-HH-1211_T1.nii.gz`` means T1w and ``patient_T1_T2.nii.gz`` means two.
+
+def is_bids_name(stem: str) -> bool:
+    """Return whether a name without its ending has the grammar of BIDS: ``sub-01[_key-value …]_suffix``."""
+    first, *entities, suffix = stem.split("_") if "_" in stem else ("", "")
+    return first.startswith("sub-") and all("-" in word for word in entities) and suffix.isalnum()
+
+
+def candidates(stem: str) -> tuple[str, ...]:
+    """Return every contrast that the name of a scan could mean; empty where it names none, or is no name of a scan.
+
+    The suffix of a BIDS name decides alone: ``_ce-gadolinium_T1w`` is T1c, ``_acq-mprage_T1map`` no contrast of ours.
+    In other names all words are compared with the aliases, so that ``IXI012-HH-1211_T1`` means T1w and
+    ``patient_T1_T2`` means two; the words of masks, tissue maps and templates exclude them.
+
+    Args:
+        stem: The file's name without folder and image ending (:func:`neurotome.files.endings.stem`).
     """
-    stem = filename.split("/")[-1].split(".")[0]
-    words = stem.split("_")
-    if len(words) > 1 and words[0].startswith("sub-"):
-        for contrast in sorted(CONTRASTS.values(), key=lambda c: not c.entity):
-            if words[-1] == contrast.suffix and (not contrast.entity or any(w.startswith("ce-") for w in words)):
-                return (contrast.name,)
-    parts = [p for p in re.split(r"[^a-z0-9]+", stem.lower()) if p]
-    return tuple(c.name for c in CONTRASTS.values() if any(p in (c.name.lower(), *c.aliases) for p in parts))
+    if is_bids_name(stem):
+        *entities, suffix = stem.split("_")
+        if suffix == "T1w" and any(word.startswith("ce-") for word in entities):
+            return ("T1c",)
+        return mentioned(suffix)
+    return () if is_no_scan(stem) else mentioned(stem)
+
+
+def is_no_scan(stem: str) -> bool:
+    """Return whether a name is that of a mask, label map, tissue or parameter map, field, template or other image.
+
+    Args:
+        stem: The file's name without folder and image ending.
+    """
+    if is_bids_name(stem):
+        suffix = stem.rpartition("_")[2]
+        return suffix in _OTHER_SUFFIXES or suffix.lower() in _DERIVED_WORDS
+    words = [word for word in re.split(r"[^a-z0-9]+", stem.lower()) if word]
+    return (
+        _PREFIXES.match(stem) is not None
+        or not _DERIVED_WORDS.isdisjoint(words)
+        or not _SHORT_WORDS.isdisjoint(words[1:])
+    )
 
 
 def bids_suffix(name: str) -> str:

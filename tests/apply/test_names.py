@@ -38,13 +38,16 @@ def test_the_contrast_comes_from_flag_name_or_sidecar(
         ("a_T1_T2.nii.gz", None, None, "could be T1w or T2w"),
         ("scan.nii.gz", {"SeriesDescription": "t1 and flair"}, None, "could be T1w or FLAIR"),
         ("scan.nii.gz", None, "T1x", "did you mean"),
+        ("sub-1_acq-mprage_T1map.nii.gz", {"SeriesDescription": "t1 mprage"}, None, "no scan of T1w"),
+        ("sub-1_mod-T1w_defacemask.nii.gz", None, None, "no scan of T1w"),
+        ("patient_T1_pve_1.nii.gz", None, None, "no scan of T1w"),
     ],
 )
 def test_no_or_two_contrasts_are_refused(
     tmp_path: Path, name: str, sidecar: dict | None, given: str | None, text: str
 ) -> None:
     if sidecar is not None:
-        (tmp_path / "scan.json").write_text(json.dumps(sidecar))
+        (tmp_path / name.replace(".nii.gz", ".json")).write_text(json.dumps(sidecar))
     with pytest.raises(UsageError, match=text):
         modality_of(tmp_path / name, given)
 

@@ -35,18 +35,19 @@ def written():
     return json.loads(Path("check.json").read_text())
 
 
-def test_clean_data_leave_0_and_a_file(folder, capsys):
-    assert run(folder) == 0
-    assert written()["counts"]["error"] == written()["counts"]["warning"] == 0
+def test_clean_data_leave_0_and_no_file(folder, capsys):
+    for _ in range(2):
+        assert run(folder) == 0
+    assert list(Path.cwd().iterdir()) == []
+    assert sorted(p.name for p in folder.iterdir()) == ["sub-1_T1w.nii.gz", "sub-2_T1w.nii.gz"]
     out = capsys.readouterr().out
     assert "0 errors, 0 warnings" in out
     assert "2 scans" in out
-    assert not (folder / "check.json").exists()
 
 
 def test_errors_leave_3(folder, capsys):
     (folder / "sub-3_T1w.nii.gz").write_bytes(b"x")
-    assert run(folder, "--json") == 3
+    assert run(folder, "--json", "--out", "check.json") == 3
     result = json.loads(capsys.readouterr().out)
     assert result["failed"] is True
     assert result["findings"][0]["code"] == "unreadable"
@@ -56,23 +57,15 @@ def test_errors_leave_3(folder, capsys):
 def test_warnings_leave_3_only_when_strict(folder):
     (folder / "sub-1_T1w.json").write_text('{"PatientName": "x y"}')
     assert run(folder) == 0
-    assert run(folder, "--strict", "--overwrite") == 3
+    assert run(folder, "--strict") == 3
 
 
 def test_an_existing_file_is_kept(folder, capsys):
     Path("check.json").write_text("mine")
-    assert run(folder) == 2
+    assert run(folder, "--out", "check.json") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert Path("check.json").read_text() == "mine"
-    assert run(folder, "--overwrite") == 0
-
-
-def test_nothing_is_written_into_the_dataset_unasked(folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    assert run(".") == 2
-    assert "--out" in capsys.readouterr().err
-    assert sorted(p.name for p in folder.iterdir()) == ["sub-1_T1w.nii.gz", "sub-2_T1w.nii.gz"]
-    assert run(".", "--out", "asked.json") == 0
+    assert run(folder, "--out", "check.json", "--overwrite") == 0
 
 
 @pytest.mark.parametrize(
@@ -94,7 +87,7 @@ def test_hostile_names_stay_on_their_line(folder, capsys):
     for name in names:
         (folder / name).write_bytes(b"broken " + name.encode())
     (folder / b"\xff_T1w.nii.gz".decode("utf-8", "surrogateescape")).write_bytes(b"broken")
-    assert run(folder, "--verbose") == 3
+    assert run(folder, "--verbose", "--out", "check.json") == 3
     printed = "".join(capsys.readouterr())
     assert not set(printed) & {"\x1b", "\u202e"}
     assert r"a\x1b[31m\nrm" in printed
@@ -108,5 +101,5 @@ def test_long_lists_are_cut_and_said_so(folder, capsys):
         (folder / f"{n}_T1w.nii.gz").write_bytes(b"%d" % n)
     run(folder)
     assert "and 4 more" in capsys.readouterr().out
-    run(folder, "--verbose", "--overwrite")
+    run(folder, "--verbose")
     assert "more (" not in capsys.readouterr().out

@@ -227,6 +227,44 @@ def test_prepare_stores_the_good_and_fails_for_the_bad(tmp_path, capsys):
     assert (tmp_path / "store" / "index.json").exists()
 
 
+def test_one_damaged_sidecar_costs_its_session_alone(tmp_path, capsys):
+    root = write_bids(tmp_path / "data", ["1", "2", "3"])
+    (root / "sub-2/anat/sub-2_T2w.json").symlink_to(".git/annex/objects/K.json")
+    assert call("inspect", root) == 0
+    streams = capsys.readouterr()
+    assert streams.err.count("sub-2_T2w.json") == 1
+    assert "sub-2_T2w.json" not in streams.out
+    grid = ("--spacing", 3, "--shape", 20, 24, 16, "--quiet")
+    with pytest.raises(InputError, match=r"1 of 3 sessions.*sub-2_T2w\.json.*datalad get"):
+        call("prepare", root, tmp_path / "store", *grid)
+    assert call("prepare", root, tmp_path / "t1", *grid, "--modalities", "T1w") == 0
+
+
+def test_contrasts_that_are_misspelt_or_absent_are_named(tmp_path, capsys):
+    root = write_bids(tmp_path / "data", ["1", "2", "3"])
+    grid = ("--spacing", 3, "--shape", 20, 24, 16)
+    with pytest.raises(UsageError, match=r"unknown modality 'T11w'.*did you mean T1w\?"):
+        call("prepare", root, tmp_path / "store", *grid, "--modalities", "T11w")
+    assert not (tmp_path / "store").exists()
+    assert call("prepare", root, tmp_path / "store", *grid, "--modalities", "T1w", "FLAIR") == 0
+    assert "no scan is FLAIR" in capsys.readouterr().err
+    assert Store.open(tmp_path / "store").modalities == ("T1w", "FLAIR")
+
+
+def test_prepare_says_that_nothing_is_paired(tmp_path, capsys):
+    for name in ("a_T1.nii", "b_T2.nii", "c_T1.nii"):
+        write_nifti(tmp_path / "data" / name, brain_array())
+    assert call("prepare", tmp_path / "data", tmp_path / "store", "--spacing", 3, "--shape", 20, 24, 16) == 0
+    assert "no session has more than one contrast" in capsys.readouterr().err
+
+
+def test_a_brain_smaller_than_a_voxel_is_refused_with_the_units(tmp_path):
+    root = write_bids(tmp_path / "data", ["1"], ("T1w",))
+    write_nifti(root / "sub-1/anat/sub-1_T1w.nii.gz", brain_array(), xyzt_units=3)  # micron
+    with pytest.raises(InputError, match=r"the brain is 0\.0\d+ mm across, less than a voxel of 3 mm.*units"):
+        call("prepare", root, tmp_path / "store", "--spacing", 3, "--shape", 20, 24, 16, "--quiet")
+
+
 def test_wrong_use(dataset, tmp_path):
     with pytest.raises(UsageError, match="no such file or folder"):
         call("inspect", tmp_path / "none")

@@ -146,9 +146,24 @@ def test_skipped_bytes_are_verified(tmp_path, engine):
 def test_placeholders_of_data_managers_are_named(tmp_path):
     (tmp_path / "lfs.nii.gz").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
     (tmp_path / "annex.nii.gz").symlink_to(tmp_path / ".git/annex/objects/none")
-    for name, says in (("lfs", "git lfs pull"), ("annex", "datalad get")):
-        with pytest.raises(InputError, match=says):
-            VerifiedStream(tmp_path / f"{name}.nii.gz", compressed=True)
+    (tmp_path / "pointer.nii.gz").write_bytes(b"/annex/objects/MD5E-s123--00ff.nii.gz\n")
+    (tmp_path / "text.nii.gz").write_bytes(b"../../.git/annex/objects/aa/bb/MD5E-s1--0f.nii.gz/MD5E-s1--0f.nii.gz")
+    for name, says in (
+        ("lfs", "git lfs pull"),
+        ("annex", "datalad get"),
+        ("pointer", "annex get"),
+        ("text", "annex get"),
+    ):
+        for compressed in (False, True):
+            with pytest.raises(InputError, match=says):
+                VerifiedStream(tmp_path / f"{name}.nii.gz", compressed=compressed)
+
+
+@pytest.mark.parametrize("content", [DATA, b""])
+def test_a_stream_that_was_compressed_twice(tmp_path, content):
+    (tmp_path / "x.mgz").write_bytes(gzip.compress(gzip.compress(content)))
+    with pytest.raises(InputError, match=r"compressed twice.*gunzip"):
+        VerifiedStream(tmp_path / "x.mgz", compressed=True)
 
 
 def test_equal_parts_give_equal_bytes_without_time_or_name(tmp_path):

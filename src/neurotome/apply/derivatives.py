@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import neurotome
-from neurotome.data.datasets.bids import read_json
+from neurotome.data.datasets.text_files import read_json
 from neurotome.files.atomic import write_atomically
 
 BIDS_VERSION = "1.10.0"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from neurotome import modality as contrasts
-from neurotome.data.datasets.bids import read_json
+from neurotome.data.datasets.text_files import read_json
 from neurotome.errors import OutputError, UsageError, printable
 from neurotome.files.atomic import HIDDEN, write_atomically
 from neurotome.files.endings import IMAGE_ENDINGS, ending, stem
@@ -67,7 +67,12 @@ def modality_of(path: Path, given: str | None = None) -> str:
             return contrasts.canonical(given)
         except ValueError as error:
             raise UsageError(str(error)) from error
-    found = dict.fromkeys(contrasts.candidates(path.name))
+    found = dict.fromkeys(contrasts.candidates(stem(path)))
+    if contrasts.is_no_scan(stem(path)):
+        raise UsageError(
+            f"{printable(path)}: by its name no scan of {', '.join(contrasts.CONTRASTS)}; if it is one, say which with "
+            "--modality, for example --modality T1w"
+        )
     if len(found) != 1:  # a name that decides needs no second opinion
         found.update(dict.fromkeys(_sidecar_contrasts(path)))
     if len(found) == 1:
@@ -148,5 +153,4 @@ def _sidecar_contrasts(path: Path) -> tuple[str, ...]:
     if named in contrasts.CONTRASTS:
         return (named,)
     text = " ".join(str(content.get(key, "")) for key in ("SeriesDescription", "ProtocolName"))
-    # a dot would end the name that candidates() looks at
-    return contrasts.candidates(text.replace("/", " ").replace(".", " "))
+    return contrasts.mentioned(text)

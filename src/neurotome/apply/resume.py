@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from neurotome.apply.names import RESULT_KEY, Job, sidecar_of
-from neurotome.data.datasets.bids import read_json
+from neurotome.data.datasets.text_files import read_json
 from neurotome.errors import InputError, OutputError, UsageError, printable
 from neurotome.files.atomic import sweep, write_atomically
 from neurotome.files.lock import alone

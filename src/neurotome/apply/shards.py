@@ -23,7 +23,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from neurotome.apply.resume import check_request, writing
-from neurotome.data.datasets.bids import read_json
+from neurotome.data.datasets.text_files import read_json
 from neurotome.data.preparation.record import Record
 from neurotome.data.stores.entries import SessionEntry, is_intact
 from neurotome.data.stores.latents import (

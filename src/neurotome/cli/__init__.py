@@ -103,6 +103,12 @@ def _write(stream: Any, text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def some(lines: list[str], noun: str, most: int = 20) -> list[str]:
+    """Return the first lines of a list, and how many more there are."""
+    more = len(lines) - most
+    return lines if more <= 0 else [*lines[:most], f"and {counted(more, f'more {noun}')} (--json lists all)"]
+
+
 def existing(path: str, what: str) -> Path:
     """Return ``path`` if something is there.
 

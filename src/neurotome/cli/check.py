@@ -1,4 +1,4 @@
-"""``neurotome check``: dataset integrity, all problems found, scan by scan; writes check.json."""
+"""``neurotome check``: dataset integrity, all problems found, scan by scan; writes a file only with ``--out``."""
 
 import argparse
 import json
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from neurotome.data.checking.check import CheckReport
     from neurotome.data.checking.finding import Finding
 
-_DEFAULT_OUT = "check.json"
 _MAX_LINES = 8
 _WIDTH = 118
 
@@ -33,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
         ),
     )
     parser.add_argument("path", metavar="PATH", help="BIDS dataset, .tsv or .csv table, folder, image or store")
-    parser.add_argument("--out", metavar="FILE", help="where all findings are written (default: ./check.json)")
+    parser.add_argument("--out", metavar="FILE", help="write all findings to this JSON file (default: none)")
     parser.add_argument("--strict", action="store_true", help="exit code 3 also if there is a warning")
     parser.add_argument("--splits", metavar="FILE", help="a table participant_id, split to look for leaks in")
     parser.add_argument("--labels", nargs="+", type=natural, metavar="L", help="admissible labels besides 0")
@@ -58,26 +57,24 @@ def run(args: argparse.Namespace) -> int:
     with Progress("read", args.quiet) as progress:
         report = check(args.path, volume=args.volume, use_qform=args.use_qform, **options, progress=progress)
     result = report.to_json()
-    write_atomically(out, [json.dumps(result, indent=1, sort_keys=True).encode() + b"\n"])
+    if out is not None:
+        write_atomically(out, [json.dumps(result, indent=1, sort_keys=True).encode() + b"\n"])
     failed = report.fails(strict=args.strict)
     answer(args, {**result, "failed": failed}, "\n".join(_text(report, None if args.verbose else _MAX_LINES)))
-    say(args, f"all findings: {printable(out)}")
+    if out is not None:
+        say(args, f"all findings: {printable(out)}")
     return InputError.exit_code if failed else 0
 
 
-def _output(args: argparse.Namespace) -> Path:
-    """Return the file to write.
+def _output(args: argparse.Namespace) -> Path | None:
+    """Return the file to write, if any.
 
     Raises:
-        UsageError: It is there already, its folder is not, or it would end up in the dataset without being asked for.
+        UsageError: It is there already, or its folder is not.
     """
-    out = Path(args.out if args.out is not None else _DEFAULT_OUT)
-    data = Path(args.path).resolve()
-    if args.out is None and data.is_dir() and Path.cwd().resolve().is_relative_to(data):
-        raise UsageError(
-            "the current folder belongs to what is checked, and nothing is written there unasked; say where with "
-            "--out FILE"
-        )
+    if args.out is None:
+        return None
+    out, data = Path(args.out), Path(args.path).resolve()
     if out.is_dir() or (out.exists() and not args.overwrite):
         what = "a folder" if out.is_dir() else "a file"
         raise UsageError(f"{printable(out)}: {what} is there; choose another name with --out, or give --overwrite")
@@ -105,7 +102,7 @@ def _text(report: "CheckReport", most: int | None) -> Iterator[str]:
             if not one_for_all and finding.remedy:
                 yield from _wrapped(f"→ {finding.remedy}", 6, 4)
         if len(members) > len(shown):
-            yield f"           and {len(members) - len(shown)} more (--verbose or check.json)"
+            yield f"           and {len(members) - len(shown)} more (--verbose or --json lists all)"
         if one_for_all and shown[0].remedy:
             yield from _wrapped(f"→ {shown[0].remedy}", 2)
         yield ""

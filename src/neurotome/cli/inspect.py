@@ -6,13 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, add_reading, answer, counted, existing, natural
+from neurotome.cli import add_common, add_reading, answer, existing, natural, say, some
 from neurotome.errors import printable
 
 if TYPE_CHECKING:
     from neurotome.data.datasets.manifest import Manifest, SessionScans
-
-_MAX_LINES = 20
 
 
 def add_parser(subparsers: Any) -> None:
@@ -44,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         from neurotome.data.datasets.manifest import scan
 
         result = _manifest(scan(path, args.root), args)
+    for line in some([f"warning: {printable(warning)}" for warning in result["warnings"]], "warning"):
+        say(args, line)
     answer(args, result, _text(result))
     return 0
 
@@ -69,6 +69,7 @@ def _manifest(manifest: "Manifest", args: argparse.Namespace) -> dict[str, Any]:
         "would_split": _splits(manifest, args.seed),
         "headers": headers.to_json(),
         "would_run": headers.command(manifest, shlex.quote(args.path)),
+        "warnings": [str(error) for s in manifest.sessions for error in s.damage.values()],
         "notes": [*headers.notes(manifest), *manifest.notes, *chosen],
         "found": [_session(manifest, s) for s in manifest.sessions],
     }
@@ -97,6 +98,7 @@ def _session(manifest: "Manifest", s: "SessionScans") -> dict[str, Any]:
 
 def _image(path: Path, volume_index: int | None, use_qform: bool) -> dict[str, Any]:
     from neurotome.data.imaging.reader import read_volume
+    from neurotome.files.endings import stem
     from neurotome.modality import candidates
 
     volume = read_volume(path, volume=volume_index, use_qform=use_qform, nonfinite="keep")
@@ -104,12 +106,13 @@ def _image(path: Path, volume_index: int | None, use_qform: bool) -> dict[str, A
     return {
         "kind": "image",
         "root": str(path),
-        "modality": list(candidates(path.name)),
+        "modality": list(candidates(stem(path))),
         "shape": list(geometry.shape),
         "spacing_mm": [round(d, 4) for d in geometry.spacing_mm],
         "type": volume.provenance.dtype,
         "range": [float(volume.array.min()), float(volume.array.max())],
         "sha256": volume.provenance.sha256,
+        "warnings": [],
         "notes": list(volume.provenance.notes),
     }
 
@@ -128,20 +131,17 @@ def _store(path: Path) -> dict[str, Any]:
         "preparation": store.preparation.to_json(),
         "subjects": {name: len(store.subjects(name)) for name in SPLITS},
         "fingerprint": store.fingerprint,
+        "warnings": [],
         "notes": [],
     }
 
 
 def _text(result: dict[str, Any]) -> str:
-    lines = [f"{key:<18} {_cell(value)}" for key, value in result.items() if key not in ("notes", "found")]
+    lines = [f"{key:<18} {_cell(value)}" for key, value in result.items() if key not in ("notes", "warnings", "found")]
     found = result.get("found", [])
-    lines += ["", *(f"  {_row(one)}" for one in found[:_MAX_LINES])] if found else []
-    if len(found) > _MAX_LINES:
-        lines.append(f"  and {counted(len(found) - _MAX_LINES, 'more session')} (--json lists all)")
-    notes = result["notes"]
-    lines += ["", *(f"note: {printable(note)}" for note in notes[:_MAX_LINES])] if notes else []
-    if len(notes) > _MAX_LINES:
-        lines.append(f"and {counted(len(notes) - _MAX_LINES, 'more note')} (--json lists all)")
+    lines += ["", *(f"  {line}" for line in some([_row(one) for one in found], "session"))] if found else []
+    notes = [f"note: {printable(note)}" for note in result["notes"]]
+    lines += ["", *some(notes, "note")] if notes else []
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, add_reading, answer, counted, existing, natural, positive
+from neurotome.cli import add_common, add_reading, answer, counted, existing, natural, positive, say, some
 from neurotome.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
         "store": str(store.path),
         "built": report.num_built,
         "kept": report.num_kept,
+        "notes": list(report.notes),
         "failed": [vars(failure) for failure in report.failures],
         "modalities": list(store.modalities),
         "sites": list(store.sites),
@@ -137,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
         f"{report.num_kept} kept, {len(report.failures)} left out), {' '.join(store.modalities)}, "
         + ", ".join(f"{number} {name}" for name, number in subjects.items())
     )
+    for line in some([f"note: {printable(note)}" for note in report.notes], "note"):
+        say(args, line)
     answer(args, result, text)
     report.raise_failures()
     return 0

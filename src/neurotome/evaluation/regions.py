@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neurotome.data.datasets.bids import table_rows
+from neurotome.data.datasets.text_files import table_rows
 from neurotome.errors import InputError, printable
 from neurotome.evaluation.audit import interval_entry, per_subject
 from neurotome.files.endings import stem

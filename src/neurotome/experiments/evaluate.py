@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neurotome.data.datasets.bids import read_table
+from neurotome.data.datasets.text_files import read_table
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError, printable
 from neurotome.evaluation.evaluate import evaluate as measure

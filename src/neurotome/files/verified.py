@@ -4,9 +4,11 @@ Only regular files are opened; a gzip stream is read to its end, so that its che
 bytes are decoded than the caller asked for.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
+import re
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
@@ -37,6 +39,12 @@ FREE_BYTES = 256**3 * 8
 MAX_IMAGE_RATIO = 250
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WBITS = 31
+# git-annex writes the key of an unlocked file, or, where there are no symbolic links, the target of the link
+_PLACEHOLDERS = (
+    (re.compile(rb"version https://git-lfs"), "Git LFS", "`git lfs pull`"),
+    (re.compile(rb"/annex/objects/|(?:\.\./)*\.git/annex/objects/"), "git-annex", "`datalad get` or `git annex get`"),
+)
+_PLACEHOLDER_BYTES = 256
 _COPY_AGAIN = "copy the file again from its source"
 
 
@@ -59,23 +67,39 @@ class VerifiedStream:
         self._digest = hashlib.sha256()
         self._decoder: Any = None
         self._pending = b""
-        if compressed:
-            try:
+        try:
+            self._refuse_placeholder()
+            if compressed:
                 self._pending = self._next_chunk(_FEED)
                 self._check_magic()
-            except InputError:
-                self.close()
-                raise
+        except InputError:
+            self.close()
+            raise
+
+    def _refuse_placeholder(self) -> None:
+        """Refuse what data managers leave in the place of a file that was not fetched."""
+        start = self._read(_PLACEHOLDER_BYTES)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        for mark, manager, command in _PLACEHOLDERS:
+            if mark.match(start):
+                raise InputError(
+                    f"not the file, but a placeholder of {manager}",
+                    file=self.path,
+                    remedy=f"fetch it with {command}",
+                )
 
     def _check_magic(self) -> None:
         if self._pending[:2] == _GZIP_MAGIC:
+            with contextlib.suppress(zlib.error):  # a damaged stream is reported where it is read
+                if zlib.decompressobj(wbits=_GZIP_WBITS).decompress(self._pending, 2) == _GZIP_MAGIC:
+                    raise InputError(
+                        "compressed twice", file=self.path, remedy="decompress it once with gunzip, and keep its name"
+                    )
             return
         remedy = _COPY_AGAIN
         if not self._pending:
             raise InputError("the file is empty", file=self.path, remedy=remedy)
-        if self._pending.startswith(b"version https://git-lfs"):
-            remedy = "this is a placeholder of Git LFS: fetch the file with `git lfs pull`"
-        elif int.from_bytes(self._pending[:4], "little") in (348, 540):
+        if int.from_bytes(self._pending[:4], "little") in (348, 540):
             remedy = "the content is an uncompressed NIfTI file: take .gz off its name"
         raise InputError("the name says gzip, but the content is not a gzip stream", file=self.path, remedy=remedy)
 
@@ -219,12 +243,15 @@ class VerifiedStream:
                 return block
 
     def _next_chunk(self, want: int = CHUNK) -> bytes:
-        try:
-            chunk = os.read(self._file, want)
-        except OSError as error:
-            raise InputError(f"the file cannot be read ({error.strerror})", file=self.path) from error
+        chunk = self._read(want)
         self._digest.update(chunk)
         return chunk
+
+    def _read(self, want: int) -> bytes:
+        try:
+            return os.read(self._file, want)
+        except OSError as error:
+            raise InputError(f"the file cannot be read ({error.strerror})", file=self.path) from error
 
 
 def _open_regular(path: Path) -> int:

@@ -25,6 +25,7 @@ from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
 from neurotome.data.stores.masks import MaskSource
 from neurotome.errors import InputError, UsageError
+from neurotome.files.endings import stem
 from neurotome.models.folder import NO_SCANS, check_usable, read_folder, subject_hash, write_model_folder
 from neurotome.models.styles import ALL_SITES, named_styles, style_key
 from neurotome.nn.slabs.computing import SlabChoice
@@ -304,7 +305,7 @@ class ScanTokenizer:
         if site is not None:
             raise UsageError("a style comes from a reference or from a site; give one of them")
         file = Path(style_from.provenance.path or "")
-        named = contrasts.candidates(file.name)
+        named = contrasts.candidates(stem(file))
         if named and target not in named:
             raise UsageError(f"{file}: the reference is {' or '.join(named)} by its name; give a scan of {target}")
         reference = self.encode(style_from, target, None, allow_head)
@@ -355,7 +356,7 @@ class ScanTokenizer:
         if given is not None:
             return given
         name = Path(volume.provenance.path or "").name
-        found = contrasts.candidates(name)
+        found = contrasts.candidates(stem(name))
         if len(found) != 1:
             what = f"could mean {' or '.join(found)}" if found else "names no contrast"
             raise UsageError(

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,12 @@ from neurotome.data.checking.dataset_files import Case
 from neurotome.data.checking.finding import FINDINGS, Finding
 from neurotome.data.checking.scan_findings import content_sha256, examine
 from neurotome.data.datasets.fingerprint import in_ras, orientation
+from neurotome.data.datasets.manifest import scan
 from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.preparation.preparation import Preparation
+from neurotome.data.stores.build import prepare
 from neurotome.data.stores.store_fingerprint import fingerprint_of_store
-from neurotome.errors import UsageError
+from neurotome.errors import InputError, UsageError
 from tests.data.scans import affine_of, brain_array, rotation_of, write_bids, write_gzip, write_nifti
 
 
@@ -171,7 +175,45 @@ def test_voxels(raw, code, array):
     report = check(raw)
     assert [f.file for f in found(report, code)] == ["sub-02/anat/sub-02_T1w.nii.gz"]
     others = {"grids-differ", "grid-spacing", "grids-apart", "brains-apart"}
+    # prepare takes such a background for brain, and refuses it
+    others |= {"whole-head"} if code == "background" else set()
     assert graver(report) - others == ({code} if FINDINGS[code][0] != "note" else set())
+
+
+HEAD = brain_array() + np.random.default_rng(1).random((20, 24, 18)).astype(np.float32) + np.float32(0.1)
+
+
+@pytest.mark.parametrize(
+    ("array", "masked", "code"),
+    [
+        (HEAD, False, "whole-head"),
+        (HEAD, True, "unstripped"),
+        (brain_array() + 5, False, "whole-head"),
+        (brain_array(seed=5) + 5, True, ""),
+        (brain_array(seed=5), False, ""),
+    ],
+    ids=["head", "head with a mask", "bright background", "bright background with a mask", "brain"],
+)
+def test_a_head_is_an_error_where_prepare_refuses_it(raw, tmp_path, array, masked, code):
+    write_nifti(scan_of(raw, "02"), array)
+    if masked:
+        mask = raw / "derivatives/bet/sub-02/anat/sub-02_desc-brain_mask.nii.gz"
+        write_nifti(mask, (brain_array() > 0).astype(np.uint8))
+    report = check(raw)
+    assert {f.code for f in report.findings} - {"background"} == ({code} if code else set())
+    refused = prepare(raw, tmp_path / "store", preparation=Preparation(3.0, (20, 24, 16))).failures
+    assert [f.subject for f in refused] == (["02"] if report.fails() else [])
+
+
+def test_a_head_that_prepare_does_not_read_is_a_matter_of_privacy(raw):
+    write_nifti(scan_of(raw).with_name("sub-01_run-2_T1w.nii.gz"), HEAD)
+    (one,) = found(check(raw), "unstripped")
+    assert one.severity == "warning"
+    assert "deface" in one.remedy
+
+
+def test_one_image_is_judged_like_that_of_a_dataset(tmp_path):
+    assert check(write_nifti(tmp_path / "a_T1w.nii.gz", HEAD)).fails()
 
 
 def test_a_bright_vessel_is_no_extreme_voxel(raw):
@@ -212,6 +254,13 @@ def test_a_rim_that_is_not_brain(raw):
     array[8:12, 10:14, 7:11] = 1.0
     write_nifti(scan_of(raw), array)
     assert not graver(check(raw))
+
+
+def test_no_pair_is_a_warning(raw):
+    for subject, modality in (("01", "T2w"), ("02", "T1w"), ("03", "T2w")):
+        scan_of(raw, subject, modality).unlink()
+    (finding,) = found(check(raw), "unpaired")
+    assert finding.severity == "warning"
 
 
 def test_thick_slices_are_noted(raw):
@@ -359,6 +408,12 @@ def test_broken_twins_and_constant_images(raw):
     assert [f.file for f in found(report, "duplicate-subjects")] == ["sub-02/anat/sub-02_T1w.nii.gz"]
 
 
+def test_empty_files_are_no_duplicates(raw):
+    for subject in ("01", "02"):
+        scan_of(raw, subject).write_bytes(b"")
+    assert graver(check(raw)) == {"unreadable"}
+
+
 def test_the_same_content_in_two_splits_is_a_leak(raw, tmp_path):
     shutil.copy(scan_of(raw, "01"), scan_of(raw, "02"))
     shutil.copy(scan_of(raw, "01", "T2w"), scan_of(raw, "03", "T2w"))
@@ -425,6 +480,28 @@ def test_a_table_that_is_no_table(tmp_path):
     assert graver(report) == {"manifest"}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "participant_id\tsite\nsub-01\tK\xf6ln\n".encode("latin-1"),
+        "participant_id\tsite\nsub-01\tA\n".encode("utf-16"),
+        b"participant_id\tparticipant_id\nsub-01\tsub-01\n",
+        b"participant_id,site\nsub-01,A\n",
+        b"participant_id\tsite\nsub-01\tA\tB\n",
+        b"\x1b[31m\tsite\nsub-01\tA\n",
+        b"/annex/objects/MD5E-s3--0f.tsv\n",
+    ],
+)
+def test_a_damaged_table_of_participants_is_named(raw, content):
+    (raw / "participants.tsv").write_bytes(content)
+    (finding,) = found(check(raw), "manifest")
+    assert finding.file == "participants.tsv"
+    assert finding.remedy
+    with pytest.raises(InputError) as error:
+        scan(raw)
+    assert str(error.value).isprintable()
+
+
 def test_a_broken_sidecar_does_not_stop_the_check(raw):
     scan_of(raw).with_name("sub-01_T1w.json").write_text('{"Site": ')
     scan_of(raw, "02").write_bytes(b"broken")
@@ -432,7 +509,6 @@ def test_a_broken_sidecar_does_not_stop_the_check(raw):
     scan_of(raw, "01", "T2w").unlink()
     report = check(raw)
     assert graver(report) == {
-        "manifest",
         "bids-sidecar",
         "unreadable",
         "grids-apart",
@@ -444,17 +520,15 @@ def test_a_broken_sidecar_does_not_stop_the_check(raw):
 
 
 def test_a_folder_that_cannot_be_listed(raw, monkeypatch):
-    scandir = os.scandir
-
-    def denied(place="."):
+    def denied(list_folder, place="."):
         if str(place).endswith("sub-02/anat"):
             raise PermissionError(13, "Permission denied", str(place))
-        return scandir(place)
+        return list_folder(place)
 
-    monkeypatch.setattr(os, "scandir", denied)
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, partial(denied, getattr(os, name)))
     report = check(raw)
     assert {(f.code, f.file) for f in report.findings if f.severity == "error"} == {
-        ("manifest", ""),
         ("unreadable", "sub-02/anat"),
     }
     assert len(report.files) == 4

@@ -147,8 +147,8 @@ def test_plain_folders_are_guessed_and_say_so(tmp_path):
     }
     assert manifest.notes == (
         "contrasts and subjects are guessed from the names (2 T1w, 1 T2w, 1 FLAIR); a table states them",
+        "1 masks, maps or other images are not taken for scans (p1/seg.nii.gz)",
         "left out x_T1_T2.nii: the name says T1w or T2w",
-        "1 masks or label maps are not taken for scans",
     )
     assert scan(tmp_path / "IXI012-HH-1211-T1.nii.gz").modalities == ("T1w",)
 
@@ -164,13 +164,22 @@ def test_nothing_to_find(tmp_path):
         scan(tmp_path)
 
 
-def test_damaged_sidecars_are_named(tmp_path):
-    root = write_bids(tmp_path, ["01"])
-    sidecar = root / "sub-01/anat/sub-01_T1w.json"
-    for text, says in (("{", "not valid JSON"), ("[1]", "object is expected"), ("[" * 100_000, "not valid JSON")):
-        sidecar.write_text(text)
-        with pytest.raises(InputError, match=says):
-            scan(root)
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "object is expected"),
+        ("[" * 100_000, "not valid JSON"),
+        ("/annex/objects/MD5E-s3--0f.json\n", "a placeholder of git-annex"),
+        ('{"Site": ["a"]}', "Site is list"),
+    ],
+)
+def test_a_damaged_sidecar_costs_its_scan_alone(tmp_path, text, says):
+    root = write_bids(tmp_path, ["01", "02"])
+    (root / "sub-01/anat/sub-01_T1w.json").write_text(text)
+    first, second = scan(root).sessions
+    assert {m: (e.file.name, says in e.reason) for m, e in first.damage.items()} == {"T1w": ("sub-01_T1w.json", True)}
+    assert second.damage == {}
 
 
 def test_two_thousand_rows_are_read_fast(tmp_path):

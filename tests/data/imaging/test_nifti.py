@@ -216,7 +216,7 @@ def test_extensions_are_bounded_and_dropped(tmp_path):
 )
 def test_other_kinds_are_refused_by_name(tmp_path, name, remedy):
     (tmp_path / name).write_bytes(b"data")
-    with pytest.raises(InputError, match=rf"admissible are \.nii, \.nii\.gz, \.mgz, \.mgh.*{remedy}"):
+    with pytest.raises(InputError, match=rf"admissible are \.nii\.gz, \.nii, \.mgz, \.mgh.*{remedy}"):
         read_volume(tmp_path / name)
 
 

@@ -5,7 +5,9 @@ import nibabel
 import numpy as np
 import pytest
 
+from neurotome.data.datasets.manifest import scan
 from neurotome.data.phantom.cohort import SyntheticCohort
+from neurotome.data.phantom.dataset import write_dataset
 from neurotome.data.phantom.labelmaps import find_labelmaps
 from neurotome.errors import InputError, UsageError
 
@@ -145,3 +147,18 @@ def test_real_label_maps(name, tmp_path):
     assert 1000 < subject.volumes_ml["brain"] < 1800
     assert subject.volumes_ml["sulcal_csf"] > 60
     assert subject.images["T2w"][subject.labels == 2].mean() > 2 * subject.images["T2w"][subject.labels == 5].mean()
+
+
+def test_a_map_that_does_not_fit_costs_its_subject_alone(tmp_path):
+    save(tmp_path / "maps/a_dseg.nii.gz", small_brain())
+    large = nibabel.load(tmp_path / "maps/a_dseg.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(large.dataobj, np.diag([6.0, 6.0, 6.0, 1.0])), tmp_path / "maps/b_dseg.nii.gz")
+    pair = cohort(tmp_path / "maps", num_subjects=2, modalities=("T1w",))
+    with pytest.raises(InputError, match=r"1 of 2 subjects.*b_dseg.*field of view.*the others are written"):
+        write_dataset(pair, tmp_path / "out")
+    assert scan(tmp_path / "out").subjects == ("001",)
+    assert (tmp_path / "out/participants.tsv").read_text().count("sub-") == 1
+    (tmp_path / "maps/a_dseg.nii.gz").unlink()
+    with pytest.raises(InputError, match="field of view"):
+        write_dataset(pair, tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()

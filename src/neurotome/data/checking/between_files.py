@@ -4,6 +4,7 @@ gap(a, b) = max over the 8 corners of the field of view of |w_a - w_b|        sa
 z(x) = |x - median| / max(1.4826 MAD, floor)     over the logarithms of one quantity in one contrast
 """
 
+import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from neurotome.data.checking.finding import Finding
 from neurotome.data.checking.scan_findings import Facts
 from neurotome.data.datasets.fingerprint import in_ras, orientation
 from neurotome.data.imaging.geometry import Geometry
+from neurotome.files.endings import stem
 from neurotome.modality import CONTRASTS
 
 TOLERANCE_VOXELS = 0.05
@@ -32,6 +34,8 @@ _MIN_MAPS = 4
 # of the maps that hold a label, or lack it, for it to be odd
 _ODD_SHARE = 0.1
 _MAX_NAMED = 12
+
+_NO_BYTES = hashlib.sha256().hexdigest()
 
 Sessions = Mapping[tuple[str, str], Sequence[Facts]]
 
@@ -151,10 +155,11 @@ def _contrasts(groups: Sessions) -> Iterator[Finding]:
 
 
 def _duplicates(facts: Sequence[Facts], splits: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
-    """Find equal content under two names; files that could not be read are compared by their bytes."""
+    """Find equal content under two names; files that could not be read are compared by their bytes, if any."""
     same: dict[str, list[Facts]] = defaultdict(list)
     for one in facts:
-        if key := one.content or (one.sha256 if one.geometry is None else None):
+        key = one.content or (one.sha256 if one.geometry is None else None)
+        if key and key != _NO_BYTES:
             same[key].append(one)
     rank = ["leak", "duplicate-subjects", "duplicate-contrasts", "duplicate-sessions", "duplicate-labels"]
     for members in (m for m in same.values() if len(m) > 1):
@@ -252,7 +257,7 @@ def _label_sets(facts: Sequence[Facts], declared: Sequence[int] | None) -> Itera
 def _kind_of_map(case: Case) -> str:
     """Return the folder of a dataset and the words of a name that do not identify the subject."""
     folders, _, name = case.name.rpartition("/")
-    words = [w for w in name.split(".")[0].split("_") if not w.startswith(("sub-", "ses-", "run-"))]
+    words = [w for w in stem(name).split("_") if not w.startswith(("sub-", "ses-", "run-"))]
     top = "/".join(f for f in folders.split("/") if not f.startswith(("sub-", "ses-")))
     return f"{top}/{'_'.join(words) if name.startswith('sub-') else ''}"
 

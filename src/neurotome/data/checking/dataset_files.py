@@ -15,19 +15,19 @@ from typing import Any, Literal
 
 from neurotome.data.checking.finding import Finding
 from neurotome.data.checking.privacy import sidecar_findings, table_findings
-from neurotome.data.datasets import bids
-from neurotome.data.datasets.manifest import Manifest, is_table, scan
+from neurotome.data.datasets.bids import folders, is_bids, listed, preference
+from neurotome.data.datasets.manifest import UNPAIRED, Manifest, SessionScans, is_table, scan
 from neurotome.data.datasets.nnunet import is_nnunet
 from neurotome.data.datasets.splits import SPLITS
+from neurotome.data.datasets.text_files import cell_value, read_json, read_table
+from neurotome.data.imaging.other_formats import other_format_notes
 from neurotome.errors import InputError, UsageError, printable
-from neurotome.modality import candidates, canonical
+from neurotome.files.endings import is_image, stem
+from neurotome.modality import LABEL_WORDS, MASK_WORDS, candidates, canonical, is_bids_name
 
 Role = Literal["scan", "label", "mask", "other"]
-_LABEL_WORDS = frozenset(("seg", "dseg", "label", "labels", "lesion", "lesions", "aseg", "aparc", "parc", "tissue"))
 # nnU-Net's folders of label maps
 _LABEL_FOLDERS = ("labels", "labelstr", "labelsts")
-_OTHER_IMAGES = (".hdr", ".img", ".img.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".mnc", ".dcm", ".ima")
-_SUFFIX = re.compile(r"\.(?:nii|nii\.gz|mgz|mgh)$", re.IGNORECASE)
 _SKIPPED_FOLDERS = ("derivatives", "sourcedata", "code")
 # these describe the dataset, not a scan; names of authors belong there
 _NO_SIDECARS = ("dataset_description.json", "participants.json", "dataset.json", "check.json", "index.json")
@@ -46,6 +46,7 @@ class Case:
         modality: Our name of the contrast of a scan.
         site: Name of the site, if known.
         used: Whether `prepare` would read it.
+        masked: Whether `prepare` would take the brain of this scan from a mask.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Case:
     modality: str = ""
     site: str | None = None
     used: bool = False
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def find_dataset(path: Path, splits: Path | None = None, roots: Sequence[Path] =
     root = path.resolve() if path.is_dir() else path.parent.resolve()
     table = path if is_table(path) else None
     manifest, findings = _manifest(path, roots) if path.is_dir() or table else (None, [])
-    kind, cases = _kind(path, root, manifest), [_case(root / path.name, root)]
+    kind, cases = _kind(path, root, manifest), [replace(_case(root / path.name, root), used=True)]
     sidecars: list[Path] = []
     if table:
         cases, more = _table_cases(path, root, roots)
@@ -103,9 +105,12 @@ def find_dataset(path: Path, splits: Path | None = None, roots: Sequence[Path] =
     elif path.is_dir():
         cases, sidecars, more = _folder_cases(root, kind)
         findings += more
-    cases = sorted(_with_manifest(cases, manifest, root), key=lambda c: c.name)
+    if path.is_dir() or table:
+        cases = sorted(_with_manifest(cases, manifest, root), key=lambda c: c.name)
     findings += [f for case in cases for f in _place_findings(case, (root, *roots))]
-    findings += _sidecar_findings(root, cases, sidecars, kind)
+    damaged = list(_sidecar_findings(root, cases, sidecars, kind))
+    told = {(f.file, f.reason) for f in damaged if f.code == "bids-sidecar"}
+    findings = [f for f in findings if f.code != "not-prepared" or (f.file, f.reason) not in told] + damaged
     if kind == "bids":
         findings += _bids_findings(root, cases)
     where, more = _split_table(table, splits, root, {} if manifest is None else manifest.splits)
@@ -118,35 +123,43 @@ def _kind(path: Path, root: Path, manifest: Manifest | None) -> str:
         return manifest.kind
     if not path.is_dir():
         return "table" if is_table(path) else "image"
-    return "nnunet" if is_nnunet(root) else "bids" if bids.is_bids(root) else "folder"
+    return "nnunet" if is_nnunet(root) else "bids" if is_bids(root) else "folder"
 
 
 def _manifest(path: Path, roots: Sequence[Path]) -> tuple[Manifest | None, list[Finding]]:
     """Return what prepare would read, or why it would not."""
+    root = path if path.is_dir() else path.parent
     try:
         manifest = scan(path, roots)
     except InputError as error:
-        name = path.name if path.is_file() else ""
+        name = "" if error.file is None or error.file == path == root else _name(error.file.absolute(), root.absolute())
         remedy = error.remedy or "repair it; the other findings were made without it"
         # the reader of tables joins its problems; each is a finding
         return None, [Finding("manifest", name, one, remedy) for one in re.split(r"; (?=line \d+, )", error.reason)]
-    except OSError as error:
-        return None, [Finding("manifest", "", f"a folder cannot be listed ({error.strerror})", "check its permissions")]
-    notes = [Finding("choice", "", note) for note in manifest.notes if not note.startswith("left out")]
+    notes = [Finding("choice", "", note) for note in manifest.notes if not note.startswith(("left out", UNPAIRED))]
+    if manifest.is_unpaired:
+        notes.append(Finding("unpaired", "", UNPAIRED))
     for s in manifest.sessions:
         notes += [Finding("choice", "", note, subject=s.subject, session=s.session) for note in s.notes]
+        notes += [_damage(s.scans[m], error, root, s) for m, error in s.damage.items()]
     return manifest, notes
+
+
+def _damage(scan: Path, error: InputError, root: Path, session: SessionScans) -> Finding:
+    """Return why a scan cannot be prepared; its image may be whole."""
+    file = _name((error.file or scan).absolute(), root.absolute())
+    return Finding("not-prepared", file, error.reason, error.remedy or "repair it", session.subject, session.session)
 
 
 def _table_cases(path: Path, root: Path, roots: Sequence[Path]) -> tuple[list[Case], list[Finding]]:
     """Return the files that a table names, as far as its lines can be read; the manifest reports the faults."""
     try:
-        _, rows = bids.read_table(path)
+        _, rows = read_table(path)
     except InputError:
         return [], []
     cases: dict[Path, Case] = {}
     for _, cells in rows:
-        cells = {key: "" if value == "n/a" else value for key, value in cells.items()}
+        cells = {key: cell_value(value) or "" for key, value in cells.items()}
         ids = (cells.get("participant_id", "").removeprefix("sub-"), cells.get("session_id", "").removeprefix("ses-"))
         for column, role in (("path", "scan"), ("mask", "mask"), ("label", "label")):
             file = Path(os.path.normpath(root / cells.get(column, "")))
@@ -177,47 +190,49 @@ def _folder_cases(root: Path, kind: str) -> tuple[list[Case], list[Path], list[F
     left_out: Counter[str] = Counter()
     findings: list[Finding] = []
     denied: list[OSError] = []
-    for folder, folders, names in os.walk(root, onerror=denied.append):
+    others: list[str] = []
+    for folder, inner, names in os.walk(root, onerror=denied.append):
         place = Path(folder)
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in _SKIPPED_FOLDERS)
+        inner[:] = sorted(f for f in inner if not f.startswith(".") and f not in _SKIPPED_FOLDERS)
         # a folder, a pipe or a link that is named like an image is treated as an image, and refused
-        for name in sorted([*names, *filter(bids.is_image, folders)]):
+        for name in sorted([*names, *filter(is_image, inner)]):
             lower = name.lower()
-            if bids.is_image(name) and kind == "bids" and place.name != "anat":
+            if is_image(name) and kind == "bids" and place.name != "anat":
                 left_out["images beside the subjects" if place == root else f"images in {place.name}/ folders"] += 1
-            elif bids.is_image(name):
+            elif is_image(name):
                 cases.append(_case(place / name, root))
             elif lower.endswith(".json") and name not in _NO_SIDECARS:
                 sidecars.append(place / name)
             elif lower.endswith(".tsv"):
                 findings += table_findings(place / name, _name(place / name, root))
-            elif suffix := next((s for s in _OTHER_IMAGES if lower.endswith(s)), ""):
-                left_out[f"{suffix} files"] += 1
-        folders[:] = [f for f in folders if not bids.is_image(f)]
+            else:
+                others.append(name)
+        inner[:] = [f for f in inner if not is_image(f)]
     for error in denied:
         reason = f"the folder cannot be listed ({error.strerror})"
         findings.append(Finding("unreadable", _name(Path(error.filename), root), reason, "check its permissions"))
-    remedy = "convert them to .nii.gz if they are wanted"
-    findings += [Finding("not-checked", "", f"{n} {what}", remedy) for what, n in sorted(left_out.items())]
+    findings += [Finding("not-checked", "", f"{n} {what}") for what, n in sorted(left_out.items())]
+    findings += [Finding("not-checked", "", note) for note in other_format_notes(others)]
     return cases, sidecars, findings
 
 
 def _case(path: Path, root: Path) -> Case:
     """Return what name and folder say about a file."""
-    name = _name(path, root)
-    stem = _SUFFIX.sub("", path.name).lower()
-    words = {w for w in re.split(r"[^a-z0-9]+", stem) if w}
-    contrasts = candidates(path.name)
-    subject = re.search(r"(?:^|[/_])sub-([^_/.]+)", name)
-    session = re.search(r"(?:^|[/_])ses-([^_/.]+)", name)
+    place, name = _name(path, root), stem(path)
+    folders = "/".join([*place.split("/")[:-1], name])
+    subject = re.search(r"(?:^|[/_])sub-([^_/]+)", folders)
+    session = re.search(r"(?:^|[/_])ses-([^_/]+)", folders)
     ids = (subject.group(1) if subject else "", session.group(1) if session else "")
-    if "mask" in words and not words & _LABEL_WORDS:
-        return Case(path, name, "mask", *ids)
-    if words & _LABEL_WORDS or path.parent.name.lower() in _LABEL_FOLDERS:
-        return Case(path, name, "label", *ids)
-    if len(contrasts) == 1 and "probseg" not in words:
-        return Case(path, name, "scan", *ids, contrasts[0])
-    return Case(path, name, "other", *ids)
+    kind = name.rpartition("_")[2] if is_bids_name(name) else name
+    words = set(re.split(r"[^a-z0-9]+", kind.lower()))
+    if words & MASK_WORDS and not words & LABEL_WORDS:
+        return Case(path, place, "mask", *ids)
+    if words & LABEL_WORDS or path.parent.name.lower() in _LABEL_FOLDERS:
+        return Case(path, place, "label", *ids)
+    contrasts = candidates(name)
+    if len(contrasts) == 1:
+        return Case(path, place, "scan", *ids, contrasts[0])
+    return Case(path, place, "other", *ids)
 
 
 def _with_manifest(cases: list[Case], manifest: Manifest | None, root: Path) -> Iterable[Case]:
@@ -227,7 +242,7 @@ def _with_manifest(cases: list[Case], manifest: Manifest | None, root: Path) -> 
     """
     if manifest is None:
         chosen: dict[tuple[str, str, str], Case] = {}
-        for case in sorted(cases, key=lambda c: (bids.preference(c.path.name), c.name)):
+        for case in sorted(cases, key=lambda c: (preference(c.path.name), c.name)):
             if case.role == "scan" and case.subject and case.modality:
                 chosen.setdefault((case.subject, case.session, case.modality), case)
         names = {case.name for case in chosen.values()}
@@ -246,7 +261,8 @@ def _with_manifest(cases: list[Case], manifest: Manifest | None, root: Path) -> 
         assign(row.path, "scan", *ids, site=row.site, modality=row.modality)
     for s in manifest.sessions:
         for modality, path in s.scans.items():
-            assign(path, "scan", s.subject, s.session, site=s.site, modality=modality, used=True)
+            masked = s.mask is not None
+            assign(path, "scan", s.subject, s.session, site=s.site, modality=modality, used=True, masked=masked)
     return known.values()
 
 
@@ -262,7 +278,7 @@ def _place_findings(case: Case, roots: Sequence[Path]) -> Iterator[Finding]:
     *folders, name = case.name.split("/")
     for entity, what in (("sub-", "subject"), ("ses-", "session")):
         stated = {f.removeprefix(entity) for f in folders if f.startswith(entity)}
-        own = re.search(rf"(?:^|_){entity}([^_.]+)", name)
+        own = re.search(rf"(?:^|_){entity}([^_]+)", stem(name))
         if own and stated and own.group(1) not in stated:
             reason = f"the file name says {what} {own.group(1)}, the folder {' and '.join(sorted(stated))}"
             remedy = "find out whose scan it is and rename one of them"
@@ -271,9 +287,9 @@ def _place_findings(case: Case, roots: Sequence[Path]) -> Iterator[Finding]:
 
 def _sidecar_findings(root: Path, cases: Sequence[Case], found: Iterable[Path], kind: str) -> Iterator[Finding]:
     """Look at the JSON files of a dataset; those that belong to no scan need not be sidecars."""
-    owned = {c.path.parent / (c.path.name.split(".")[0] + ".json") for c in cases}
+    owned = {c.path.parent / f"{stem(c.path)}.json" for c in cases}
     for place in sorted({*found, *owned}):
-        if place.is_file():
+        if os.path.lexists(place):
             for finding in sidecar_findings(place, _name(place, root)):
                 if finding.code != "bids-sidecar" or place in owned or kind == "bids":
                     yield finding
@@ -284,25 +300,30 @@ def _bids_findings(root: Path, cases: list[Case]) -> Iterator[Finding]:
         yield Finding("bids-description", "", "dataset_description.json is missing", "write one (Name, BIDSVersion)")
     for case in cases:
         name = case.path.name
-        if not name.startswith("sub-"):
-            yield Finding("bids-name", case.name, "the name does not begin with sub-; it is left out", "rename it")
+        if not is_bids_name(stem(name)):
+            reason = "not a name of BIDS, like sub-01_acq-x_T1w.nii.gz; it is left out"
+            yield Finding("bids-name", case.name, reason, "rename it")
     stems = defaultdict(list)
     for case in cases:
-        stems[_SUFFIX.sub("", case.name)].append(case)
+        stems[case.path.parent / stem(case.path)].append(case)
     for twins in (t for t in stems.values() if len(t) > 1):
         reason = f"stored twice, as {' and '.join(c.path.name for c in twins)}"
         yield Finding("bids-name", twins[1].name, reason, "remove one", twins[1].subject, twins[1].session)
     with_scans = {c.subject for c in cases}
-    folders = {e.name.removeprefix("sub-") for e in os.scandir(root) if e.name.startswith("sub-") and e.is_dir()}
-    for subject in sorted(folders - with_scans):
+    people = {folder.name.removeprefix("sub-") for folder in folders(root, "sub-")}
+    for name in listed(root):
+        if name.startswith("sub-") and not os.path.exists(root / name):  # noqa: PTH110 - False for a link that loops
+            remedy = "in a DataLad dataset fetch it with `datalad get`, else remove the link"
+            yield Finding("bids-empty", name, "a link that leads nowhere", remedy)
+    for subject in sorted(people - with_scans):
         yield Finding("bids-empty", f"sub-{subject}", "no image in an anat folder", subject=subject)
     try:
-        header, rows = bids.read_table(root / "participants.tsv")
+        header, rows = read_table(root / "participants.tsv")
     except InputError:
         return  # missing, or the manifest reports why it cannot be read
-    listed = {row["participant_id"].removeprefix("sub-") for _, row in rows} if "participant_id" in header else set()
-    for subject in sorted(folders ^ listed) if listed else []:
-        where = "a folder, but no line" if subject in folders else "a line, but no folder"
+    rows_of = {row["participant_id"].removeprefix("sub-") for _, row in rows} if "participant_id" in header else set()
+    for subject in sorted(people ^ rows_of) if rows_of else []:
+        where = "a folder, but no line" if subject in people else "a line, but no folder"
         yield Finding("bids-participants", "participants.tsv", f"sub-{subject}: {where}", subject=subject)
 
 
@@ -316,7 +337,7 @@ def _split_table(
     findings = []
     for path in [p for p in (given, manifest, root / "splits.tsv") if p is not None and p.is_file()]:
         try:
-            header, rows = bids.read_table(path)
+            header, rows = read_table(path)
         except InputError as error:
             if path != manifest:  # the manifest's faults are reported already
                 findings.append(Finding("splits", path.name, error.reason, error.remedy or "repair the table"))
@@ -339,7 +360,7 @@ def _split_table(
 def _declared_labels(path: Path) -> tuple[int, ...] | None:
     """Return the labels of nnU-Net's dataset.json: ``{"labels": {"background": 0, "edema": [1, 2]}}`` or reversed."""
     try:
-        declared = bids.read_json(path).get("labels")
+        declared = read_json(path).get("labels")
     except InputError:
         return None  # the manifest reports why
     if not isinstance(declared, dict):

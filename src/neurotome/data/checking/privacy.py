@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from neurotome.data.checking.finding import Finding
-from neurotome.data.datasets.bids import read_json, read_table
+from neurotome.data.datasets.text_files import read_json, read_table
 from neurotome.data.imaging.mgh import MAX_FOOTER_BYTES, mgh_layout
 from neurotome.data.imaging.nifti import HEADERS, MAX_EXTENSION_BYTES
 from neurotome.errors import InputError

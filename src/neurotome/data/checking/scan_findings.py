@@ -21,12 +21,7 @@ from neurotome.data.checking.privacy import header_findings
 from neurotome.data.imaging.geometry import Geometry, Voxels
 from neurotome.data.imaging.reader import read_volume
 from neurotome.data.imaging.volume import Volume
-from neurotome.data.preparation.brain_box import (
-    MAX_BRAIN_ML,
-    MAX_FOREGROUND_ON_FACES,
-    largest_component,
-    share_on_faces,
-)
+from neurotome.data.preparation.brain_box import is_head, largest_component, share_on_faces
 from neurotome.data.preparation.labels import MAX_LABEL
 from neurotome.data.preparation.resample import ras_to_index
 from neurotome.errors import InputError
@@ -46,6 +41,7 @@ _MAX_LABELS = 20000
 # Newborns have 350 ml, children of one year 850; below, most often a part of a brain or voxels in other units.
 MIN_BRAIN_ML = 600.0
 # Of 15 stripped brains at most 10 % are rim, whole or cut; of 7 heads at least 24 %, also if a third of them is left.
+_DEFACE = "deface it before you share it"
 _DIM, _MAX_RIM = 0.15, 0.2
 _SAMPLE = 1_000_000
 
@@ -236,15 +232,22 @@ def _head(
     part = largest_component(above)
     count = int(np.count_nonzero(part))
     volume_ml = count * abs(float(np.linalg.det(geometry.affine[:3, :3]))) / 1000.0
-    faces = share_on_faces(part)
-    if faces > MAX_FOREGROUND_ON_FACES or volume_ml > MAX_BRAIN_ML:
-        reason = f"{volume_ml:.0f} ml lie above {threshold:g}, {faces:.0%} of the box's faces among them"
+    # prepare takes what lies above 0, unless --mask-threshold says otherwise
+    as_prepared = part if threshold == 0 else largest_component(array > 0)
+    # what prepare refuses is an error; a head that has a mask, or that it does not read, is a matter of privacy
+    code = "whole-head" if case.used and not case.masked else "unstripped"
+    if is_head(part, volume_ml):
+        reason = f"{volume_ml:.0f} ml lie above {threshold:g}, {share_on_faces(part):.0%} of the box's faces among them"
         remedy = "strip the skull or give a mask; inference refuses it without --mask or --allow-head"
         if (low := float(array.min())) > threshold:
             reason += f"; no voxel is below {low:g}"
             remedy = "give a mask, or --mask-threshold above the background if the skull is stripped"
-        found.append(Finding("whole-head", case.name, reason, remedy))
+        found.append(Finding(code, case.name, reason, remedy if code == "whole-head" else _DEFACE))
         return {"foreground_ml": volume_ml, "head": True}
+    if code == "whole-head" and is_head(as_prepared, volume_ml * np.count_nonzero(as_prepared) / count):
+        reason = f"what lies above 0 fills {share_on_faces(as_prepared):.0%} of the box's faces"
+        remedy = f"prepare with --mask-threshold {threshold:g}, or give a mask"
+        found.append(Finding(code, case.name, reason, remedy))
     below_zero = any(f.code == "negative-foreground" for f in found)
     found += _odd_brain(case, array, part, volume_ml, threshold + _DIM * (brightest - threshold), below_zero)
     # sums along two axes at a time: the centre without an index for every voxel

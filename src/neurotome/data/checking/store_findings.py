@@ -9,7 +9,7 @@ import numpy as np
 
 from neurotome.data.checking.dataset_files import spelling
 from neurotome.data.checking.finding import Finding
-from neurotome.data.datasets.bids import read_table
+from neurotome.data.datasets.text_files import read_table
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.build import JOURNAL_NAME
 from neurotome.data.stores.entries import LABELS, MASK, LoadedSession, SessionEntry, is_intact, map_entry
@@ -31,8 +31,8 @@ def check_store(path: Path, progress: Report | None = None) -> tuple[Store | Non
     try:
         store = Store.open(path)
     except (InputError, UsageError) as error:
-        reason = error.reason if isinstance(error, InputError) else str(error)
-        return None, [Finding("store-index", INDEX_NAME, reason, "prepare the store again")]
+        reason, remedy = (error.reason, error.remedy) if isinstance(error, InputError) else (str(error), None)
+        return None, [Finding("store-index", INDEX_NAME, reason, remedy or "prepare the store again")]
     findings: list[Finding] = []
     contents: dict[str, list[SessionEntry]] = defaultdict(list)
     for done, entry in enumerate(store.sessions, start=1):

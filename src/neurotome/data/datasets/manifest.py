@@ -6,26 +6,31 @@ session the one that :func:`bids.preference` ranks first is taken, and the choic
 """
 
 import os
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from neurotome.data.datasets import bids, nnunet
-from neurotome.data.datasets.bids import ScanRow, preference
+from neurotome.data.datasets import nnunet
+from neurotome.data.datasets.bids import ScanRow, is_bids, preference
+from neurotome.data.datasets.bids_scans import BidsScans
+from neurotome.data.datasets.guessed import guess_scans
 from neurotome.data.datasets.manifest_table import COLUMNS, OPTIONAL_COLUMNS, read_manifest_table
-from neurotome.data.imaging.reader import READABLE_SUFFIXES
+from neurotome.data.datasets.text_files import one_line
 from neurotome.errors import InputError, UsageError, printable
-from neurotome.modality import CONTRASTS, candidates
-
-_MASK_WORDS = re.compile(
-    r"(?:^|[-_.+])(?:mask|seg|dseg|probseg|label|labels|lesion|lesions|aseg|aparc)(?:$|[-_.+])", re.IGNORECASE
-)
-
+from neurotome.modality import CONTRASTS
 
 Kind = Literal["bids", "nnunet", "table", "folder"]
+_TABLE = "give a table with the columns " + " ".join(COLUMNS)
+_REMEDIES: dict[Kind, str] = {
+    "bids": f"give the scans names like sub-01_T1w.nii.gz, or {_TABLE}",
+    "nnunet": f"name the scans CASE_0000.nii.gz, or {_TABLE}",
+    "table": "list at least one scan",
+    "folder": f"name the contrasts in the file names ({', '.join(CONTRASTS)}), or {_TABLE}",
+}
+UNPAIRED = (
+    f"no session has more than one contrast, so nothing is paired; if scans of one person have different ids, {_TABLE}"
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class SessionScans:
         labels: Label map, if there is one.
         notes: What was decided for this session.
         split: Part of the data the subject was assigned to, where the dataset says so.
+        damage: Modality to why its scan cannot be prepared.
     """
 
     subject: str
@@ -51,6 +57,7 @@ class SessionScans:
     labels: Path | None = None
     notes: tuple[str, ...] = ()
     split: str | None = None
+    damage: Mapping[str, InputError] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -66,7 +73,7 @@ class Manifest:
         root: The folder no path leaves.
         kind: How it was found.
         sessions: Sorted by subject and session.
-        notes: What was decided for the whole.
+        notes: What was decided for the whole, and what was left out.
         rows: Every scan, also those that no session took.
         roots: Other folders that paths may lie in.
     """
@@ -99,19 +106,25 @@ class Manifest:
         """Splits that the dataset itself assigns: subject to train, val or test."""
         return {s.subject: s.split for s in self.sessions if s.split is not None}
 
+    @property
+    def is_unpaired(self) -> bool:
+        """Whether there are several contrasts, but no session has more than one."""
+        return len(self.modalities) > 1 and all(len(s.scans) == 1 for s in self.sessions)
+
     def relative(self, path: Path) -> str:
         """Return a path from the root, with forward slashes; one of another root begins with ``..``."""
         return Path(os.path.relpath(path, self.root)).as_posix()
 
     def to_tsv(self) -> str:
-        """Return the manifest as a table that :func:`scan` reads."""
+        """Return the manifest as a table that :func:`scan` reads; tabs and line breaks in paths are escaped."""
         lines = ["\t".join((*COLUMNS, *OPTIONAL_COLUMNS))]
         for s in self.sessions:
-            tail = [s.site or "n/a", *(self.relative(p) if p else "n/a" for p in (s.mask, s.labels)), s.split or "n/a"]
-            lines += [
-                "\t".join([s.subject, s.session or "n/a", m, self.relative(p), *tail]) for m, p in s.scans.items()
-            ]
+            tail = [s.site or "n/a", *map(self._cell, (s.mask, s.labels)), s.split or "n/a"]
+            lines += ["\t".join([s.subject, s.session or "n/a", m, self._cell(p), *tail]) for m, p in s.scans.items()]
         return "\n".join(lines) + "\n"
+
+    def _cell(self, path: Path | None) -> str:
+        return "n/a" if path is None else one_line(self.relative(path))
 
 
 def scan(
@@ -136,17 +149,14 @@ def scan(
     others = tuple(_admitted(root) for root in roots)
     root, kind, rows, notes = _found(path, others, default_modality)
     rows, outside = _confined(rows, (root, *others))
-    sessions = tuple(_sessions(rows))
+    notes += outside
+    sessions = tuple(_sessions(rows, root))
     if not sessions:
-        reasons = [*notes, *outside] or ["no readable image"]
+        reasons = notes or ["no readable image"]
         more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-        raise InputError(
-            f"no scan found ({'; '.join(reasons[:5])}{more})",
-            file=path,
-            remedy=f"name the contrasts in the file names ({', '.join(CONTRASTS)}), or give a table with the columns "
-            + " ".join(COLUMNS),
-        )
-    return Manifest(root, kind, sessions, (*notes, *outside), tuple(rows), others)
+        raise InputError(f"no scan found ({'; '.join(reasons[:5])}{more})", file=path, remedy=_REMEDIES[kind])
+    manifest = Manifest(root, kind, sessions, tuple(notes), tuple(rows), others)
+    return replace(manifest, notes=(UNPAIRED, *notes)) if manifest.is_unpaired else manifest
 
 
 def is_table(path: Path) -> bool:
@@ -171,97 +181,9 @@ def _found(
         return root, "folder", *guess_scans(root, [root / path.name], default_modality)
     if nnunet.is_nnunet(root):
         return root, "nnunet", *nnunet.find_cases(root)
-    if bids.is_bids(root):
-        return root, "bids", *bids.find_scans(root)
+    if is_bids(root):
+        return root, "bids", *BidsScans(root).find()
     return root, "folder", *guess_scans(root, default_modality=default_modality)
-
-
-def guess_scans(
-    root: Path, files: Iterable[Path] | None = None, default_modality: str | None = None
-) -> tuple[list[ScanRow], list[str]]:
-    """Return the scans of a plain folder, guessed from the names, and what could not be guessed.
-
-    Args:
-        root: The folder.
-        files: Look at these alone.
-        default_modality: Contrast of images whose names tell none.
-    """
-    rows, notes = [], []
-    masks: dict[tuple[str, str], list[Path]] = {}
-    aside = 0
-    for path in sorted(_images(root)) if files is None else files:
-        stem = _stem(path)
-        if stem.endswith("_desc-brain_mask"):
-            masks.setdefault(_guess_ids(path, root), []).append(path)
-            continue
-        if _MASK_WORDS.search(stem):
-            aside += 1
-            continue
-        contrasts = candidates(path.name) or ((default_modality,) if default_modality is not None else ())
-        if len(contrasts) != 1:
-            what = "no contrast" if not contrasts else " or ".join(contrasts)
-            notes.append(f"left out {printable(path.relative_to(root))}: the name says {what}")
-            continue
-        rows.append(ScanRow(*_guess_ids(path, root), contrasts[0], path))
-    fitting = [bids.best_mask(row.path.name, masks.get((row.subject, row.session), ())) for row in rows]
-    rows, visits = _visits([replace(row, mask=mask) for row, mask in zip(rows, fitting, strict=True)], root)
-    if rows and files is None:
-        count = Counter(row.modality for row in rows)
-        counts = ", ".join(f"{count[m]} {m}" for m in CONTRASTS if m in count)
-        notes.insert(0, f"contrasts and subjects are guessed from the names ({counts}); a table states them")
-    if aside:
-        notes.append(f"{aside} masks or label maps are not taken for scans")
-    return rows, notes + visits
-
-
-def _visits(rows: list[ScanRow], root: Path) -> tuple[list[ScanRow], list[str]]:
-    """Take scans of one contrast in one folder for visits of one subject, so that no person is in two splits."""
-    count = Counter((row.subject, row.session, row.modality) for row in rows)
-    many = {(subject, session) for (subject, session, _), number in count.items() if number > 1}
-    named = [
-        row
-        if (row.subject, row.session) not in many or bids.entities(row.path.name) or row.path.parent == root
-        else replace(row, session="-".join(filter(None, (row.session, _rest(row.path)))))
-        for row in rows
-    ]
-    folders = sorted({after.subject for before, after in zip(rows, named, strict=True) if before is not after})
-    return named, [
-        f"{printable(folder)}: holds several scans of one contrast, taken for visits of one subject; if they are "
-        "several persons, give each a folder, or a table"
-        for folder in folders
-    ]
-
-
-def _stem(path: Path) -> str:
-    """Return a name without its image ending."""
-    lower = path.name.lower()
-    return next((path.name[: -len(end)] for end in READABLE_SUFFIXES if lower.endswith(end)), path.stem)
-
-
-def _rest(path: Path) -> str:
-    """Return what a name says besides the contrast."""
-    return "-".join(word for word in re.split(r"[-_.]", _stem(path)) if word and not candidates(word))
-
-
-def _images(root: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "derivatives")
-        yield from (Path(folder, n) for n in names if bids.is_image(n))
-
-
-def _guess_ids(path: Path, root: Path) -> tuple[str, str]:
-    """Return subject and session: BIDS words if there are any, else the folder, else the name without its contrast."""
-    place = path.relative_to(root)
-    words = "_".join(place.parts)
-    session = re.search(r"(?:^|_)ses-([^_]+)", words)
-    subject = re.search(r"(?:^|_)sub-([^_.]+)", words)
-    if subject:
-        name = subject.group(1)
-    elif len(place.parts) > 1:
-        name = place.parts[0]
-    else:
-        name = _rest(place) or _stem(place)
-    return name, session.group(1) if session else ""
 
 
 def _confined(rows: list[ScanRow], roots: tuple[Path, ...]) -> tuple[list[ScanRow], list[str]]:
@@ -292,7 +214,7 @@ def _confined(rows: list[ScanRow], roots: tuple[Path, ...]) -> tuple[list[ScanRo
     ]
 
 
-def _sessions(rows: list[ScanRow]) -> Iterator[SessionScans]:
+def _sessions(rows: list[ScanRow], root: Path) -> Iterator[SessionScans]:
     groups: dict[tuple[str, str], list[ScanRow]] = {}
     for row in rows:
         groups.setdefault((row.subject, row.session), []).append(row)
@@ -304,22 +226,37 @@ def _sessions(rows: list[ScanRow]) -> Iterator[SessionScans]:
         notes = []
         for row in members:
             if row.modality in chosen:
-                used = chosen[row.modality].path.name
-                notes.append(
-                    f"several {row.modality}: {used} is used, {row.path.name} is not (fewest entities, first run)"
-                )
+                used, unused = _told_apart(chosen[row.modality].path, row.path, root)
+                notes.append(f"several {row.modality}: {used} is used, {unused} is not (fewest entities, first run)")
             chosen.setdefault(row.modality, row)
         sites = sorted({r.site for r in members if r.site is not None})
         if len(sites) > 1:
             notes.append(f"several sites ({', '.join(sites)}): {sites[0]} is used")
         first = [*chosen.values(), *members]
+        masks, labels = (list(dict.fromkeys(filter(None, found))) for found in _maps(first))
+        for what, found in (("masks", masks), ("label maps", labels)):
+            for other in found[1:]:
+                used, unused = _told_apart(found[0], other, root)
+                notes.append(f"several {what}: {used} is used, {unused} is not")
         yield SessionScans(
             subject,
             session,
             sites[0] if sites else None,
             {modality: row.path for modality, row in chosen.items()},
-            mask=next((r.mask for r in first if r.mask), None),
-            labels=next((r.labels for r in first if r.labels), None),
+            mask=masks[0] if masks else None,
+            labels=labels[0] if labels else None,
             notes=tuple(notes),
             split=next((r.split for r in first if r.split), None),
+            damage={modality: row.damage for modality, row in chosen.items() if row.damage is not None},
         )
+
+
+def _maps(rows: Sequence[ScanRow]) -> tuple[list[Path | None], list[Path | None]]:
+    return [row.mask for row in rows], [row.labels for row in rows]
+
+
+def _told_apart(used: Path, unused: Path, root: Path) -> tuple[str, str]:
+    """Return the names of two files, with their folders where the names are equal."""
+    if used.name != unused.name:
+        return used.name, unused.name
+    return Path(os.path.relpath(used, root)).as_posix(), Path(os.path.relpath(unused, root)).as_posix()

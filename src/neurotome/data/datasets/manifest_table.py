@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from neurotome.data.datasets.bids import ScanRow, table_rows
+from neurotome.data.datasets.bids import ScanRow
+from neurotome.data.datasets.text_files import MISSING, table_rows
 from neurotome.errors import InputError, printable
 from neurotome.modality import canonical
 
@@ -63,7 +64,12 @@ class _RowReader:
     """Reads rows; remembers what must not occur twice."""
 
     def __init__(self, header: list[str], folder: Path, roots: list[Path]) -> None:
-        self._at = {name: header.index(name) for name in (*COLUMNS, *OPTIONAL_COLUMNS) if name in header}
+        # a subject may be called NA or None; in a column that may be empty this is a missing value
+        self._at = [
+            (name, header.index(name), ("n/a",) if name in ("participant_id", "path") else MISSING)
+            for name in (*COLUMNS, *OPTIONAL_COLUMNS)
+            if name in header
+        ]
         self._folder = str(folder)
         # with the separator, so that /data does not admit /database
         self._inside = tuple(os.path.join(root, "") for root in (folder, *roots))  # noqa: PTH118 - hot loop
@@ -72,7 +78,7 @@ class _RowReader:
 
     def row(self, number: int, cells: list[str]) -> ScanRow:
         """Return one row."""
-        values = {name: "" if (cell := cells[at]) == "n/a" else cell for name, at in self._at.items()}
+        values = {name: "" if cells[at].casefold() in missing else cells[at] for name, at, missing in self._at}
         subject = _id("participant_id", values["participant_id"].removeprefix("sub-"))
         session = _id("session_id", values.get("session_id", "").removeprefix("ses-"))
         if not subject:

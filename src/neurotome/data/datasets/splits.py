@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from neurotome.data.datasets.bids import read_table
+from neurotome.data.datasets.text_files import read_table
 from neurotome.errors import InputError, UsageError
 from neurotome.files.atomic import write_atomically
 

@@ -38,7 +38,6 @@ _REFUSED_DTYPES = {
 }
 # what the content begins with, what it then is, and what to do about it
 _OTHER_CONTENT = (
-    (0, b"version https://git-lfs", "a placeholder of Git LFS", "fetch the file with `git lfs pull`"),
     (0, b"\x1f\x8b", "a gzip stream", "end its name with .nii.gz"),
     (128, b"DICM", "a DICOM file", "convert the series with dcm2niix"),
     (0, b"NRRD", "an NRRD file", "convert it to .nii.gz, for example with SimpleITK"),

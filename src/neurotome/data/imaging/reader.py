@@ -14,6 +14,7 @@ from pathlib import Path
 from neurotome.data.imaging.geometry import Geometry, HeaderFields
 from neurotome.data.imaging.mgh import MAX_FOOTER_BYTES, mgh_layout
 from neurotome.data.imaging.nifti import nifti_layout
+from neurotome.data.imaging.other_formats import other_format
 from neurotome.data.imaging.volume import Provenance, Stored, Volume
 from neurotome.data.imaging.voxel_layout import (
     MAX_VOXELS,
@@ -25,16 +26,8 @@ from neurotome.data.imaging.voxel_layout import (
     which_volume,
 )
 from neurotome.errors import InputError
+from neurotome.files.endings import READABLE_ENDINGS
 from neurotome.files.verified import VerifiedStream
-
-READABLE_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
-_CONVERT = {
-    (".hdr", ".img", ".hdr.gz", ".img.gz"): "convert the pair of header and image to one .nii.gz file",
-    (".nrrd", ".nhdr", ".mha", ".mhd"): "convert it to .nii.gz, for example with SimpleITK",
-    (".mnc",): "convert it to .nii.gz, for example with mnc2nii",
-    (".dcm", ".ima"): "convert the series to .nii.gz with dcm2niix",
-    (".bz2", ".xz", ".zst", ".zip"): "decompress it; gzip is the only compression that is read",
-}
 
 
 def read_volume(
@@ -86,14 +79,14 @@ def readable_suffix(path: Path) -> str:
         InputError: None of them; the remedy is that for the kind of file the name ends with.
     """
     lower = path.name.lower()
-    for suffix in sorted(READABLE_SUFFIXES, key=len, reverse=True):
+    for suffix in READABLE_ENDINGS:
         if lower.endswith(suffix):
             return suffix
-    known = (remedy for endings, remedy in _CONVERT.items() if lower.endswith(endings))
+    known = other_format(lower)
     raise InputError(
-        f"files of this kind are not read; admissible are {', '.join(READABLE_SUFFIXES)}",
+        f"files of this kind are not read; admissible are {', '.join(READABLE_ENDINGS)}",
         file=path,
-        remedy=next(known, "convert it, for example DICOM with dcm2niix"),
+        remedy=known[1] if known else "convert it, for example DICOM with dcm2niix",
     )
 
 

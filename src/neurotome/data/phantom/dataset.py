@@ -24,7 +24,8 @@ from jaxtyping import Float, Shaped
 
 from neurotome.data.phantom.cohort import LABELS, Subject, SyntheticCohort
 from neurotome.data.phantom.contrast import Scan
-from neurotome.errors import UsageError
+from neurotome.data.phantom.template import load_template
+from neurotome.errors import InputError, UsageError
 from neurotome.files.atomic import new_folder
 from neurotome.files.json_text import parse_json
 from neurotome.files.pool import results
@@ -88,6 +89,8 @@ def write_dataset(
 
     Raises:
         UsageError: ``out`` is a file or has content, or ``workers`` is below 1.
+        InputError: Label maps were refused: all of them, and nothing is written; or some, and their subjects are
+            missing from the dataset, which is whole otherwise.
         OutputError: The disk is full or read-only; nothing is left behind.
         WorkerKilled: A worker was killed, most likely for lack of memory.
     """
@@ -97,16 +100,29 @@ def write_dataset(
     _refuse_occupied(out, overwrite)
     with new_folder(out) as part:
         rows: dict[int, dict[str, Any]] = {}
+        refused: dict[str, InputError] = {}
         if workers > 1:
-            cohort.subject(0)  # builds the template's cache once
+            load_template()  # builds its cache once
         write = partial(_write_subject, cohort, part)
-        for index, row in results(write, range(len(cohort)), workers if workers > 1 else 0, _name):
-            rows[index] = row
+        made = results(write, range(len(cohort)), workers if workers > 1 else 0, _name)
+        for done, (index, row) in enumerate(made, start=1):
+            if isinstance(row, InputError):
+                refused.setdefault(str(row), row)
+            else:
+                rows[index] = row
             if progress is not None:
-                progress(len(rows), len(cohort), row["participant_id"])
-        ordered = [rows[index] for index in range(len(cohort))]
+                progress(done, len(cohort), f"sub-{index + 1:03d}")
+        if not rows:
+            raise next(iter(refused.values()))
+        ordered = [rows[index] for index in sorted(rows)]
         _write_top(part, ordered)
         _write_truth(part / "derivatives" / "truth", ordered)
+    if refused:
+        raise InputError(
+            f"{len(cohort) - len(rows)} of {len(cohort)} subjects were left out. " + " | ".join(refused),
+            file=out,
+            remedy="the others are written; repair or remove these label maps and make the cohort again",
+        )
     return out
 
 
@@ -142,9 +158,12 @@ def _name(index: int) -> str:
     return f"subject {index + 1}"
 
 
-def _write_subject(cohort: SyntheticCohort, root: Path, index: int) -> tuple[int, dict[str, Any]]:
-    """Write one subject's images and label maps and return its index and truth."""
-    subject = cohort.subject(index)
+def _write_subject(cohort: SyntheticCohort, root: Path, index: int) -> tuple[int, dict[str, Any] | InputError]:
+    """Write one subject's images and label maps; return its index and truth, or why its label map is refused."""
+    try:
+        subject = cohort.subject(index)
+    except InputError as error:
+        return index, error
     anat = root / subject.id / "anat"
     truth = root / "derivatives" / "truth" / subject.id / "anat"
     anat.mkdir(parents=True)

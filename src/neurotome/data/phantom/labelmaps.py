@@ -33,6 +33,7 @@ from neurotome.data.phantom.anatomy import (
 from neurotome.data.phantom.shape import draw_shape, identity
 from neurotome.data.phantom.template import CORTEX, DEEP_GREY, SULCAL_CSF, VENTRICLE, WHITE, load_template
 from neurotome.errors import InputError, UsageError
+from neurotome.files.endings import stem
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz")
 OEDEMA = 6  # place in TISSUE_NAMES
@@ -83,7 +84,7 @@ def find_labelmaps(folder: str) -> tuple[Path, ...]:
     if not root.is_dir():
         raise UsageError(f"{root}: there is no such folder; give one with label maps")
     files = sorted(p for p in root.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file())
-    found = tuple(p for p in files if p.name.split(".")[0].endswith("dseg")) or tuple(files)
+    found = tuple(p for p in files if stem(p).endswith("dseg")) or tuple(files)
     if not found:
         raise InputError(
             "no label map in this folder", file=root, remedy=f"give a folder with {', '.join(SUFFIXES)} files"

@@ -53,7 +53,7 @@ def find_brain(name: str, volume: Volume, threshold: float, *, allow_head: bool 
         raise InputError(f"{name} is empty: no voxel lies above {threshold:g}", file=file)
     mask = largest_component(foreground)
     volume_ml = float(np.count_nonzero(mask)) * abs(float(np.linalg.det(volume.geometry.affine[:3, :3]))) / 1000.0
-    if not allow_head and (share_on_faces(mask) > MAX_FOREGROUND_ON_FACES or volume_ml > MAX_BRAIN_ML):
+    if not allow_head and is_head(mask, volume_ml):
         raise InputError(
             f"{name} looks like a whole head, not a skull-stripped brain: {volume_ml:.0f} ml lie above "
             f"{threshold:g}, {share_on_faces(mask):.0%} of the box's faces among them",
@@ -61,6 +61,11 @@ def find_brain(name: str, volume: Volume, threshold: float, *, allow_head: bool 
             remedy="give a brain mask, or strip the skull first; --allow-head takes the scan as it is",
         )
     return mask
+
+
+def is_head(part: Bool[np.ndarray, "x y z"], volume_ml: float) -> bool:
+    """Return whether a part that should be a brain is too large, or lies on too much of the faces of its box."""
+    return volume_ml > MAX_BRAIN_ML or share_on_faces(part) > MAX_FOREGROUND_ON_FACES
 
 
 def given_brain(mask: Volume) -> Bool[np.ndarray, "x y z"]:
@@ -126,6 +131,24 @@ def reference_grid(
 def spacing_text(spacing_mm: tuple[float, float, float]) -> str:
     """Return ``2``, or ``1 x 1 x 3`` where the axes differ."""
     return f"{spacing_mm[0]:g}" if len(set(spacing_mm)) == 1 else " x ".join(f"{s:g}" for s in spacing_mm)
+
+
+def refuse_tiny(brains: Sequence[Brain], spacing_mm: tuple[float, float, float], file: str | None) -> None:
+    """Refuse brains that are smaller than one voxel of the grid, most often because of wrong units.
+
+    Raises:
+        InputError: None of them is as large as a voxel in every direction.
+    """
+    sizes = []
+    for brain in brains:
+        sides = [side.stop - side.start for side in box_of(brain.mask)]
+        sizes.append(float(np.max(sides * np.linalg.norm(brain.affine[:3, :3], axis=0))))
+    if max(sizes) < min(spacing_mm):
+        raise InputError(
+            f"the brain is {max(sizes):.2g} mm across, less than a voxel of {spacing_text(spacing_mm)} mm",
+            file=file,
+            remedy="check the units of the header (micron where mm is meant?) and the voxel sizes",
+        )
 
 
 def between(from_affine: Affine, to_affine: Affine, shape: Shape3) -> Affine:

@@ -33,6 +33,7 @@ from neurotome.data.preparation.brain_box import (
     find_brain,
     given_brain,
     reference_grid,
+    refuse_tiny,
     spacing_text,
 )
 from neurotome.data.preparation.extras import SIMPLEITK, simpleitk
@@ -209,6 +210,7 @@ class Preparation:
         to_reference = reference_grid(brains, reference, self.spacings, self.shape, self.crop)
         world = reference.affine @ to_reference
         inside_brain = np.zeros(self.shape, dtype=bool)
+        refuse_tiny(brains, self.spacings, next(iter(views.values())).provenance.path)
         for brain in brains:
             inside_brain |= resample(brain.mask, between(world, brain.affine, self.shape), self.shape) >= 0.5
         image = np.full((len(views), *self.shape), self.outside, dtype=np.float32)

@@ -51,12 +51,13 @@ class SessionError(NeurotomeError):
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What a run did: the store, how many entries were made and kept, and what failed."""
+    """What a run did: the store, how many entries were made and kept, what failed, and what was decided before."""
 
     store: Store
     num_built: int
     num_kept: int
     failures: tuple[Failure, ...]
+    notes: tuple[str, ...] = ()
 
     def raise_failures(self) -> None:
         """Raise one error that names every failed session.
@@ -126,8 +127,9 @@ def prepare(
         WorkerKilled: A worker process was killed.
     """
     preparation.check_installed()
+    asked = _contrasts(modalities or ())
     manifest = scan(path, roots)
-    wanted = tuple(dict.fromkeys(canonical(m) for m in modalities)) if modalities else manifest.modalities
+    wanted = asked or manifest.modalities
     chosen = [(s, tuple(m for m in wanted if m in s.scans)) for s in manifest.sessions]
     chosen = [(s, views) for s, views in chosen if views]
     if not chosen:
@@ -150,7 +152,20 @@ def prepare(
     _write_tables(folder, manifest, {s: table[s] for s in subjects})
     result = Store.create(folder, preparation, wanted, entries, manifest.root)
     (folder / JOURNAL_NAME).unlink(missing_ok=True)
-    return PrepareReport(result, num_built, len(entries) - num_built, tuple(failures))
+    absent = [f"no scan is {m}: the view is absent everywhere" for m in wanted if m not in manifest.modalities]
+    return PrepareReport(result, num_built, len(entries) - num_built, tuple(failures), (*absent, *manifest.notes))
+
+
+def _contrasts(names: Sequence[str]) -> tuple[str, ...]:
+    """Return our names of contrasts, each once.
+
+    Raises:
+        UsageError: One is not a contrast; the message names the nearest.
+    """
+    try:
+        return tuple(dict.fromkeys(map(canonical, names)))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _own_splits(manifest: Manifest, subjects: Iterable[str]) -> dict[str, str]:
@@ -269,6 +284,8 @@ def _prepare_session(job: _Job) -> tuple[SessionEntry | Failure, bool]:
 
 def _entry(job: _Job) -> tuple[SessionEntry, bool]:
     s = job.session
+    for damage in (s.damage[m] for m in job.views if m in s.damage):
+        raise damage
     paths = {m: s.scans[m] for m in job.views}
     paths |= {name: p for name, p in ((MASK, s.mask), (LABELS, s.labels)) if p is not None}
     sha = {name: file_sha256(p) for name, p in paths.items()}

@@ -23,12 +23,14 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Bool
 
-from neurotome.data.datasets.bids import entities, read_json
+from neurotome.data.datasets.bids import entities
 from neurotome.data.datasets.splits import SPLITS
+from neurotome.data.datasets.text_files import read_json
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
 from neurotome.errors import InputError, UsageError, printable
 from neurotome.files.bit_planes import unpack_bits
+from neurotome.files.endings import stem
 from neurotome.files.json_text import parse_json
 from neurotome.files.tensors import inflated, map_tensors, read_header
 from neurotome.files.verified import file_sha256
@@ -230,7 +232,7 @@ class Latents:
                     remedy = "give latents of one model and one preparation"
                     raise InputError(f"its {key} is not that of {files[0].name}", file=file, remedy=remedy)
             found, records = entities(file.name), {head["modality"]: head["record"]}
-            subject = found.get("sub", file.name.split(".")[0])
+            subject = found.get("sub", stem(file))
             entries.append(LatentEntry(number, file, subject, found.get("ses", ""), None, "", 0, records))
         origin = Origin(first["tokenizer"], known, first["shape"], first["preparation"])
         return cls(root, origin, entries, {file: sha256 for file in files if (sha256 := promise_of(file)) is not None})

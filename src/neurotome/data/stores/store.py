@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from neurotome.data.datasets.bids import read_json
 from neurotome.data.datasets.splits import SPLITS
+from neurotome.data.datasets.text_files import read_json
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.entries import (
     FORMAT_VERSION,
