@@ -211,7 +211,7 @@ def _far_voxels(case: Case, array: Voxels, percentiles: tuple[float, ...]) -> It
     far = max((float(array.max()) - high) / size, (low - float(array.min())) / size)
     reason = (
         f"{count} voxels as far as {far:.3g} times the range of the others ({low:.4g} to {high:.4g}), "
-        f"at most {float(np.abs(array).max()):.3g}"
+        f"at most {max(abs(float(array.min())), abs(float(array.max()))):.3g}"
     )
     code = "absurd-voxels" if far > ABSURD else "extreme-voxels"
     yield Finding(code, case.name, reason, "look at them; prepare clips to percentiles, but interpolation spreads them")
@@ -313,7 +313,8 @@ def _examine_labels(case: Case, volume: Volume) -> tuple[list[Finding], dict[str
 def _distinct(array: Voxels) -> tuple[int, ...]:
     """Return the whole numbers that occur, sorted."""
     low, high = int(array.min()), int(array.max())
-    if high - low > 1 << 24:
+    if high - low > 1 << 24 or max(high, -low) > 1 << 62:
         return tuple(int(v) for v in np.unique(array))
-    counts = np.bincount((array.ravel(order="K") - array.dtype.type(low)).astype(np.int64))
+    # in 64 bits: in the stored type the difference of two labels may not fit
+    counts = np.bincount(array.ravel(order="K").astype(np.int64) - low)
     return tuple(int(v) + low for v in np.flatnonzero(counts))
