@@ -1,7 +1,6 @@
 """``neurotome inspect``: lists what was found at a path and what would be done with it; writes nothing."""
 
 import argparse
-import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +67,7 @@ def _manifest(manifest: "Manifest", args: argparse.Namespace) -> dict[str, Any]:
         "labels": sum(s.labels is not None for s in manifest.sessions),
         "would_split": _splits(manifest, args.seed),
         "headers": headers.to_json(),
-        "would_run": headers.command(manifest, shlex.quote(args.path)),
+        "would_run": headers.command(manifest, args.path, args.root),
         "notes": [*headers.notes(manifest), *manifest.notes, *chosen],
         "found": [_session(manifest, s) for s in manifest.sessions],
     }
@@ -133,7 +132,8 @@ def _store(path: Path) -> dict[str, Any]:
 
 
 def _text(result: dict[str, Any]) -> str:
-    lines = [f"{key:<18} {_cell(value)}" for key, value in result.items() if key not in ("notes", "found")]
+    apart = ("notes", "found", "would_run")
+    lines = [f"{key:<18} {_cell(value)}" for key, value in result.items() if key not in apart]
     found = result.get("found", [])
     lines += ["", *(f"  {_row(one)}" for one in found[:_MAX_LINES])] if found else []
     if len(found) > _MAX_LINES:
@@ -142,6 +142,7 @@ def _text(result: dict[str, Any]) -> str:
     lines += ["", *(f"note: {printable(note)}" for note in notes[:_MAX_LINES])] if notes else []
     if len(notes) > _MAX_LINES:
         lines.append(f"and {_more(notes, 'note')} (--json lists all)")
+    lines += ["", "to prepare it:", "", f"  {result['would_run']}"] if "would_run" in result else []
     return "\n".join(lines)
 
 
