@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import subprocess
 
 import nibabel
 import numpy as np
@@ -61,13 +63,105 @@ def test_inspect_sees_in_headers_what_stands_in_the_way(tmp_path, capsys):
         "contrasts_on_different_grids": 1,
         "refused": 1,
     }
-    assert result["would_run"].startswith(f"neurotome prepare {root} STORE")
-    assert "STORE --modalities T1w T2w --spacing 2.5 --shape 64 80 64" in result["would_run"]
+    assert result["would_run"].startswith(f"neurotome prepare {root} {root.name}-2.5mm --modalities T1w T2w")
+    assert result["would_run"].endswith("--spacing 2.5")
     text = "\n".join(result["notes"])
     for word in ("sub-1_T1w.nii.gz", "different grids (sub-2)", "thick slices", "no brain mask"):
         assert word in text
     assert call("inspect", root, "--headers", 0, "--json") == 0
     assert json.loads(capsys.readouterr().out)["headers"]["sessions_looked_at"] == 0
+
+
+@pytest.mark.parametrize("name", ["ds", "my data (2)", "-ds", "it's", "a\x1b[31m\nb", "größe"])
+def test_the_command_that_inspect_prints_can_be_pasted(tmp_path, monkeypatch, capsys, name):
+    root = write_bids(tmp_path / name, ["1", "2", "3"], modalities=("T1w",))
+    other = tmp_path / "other folder"
+    other.mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = f"./{name}" if name.startswith("-") else name
+    assert call("inspect", given, "--root", other) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.isprintable()
+    pasted = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
+    words = [os.fsdecode(word) for word in pasted.split(b"\0")[:-1]]
+    assert words[:3] == ["neurotome", "prepare", given]
+    assert words[words.index("--root") + 1] == str(other)
+    assert call(*words[1:], "--quiet") == 0
+    store = Store.open(tmp_path / words[3])
+    assert len(store.sessions) == 3
+    assert store.preparation.spacing_mm == 3.0
+    assert store.root == root
+    # the store is there now: the next command names another
+    capsys.readouterr()
+    call("inspect", given, "--json")
+    assert f" {words[3]}-2 " in json.loads(capsys.readouterr().out)["would_run"]
+
+
+def test_the_grid_is_fitted_to_the_brains_unless_a_shape_is_given(tmp_path, capsys):
+    root = write_bids(tmp_path / "data", ["1", "2", "3"], modalities=("T1w",))
+    wide = np.zeros((60, 24, 18), np.float32)
+    wide[5:55, 2:22, 3:15] = 40 + np.random.default_rng(0).random((50, 20, 12), np.float32)
+    write_nifti(root / "sub-2/anat/sub-2_T1w.nii.gz", wide)
+    assert call("prepare", root, tmp_path / "a", "--spacing", 3) == 0
+    shown = capsys.readouterr()
+    says = "grid 64 x 32 x 16 of 3 mm = 192 x 96 x 48 mm, fitted to the brains; about 0.5 MB for 3 sessions"
+    assert says in shown.err
+    assert says in shown.out
+    assert Store.open(tmp_path / "a").preparation.shape == (64, 32, 16)
+    call("prepare", root, tmp_path / "b", "--spacing", 3, "--shape", "auto", "--multiple", 5, "--json", "--quiet")
+    result = json.loads(capsys.readouterr().out)
+    assert (result["preparation"]["shape"], result["field_mm"]) == ([50, 20, 15], [150.0, 60.0, 45.0])
+    assert result["bytes"] == 50 * 20 * 15 * 3 * 5
+    # the same command completes the store; a given shape is announced too
+    assert call("prepare", root, tmp_path / "a", "--spacing", 3, "--json", "--quiet") == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 3
+    assert call("prepare", root, tmp_path / "c", "--spacing", 3, "--shape", 56, 24, 16) == 0
+    assert "grid 56 x 24 x 16 of 3 mm = 168 x 72 x 48 mm; about" in capsys.readouterr().err
+
+
+def test_scans_that_do_not_fit_get_one_remedy_and_nothing_blocks_it(tmp_path, capsys):
+    root = write_bids(tmp_path / "data", ["1", "2", "3"], modalities=("T1w",))
+    small = ("prepare", root, tmp_path / "store", "--spacing", 3, "--quiet", "--shape")
+    with pytest.raises(InputError) as error:
+        call(*small, 8, 12, 40)
+    assert "3 of 3 sessions were left out; nothing was stored. 3 need a larger grid" in str(error.value)
+    assert str(error.value).count("Remedy") == 1
+    assert error.value.remedy == "give --shape 16 16 40, which holds them all, or leave --shape out"
+    assert not (tmp_path / "store").exists()
+    assert call(*small, 16, 16, 40) == 0
+
+
+def test_some_that_do_not_fit(tmp_path, capsys):
+    root = write_bids(tmp_path / "data", ["1", "2", "3", "4"], modalities=("T1w",))
+    write_nifti(root / "sub-1/anat/sub-1_T1w.nii.gz", brain_array((40, 24, 18)))
+    write_nifti(root / "sub-2/anat/sub-2_T1w.nii.gz", brain_array((20, 60, 18)))
+    (root / "sub-3/anat/sub-3_T1w.nii.gz").write_bytes(b"no image")
+    words = ("prepare", root, tmp_path / "store", "--spacing", 3, "--quiet")
+    with pytest.raises(InputError) as error:
+        call(*words, "--shape", 20, 24, 16)
+    text = str(error.value)
+    assert "2 need a larger grid than 20 x 24 x 16 voxels of 3 mm: sub-1 (28 x 16 x 12), sub-2 (14 x 42 x 12) |" in text
+    assert "sub-3: " in text
+    assert "give --shape 32 48 16, which holds them all, or leave --shape out, and --overwrite" in text
+    assert "repair or remove the other sessions" in text
+    with pytest.raises(InputError, match="1 of 4 sessions") as error:
+        call(*words, "--shape", 32, 48, 16, "--overwrite")
+    assert "larger grid" not in str(error.value)
+    assert len(Store.open(tmp_path / "store").sessions) == 3
+
+
+def test_shapes_that_are_none(dataset, tmp_path):
+    for words, says in (
+        (("--shape", 1, 2), "three positive"),
+        (("--shape", "auto", 2, 3), "three whole numbers, or auto"),
+        (("--shape", "automatic"), "three whole numbers, or auto"),
+        (("--shape", 0, 2, 3), "three positive"),
+        (("--shape", 16, 16, 16, "--multiple", 8), "a shape is given"),
+        (("--preset", "neuroquant", "--multiple", 8), "a shape is given"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            call("prepare", dataset, tmp_path / "store", *words)
+    assert not (tmp_path / "store").exists()
 
 
 def test_inspect_tells_splits_that_the_dataset_fixes(tmp_path, capsys):

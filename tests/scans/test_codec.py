@@ -56,6 +56,21 @@ def test_codes_of_other_tensors_are_decoded_apart_and_come_back_in_their_order()
         assert torch.equal(image, model.decode([code], [name])[0])
 
 
+def test_images_of_other_shapes_are_computed_apart_and_come_back_in_their_order() -> None:
+    model, given = codec("kl"), images()
+    rng = np.random.default_rng(1)
+    mixed = [
+        rng.uniform(-1, 1, (1, 20, 16, 16)).astype(np.float32) if i in (1, 3, 4) else g for i, g in enumerate(given)
+    ]
+    codes = model.encode(mixed, NAMES)
+    decoded = model.decode(codes, NAMES)
+    for one, name, code, image in zip(mixed, NAMES, codes, decoded, strict=True):
+        (alone,) = model.encode([one], [name])
+        assert torch.equal(alone.latent, code.latent)
+        assert code.shape == one.shape[1:] == tuple(image.shape[1:])
+        assert torch.equal(model.decode([alone], [name])[0], image)
+
+
 def test_a_contrast_that_the_network_does_not_know_is_refused() -> None:
     with pytest.raises(ValueError, match="knows T1w, T2w, not FLAIR"):
         codec("toy").encode(images()[:1], ["FLAIR"])

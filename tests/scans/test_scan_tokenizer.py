@@ -18,6 +18,7 @@ from neurotome.data.preparation.preparation import Preparation
 from neurotome.errors import InputError, UsageError
 from neurotome.scans.latent_scan import LatentScan
 from neurotome.scans.tokenizer import ScanTokenizer
+from tests.data.scans import brain_array
 from tests.toy import ToyTokenizer, brain, head, oblique
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -156,6 +157,67 @@ def test_a_whole_head_needs_a_mask_or_permission() -> None:
     masked = model.encode(volume, "T1w", mask)
     assert masked.mask.sum() == mask.array.sum()
     assert model.encode(volume, "T1w", allow_head=True).mask.sum() > masked.mask.sum()
+
+
+def wide_brain(shape: tuple[int, int, int] = (40, 26, 22)) -> Volume:
+    """A brain of 26 x 16 x 14 voxels of 3 mm, wider than a grid of 24."""
+    array = brain_array(shape)
+    return Volume(array, Geometry(shape, np.diag([3.0, 3.0, 3.0, 1.0])))
+
+
+@pytest.mark.parametrize("crop", ["brain", "centre"])
+def test_a_brain_wider_than_the_models_grid_is_computed_on_a_larger_one(tmp_path: Path, crop: str) -> None:
+    source = wide_brain()
+    narrow = tokenizer(preparation=Preparation(3.0, (24, 24, 20), crop=crop))
+    code = narrow.encode(source, "T1w")
+    assert code.encoded.shape == code.mask.shape == code.record.shape == (28, 24, 20)
+    # the same as a model of a grid that holds it
+    enough = tokenizer(preparation=Preparation(3.0, (28, 24, 20), crop=crop))
+    expected = enough.reconstruct(source, "T1w")
+    assert expected.geometry.same_grid(source.geometry)
+    np.testing.assert_array_equal(narrow.decode(code).array, expected.array)
+    assert np.count_nonzero(expected.array) >= 0.97 * np.count_nonzero(source.array)
+    code.save(tmp_path / "code.safetensors")
+    np.testing.assert_array_equal(narrow.decode(LatentScan.load(tmp_path / "code.safetensors")).array, expected.array)
+    # beside one that fits, in either order
+    small = narrow.prepare(brain(1), "T1w")
+    wide = narrow.prepare(source, "T1w")
+    for order in ((small, wide), (wide, small)):
+        results = dict(zip(map(id, order), narrow.decode_batch(narrow.encode_batch(order)), strict=True))
+        np.testing.assert_array_equal(results[id(wide)].volume().array, expected.array)
+
+
+def test_a_network_that_takes_no_larger_grid_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    slices = tokenizer(preparation=Preparation(3.0, (40, 26, 1)))
+    with pytest.raises(InputError, match=r"28 x 18 x 14 .* model's grid, .* trained on slices") as error:
+        slices.encode(wide_brain(), "T1w")
+    assert "skull" not in str(error.value)
+    assert "larger grid or on larger voxels" in error.value.remedy
+    narrow = tokenizer(preparation=Preparation(3.0, (24, 24, 20)))
+    monkeypatch.setattr(ToyTokenizer, "latent_shape", only((24, 24, 20)))
+    with pytest.raises(InputError, match=r"takes none that holds it \(of one shape\)"):
+        narrow.encode(wide_brain(), "T1w")
+
+
+def only(shape: tuple[int, int, int]):
+    def latent_shape(self, given):
+        if tuple(given) != shape:
+            raise ValueError("of one shape")
+        return tuple(s // f for s, f in zip(given, self.factor, strict=True))
+
+    return latent_shape
+
+
+def test_a_z_scored_brain_is_refused_by_a_model_of_raw_scans_but_for_a_mask() -> None:
+    source = wide_brain((30, 30, 26))
+    inside = source.array > 0
+    scored = (source.array - source.array[inside].mean()) / source.array[inside].std()
+    scan = Volume(np.where(inside, scored, 0).astype(np.float32), source.geometry)
+    with pytest.raises(InputError, match="seems to be z-scored"):
+        tokenizer().reconstruct(scan, "T1w")
+    mask = Volume(inside.astype(np.uint8), source.geometry)
+    result = tokenizer().reconstruct(scan, "T1w", mask).array
+    assert np.count_nonzero(result[inside]) > 0.97 * np.count_nonzero(inside)
 
 
 def test_a_latent_file_holds_all_that_decoding_needs(tmp_path: Path) -> None:

@@ -171,6 +171,9 @@ class Work(ABC):
         facts = self.described(job, volume.provenance.sha256 or file_sha256(job.source), modality, modality)
         facts["MaskSHA256"] = None if mask is None else mask.provenance.sha256
         facts["Notes"] = list(volume.provenance.notes)
+        if scan.image.shape != (usual := self.tokenizer.preparation.shape):
+            sizes = (" x ".join(map(str, shape)) for shape in (scan.image.shape, usual))
+            facts["Notes"].append("computed on a grid of {}: the brain does not fit the model's of {}".format(*sizes))
         return scan, facts
 
 

@@ -232,8 +232,9 @@ def _with_flags(error: InputError, many: bool) -> InputError:
     if "whole head" in error.reason:
         mask = "put a mask *_desc-brain_mask under derivatives" if many else "give a brain mask with --mask FILE"
         remedy = f"strip the skull first, or {mask}; --allow-head takes the scan as it is"
-    elif "brain box" in error.reason:
-        remedy = "the model sees no more: strip the skull, give a brain mask, or use a model of a larger grid"
+    elif "z-scored" in error.reason:
+        mask = "put a mask *_desc-brain_mask under derivatives" if many else "give a brain mask with --mask FILE"
+        remedy = f"give the scan as it was before it was z-scored, or {mask}"
     else:
         return error
     return InputError(error.reason, file=error.file, remedy=remedy)

@@ -1,7 +1,6 @@
 """``neurotome inspect``: lists what was found at a path and what would be done with it; writes nothing."""
 
 import argparse
-import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +67,7 @@ def _manifest(manifest: "Manifest", args: argparse.Namespace) -> dict[str, Any]:
         "labels": sum(s.labels is not None for s in manifest.sessions),
         "would_split": _splits(manifest, args.seed),
         "headers": headers.to_json(),
-        "would_run": headers.command(manifest, shlex.quote(args.path)),
+        "would_run": headers.command(manifest, args.path, args.root),
         "warnings": [str(error) for s in manifest.sessions for error in s.damage.values()],
         "notes": [*headers.notes(manifest), *manifest.notes, *chosen],
         "found": [_session(manifest, s) for s in manifest.sessions],
@@ -137,11 +136,13 @@ def _store(path: Path) -> dict[str, Any]:
 
 
 def _text(result: dict[str, Any]) -> str:
-    lines = [f"{key:<18} {_cell(value)}" for key, value in result.items() if key not in ("notes", "warnings", "found")]
+    apart = ("notes", "warnings", "found", "would_run")
+    lines = [f"{key:<18} {_cell(value)}" for key, value in result.items() if key not in apart]
     found = result.get("found", [])
     lines += ["", *(f"  {line}" for line in some([_row(one) for one in found], "session"))] if found else []
     notes = [f"note: {printable(note)}" for note in result["notes"]]
     lines += ["", *some(notes, "note")] if notes else []
+    lines += ["", "to prepare it:", "", f"  {result['would_run']}"] if "would_run" in result else []
     return "\n".join(lines)
 
 

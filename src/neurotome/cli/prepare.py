@@ -8,13 +8,14 @@ from neurotome.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from neurotome.data.preparation.preparation import Preparation
+    from neurotome.data.stores.grid import StoreGrid
 
 # flag, and the argument of a preparation it sets; none has a default, so that what is given overrides a preset
 _ARGUMENTS = (
-    "spacing_mm", "shape", "crop", "mask_threshold", "intensity", "percentiles", "clip", "background", "bias_field",
-    "register", "use_qform", "volume",
+    "spacing_mm", "shape", "crop", "mask_threshold", "intensity", "percentiles", "measured", "clip", "background",
+    "bias_field", "register", "use_qform", "volume",
 )  # fmt: skip
-_DEFAULTS = {"spacing_mm": 1.0, "shape": (144, 192, 144)}
+_DEFAULTS = {"spacing_mm": 1.0, "shape": "auto"}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -54,8 +55,14 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
         help="voxel edge in mm, one number or three (default: 1)",
     )  # fmt: skip
     group.add_argument(
-        "--shape", type=positive, nargs=3, metavar=("X", "Y", "Z"),
-        help="voxels of the grid, in RAS order (default: 144 192 144)",
+        "--shape", nargs="+", metavar="N",
+        help="voxels of the grid, X Y Z in RAS order, or auto: every brain is measured first, and the sides of the "
+        "smallest grid that holds them all are rounded up to --multiple (default: auto)",
+    )  # fmt: skip
+    group.add_argument(
+        "--multiple", type=positive, metavar="N",
+        help="sides of the automatic grid are multiples of N (default: 16, which every shipped 3-D network takes but "
+        "dc-ae and vector-ae: they take 32)",
     )  # fmt: skip
     group.add_argument(
         "--crop", choices=("brain", "centre"),
@@ -67,11 +74,17 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--intensity", choices=("percentile", "zscore", "minmax"),
-        help="how brain intensities are mapped to [-1, 1]; zscore without --clip has no bounds (default: percentile)",
+        help="how brain intensities are mapped to [-1, 1]; zscore without --clip has no bounds, and takes scans that "
+        "were z-scored before (default: percentile)",
     )  # fmt: skip
     group.add_argument(
         "--percentiles", type=float, nargs=2, metavar=("LOW", "HIGH"),
         help="percentiles of brain intensity that are mapped to -1 and 1 (default: 0.5 99.5)",
+    )  # fmt: skip
+    group.add_argument(
+        "--measured", choices=("brain", "positive"),
+        help="voxels of the brain whose range is taken: all, or those above 0, where masks left holes of 0 in brains "
+        "(default: brain)",
     )  # fmt: skip
     group.add_argument(
         "--clip", type=float, metavar="SD",
@@ -104,11 +117,18 @@ def run(args: argparse.Namespace) -> int:
         existing(args.splits, "splits table")
         if args.split_sizes is not None:
             raise UsageError("--splits and --split-sizes both decide the split; give one of them")
-    with Progress("prepared", args.quiet) as progress:
+    preparation, multiple = _preparation(args)
+
+    def announce(grid: "StoreGrid") -> None:
+        measuring.close()
+        say(args, str(grid))
+
+    with Progress("measured", args.quiet) as measuring, Progress("prepared", args.quiet) as progress:
         report = prepare(
             path,
             args.store,
-            preparation=_preparation(args),
+            preparation=preparation,
+            multiple=multiple,
             modalities=args.modalities,
             seed=args.seed,
             sizes=args.split_sizes,
@@ -118,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
             workers=args.workers,
             overwrite=args.overwrite,
             progress=progress,
+            measuring=measuring,
+            notify=announce,
         )
     store = report.store
     subjects = {name: len(store.subjects(name)) for name in SPLITS}
@@ -131,12 +153,15 @@ def run(args: argparse.Namespace) -> int:
         "sites": list(store.sites),
         "subjects": subjects,
         "preparation": store.preparation.to_json(),
+        "field_mm": list(report.grid.field_mm),
+        "bytes": report.grid.num_bytes,
         "fingerprint": store.fingerprint,
     }
     text = (
         f"{printable(store.path)}: {counted(len(store.sessions), 'session')} ({report.num_built} made, "
         f"{report.num_kept} kept, {len(report.failures)} left out), {' '.join(store.modalities)}, "
         + ", ".join(f"{number} {name}" for name, number in subjects.items())
+        + f"; {report.grid}"
     )
     for line in some([f"note: {printable(note)}" for note in report.notes], "note"):
         say(args, line)
@@ -145,11 +170,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _preparation(args: argparse.Namespace) -> "Preparation":
-    """Return the preset, if any, with the flags over it."""
+def _preparation(args: argparse.Namespace) -> tuple["Preparation", int | None]:
+    """Return the preset, if any, with the flags over it, and the multiple of a grid that is still to be fitted.
+
+    Raises:
+        UsageError: A value is out of range, or two contradict each other.
+    """
     from neurotome.data.preparation.preparation import Preparation
     from neurotome.data.preparation.presets import preset
+    from neurotome.data.stores.grid import MULTIPLE
 
     values: dict[str, Any] = _DEFAULTS if args.preset is None else preset(args.preset)
     given = {name: getattr(args, name) for name in _ARGUMENTS if getattr(args, name) is not None}
-    return Preparation(**values | {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    values = values | {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    if values["shape"] in ("auto", ("auto",)):
+        multiple = MULTIPLE if args.multiple is None else args.multiple
+        return Preparation(**values | {"shape": (multiple,) * 3}), multiple
+    if args.multiple is not None:
+        raise UsageError("--multiple rounds the sides of the automatic grid, but a shape is given; give one of them")
+    try:
+        values["shape"] = tuple(int(n) for n in values["shape"])
+    except ValueError as error:
+        raise UsageError(f"--shape {' '.join(values['shape'])}: give three whole numbers, or auto") from error
+    return Preparation(**values), None

@@ -1,11 +1,11 @@
 """The one way in which images pass through a tokenizer's network: for every verb, evaluation and export.
 
-The network always sees batches of one size, filled up where images are missing, so that the result of an image does not
-depend on what it was computed with: one by one, in pairs or in a folder of thousands the bytes are the same.
+The network sees images of one shape in batches of one size, filled up where images are missing, so that the result of
+an image does not depend on what it was computed with: one by one, in pairs or in a folder of thousands.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,7 +27,7 @@ class Codec:
 
     Args:
         network: Put into evaluation mode.
-        shape: Spatial shape of the images.
+        shape: Usual spatial shape of the images; others are computed on their own.
         precision: "bf16" runs the network in mixed precision.
         slabs: Planes of a volume that the network computes at a time (:func:`neurotome.nn.slabs.computing.computing`).
 
@@ -42,8 +42,8 @@ class Codec:
         self.network = network.eval()
         channels_last(network)  # convolutions on a CPU take a quarter less time
         self.precision = precision
-        self.compute = computing(slabs, shape)
-        self.batch = 2 if math.prod(shape) <= SMALL_VOXELS else 1
+        self.slabs = slabs
+        self.batch = batch_size(shape)
 
     @property
     def device(self) -> torch.device:
@@ -52,14 +52,19 @@ class Codec:
 
     def encode(self, images: Sequence[np.ndarray[Any, Any]], modalities: Sequence[str]) -> list[Encoded]:
         """Return one code of batch size 1 per image ``(c, x, y, z)`` as the network takes it, on the CPU."""
-        codes: list[Encoded] = []
-        for part in _full(list(zip(images, modalities, strict=True)), self.batch):
-            image = torch.from_numpy(np.stack([one for one, _ in part]))  # (b, c, x, y, z)
-            ids = self._ids([name for _, name in part])
-            with torch.inference_mode(), self._autocast():
-                encoded = self.compute(self.network.encode, image.to(self.device), ids)
-            codes += [encoded.single(index) for index in range(len(part))]
-        return codes[: len(images)]  # what filled the last batch is left over
+        codes: dict[int, Encoded] = {}
+        groups: dict[Any, list[int]] = {}
+        for place, (one, _) in enumerate(zip(images, modalities, strict=True)):
+            groups.setdefault(one.shape, []).append(place)
+        for (_, *shape), group in groups.items():
+            compute = self.compute(shape)
+            for part in _full(group, batch_size(shape)):
+                image = torch.from_numpy(np.stack([images[place] for place in part]))  # (b, c, x, y, z)
+                ids = self._ids([modalities[place] for place in part])
+                with torch.inference_mode(), self._autocast():
+                    encoded = compute(self.network.encode, image.to(self.device), ids)
+                codes |= {place: encoded.single(index) for index, place in enumerate(part)}
+        return [codes[place] for place in range(len(images))]
 
     def decode(self, codes: Sequence[Encoded], modalities: Sequence[str]) -> list[Tensor]:
         """Return the images ``(c, x, y, z)`` of codes of batch size 1, single precision, on the CPU."""
@@ -68,19 +73,30 @@ class Codec:
         for place, code in enumerate(codes):
             groups.setdefault(code.kind, []).append(place)
         for group in groups.values():
-            for part in _full(group, self.batch):
+            shape = codes[group[0]].shape
+            compute = self.compute(shape)
+            for part in _full(group, batch_size(shape)):
                 encoded = Encoded.joined([codes[place] for place in part]).to(self.device)
                 ids = self._ids([modalities[place] for place in part])
                 with torch.inference_mode(), self._autocast():
-                    decoded = self.compute(self.network.decode, encoded, ids)
+                    decoded = compute(self.network.decode, encoded, ids)
                 images |= dict(zip(part, decoded.float().cpu(), strict=True))
         return [images[place] for place in range(len(codes))]
+
+    def compute(self, shape: Sequence[int]) -> Callable[..., Any]:
+        """Return what computes a function of the network on volumes of a shape."""
+        return computing(self.slabs, shape)
 
     def _ids(self, names: Sequence[str]) -> Tensor:
         return torch.tensor([self.network.modality_id(name) for name in names], device=self.device)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def batch_size(shape: Sequence[int]) -> int:
+    """Return how many images of a spatial shape the network sees at once."""
+    return 2 if math.prod(shape) <= SMALL_VOXELS else 1
 
 
 def _full(items: Sequence[T], size: int) -> list[list[T]]:

@@ -30,6 +30,7 @@ from neurotome.models.folder import NO_SCANS, check_usable, read_folder, subject
 from neurotome.models.styles import ALL_SITES, named_styles, style_key
 from neurotome.nn.slabs.computing import SlabChoice
 from neurotome.scans.codec import Codec
+from neurotome.scans.larger_grid import prepared_for
 from neurotome.scans.latent_scan import LatentScan
 from neurotome.scans.stages import DecodedScan, PreparedScan
 from neurotome.tokenizers.base import Encoded, Tokenizer
@@ -182,7 +183,7 @@ class ScanTokenizer:
         """Return a scan as the network sees it: the part of :meth:`encode` that needs no network; same arguments."""
         self._check_scans()
         name = self.known(self._modality(volume, modality))
-        prepared = self.preparation.apply({name: volume}, mask, allow_head=allow_head)
+        prepared = prepared_for(self.network, self.preparation, name, volume, mask, allow_head)
         image = np.ascontiguousarray(prepared.image[0], dtype=np.float32)
         return PreparedScan(image, name, prepared.records[name], np.asarray(prepared.mask, dtype=bool))
 

@@ -216,6 +216,14 @@ def test_one_image_is_judged_like_that_of_a_dataset(tmp_path):
     assert check(write_nifti(tmp_path / "a_T1w.nii.gz", HEAD)).fails()
 
 
+def test_how_far_voxels_are_is_said_beyond_the_stored_type(raw):
+    array = brain_array(scale=300.0).astype(np.int16)
+    array[:3] = -32768  # its absolute value does not fit
+    write_nifti(scan_of(raw, "02"), array)
+    (extreme,) = found(check(raw), "extreme-voxels")
+    assert extreme.reason.endswith("at most 3.28e+04")
+
+
 def test_a_bright_vessel_is_no_extreme_voxel(raw):
     write_nifti(scan_of(raw, "02"), voxels(p10_12_9=2000.0))  # 20 times the range
     assert not check(raw).findings
@@ -616,6 +624,26 @@ def test_label_maps(raw, code, array, affine):
     report = check(raw)
     assert [f.file for f in found(report, code)] == ["derivatives/truth/sub-02/anat/sub-02_dseg.nii.gz"]
     assert graver(report) == ({code} if code != "label-empty" else set())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [
+        ("i1", -1, 127), ("i1", -128, 127), ("i2", -32768, 600), ("i2", -32768, 32767), ("u1", 0, 255),
+        ("u2", 1, 65535), ("i4", -(2**31), 2**31 - 1), ("i8", -(2**63), 2**63 - 1), ("u8", 2**64 - 3, 2**64 - 1),
+    ],
+)  # fmt: skip
+def test_the_labels_of_a_map_do_not_depend_on_its_type(dtype, low, high):
+    array = np.full((4, 5, 6), low, dtype=dtype)
+    array[1:3] = high
+    assert check_scan._distinct(array) == (low, high)
+    assert check_scan._distinct(array[:, ::-1].T) == (low, high)
+
+
+def test_labels_below_zero_in_small_integers(raw):
+    with_labels(raw, "02", np.where(label_map(1) > 0, 127, -1).astype(np.int8))
+    (finding,) = found(check(raw), "label-range")
+    assert "labels from -1 to 127" in finding.reason
 
 
 def test_declared_labels(raw):

@@ -9,6 +9,7 @@ import pytest
 
 from neurotome.data.imaging import voxel_layout
 from neurotome.data.imaging.geometry import Geometry
+from neurotome.data.imaging.headers import read_header
 from neurotome.data.imaging.reader import read_volume
 from neurotome.data.imaging.volume import Volume
 from neurotome.errors import InputError, OutputError, UsageError
@@ -131,8 +132,14 @@ def test_two_transforms(tmp_path):
     assert both.geometry.header == read_volume(path).geometry.header
     path.write_bytes(header_bytes(SMALL, srow_x=(3.0, 0.0, 0.0, 1.0)))  # a third of a voxel
     assert read_volume(path).geometry.affine[0, 3] == 1.0
-    path.write_bytes(header_bytes(SMALL, qform_code=0))
-    with pytest.raises(InputError, match="its code is 0"):
+    # a file of one transform is read by that one, whatever is asked of files with two
+    path.write_bytes(header_bytes(SMALL, qform_code=0, srow_x=moved))
+    assert read_volume(path, use_qform=True).geometry == read_volume(path).geometry
+    assert read_header(path, use_qform=True).geometry.affine[0, 3] == 5.0
+    path.write_bytes(header_bytes(SMALL, sform_code=0, srow_x=moved))
+    assert read_volume(path, use_qform=True).geometry == read_volume(path).geometry
+    path.write_bytes(header_bytes(SMALL, qform_code=0, sform_code=0))
+    with pytest.raises(InputError, match="orientation is unknown"):
         read_volume(path, use_qform=True)
 
 
@@ -199,6 +206,26 @@ def test_extensions_are_bounded_and_dropped(tmp_path):
     (tmp_path / "z.nii").write_bytes(lying)
     with pytest.raises(InputError, match="extension claims"):
         read_volume(tmp_path / "z.nii")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("sizes", [(2048,), (65536,), (131328,), (1 << 20,), (16, 131328, 65552)])
+def test_extensions_have_the_byte_order_of_their_header(tmp_path, order, sizes):
+    """131328 is 0x20100: read in the other order it is 66048, and 65536 is 256."""
+    image = nibabel.Nifti1Image(SMALL, affine_of(), nibabel.Nifti1Header(endianness=order))
+    image.set_data_dtype("i2")
+    image.header.set_sform(image.affine, code=1)
+    image.header.extensions += [nibabel.nifti1.Nifti1Extension(44, b"{" + b" " * (n - 10) + b"}") for n in sizes]
+    nibabel.save(image, tmp_path / "x.nii")
+    volume = read_volume(tmp_path / "x.nii")
+    np.testing.assert_array_equal(volume.array, np.asarray(nibabel.load(tmp_path / "x.nii").dataobj))
+    assert any(f"{sum(sizes)} bytes of header extensions" in note for note in volume.provenance.notes)
+    swapped = bytearray((tmp_path / "x.nii").read_bytes())
+    swapped[352:356] = swapped[352:356][::-1]
+    (tmp_path / "y.nii").write_bytes(swapped)
+    if sizes != (131328,):  # whose bytes name a smaller block: what follows is then no extension
+        with pytest.raises(InputError, match="extension claims"):
+            read_volume(tmp_path / "y.nii")
 
 
 @pytest.mark.parametrize(
@@ -380,6 +407,22 @@ def test_geometry_without_a_header_is_written(tmp_path):
     ):
         Volume(brain_array((5, 6, 7)), Geometry((5, 6, 7), affine)).save(tmp_path / "x.nii")
         np.testing.assert_allclose(read_volume(tmp_path / "x.nii").geometry.affine, affine, atol=1e-4)
+
+
+@pytest.mark.parametrize(("intent", "says"), [(0, ""), (1, ""), (2, "surface"), (3, "a warp"), (9, "intent 9")])
+def test_freesurfer_writes_what_an_mgz_holds_into_its_version(tmp_path, intent, says):
+    nibabel.save(nibabel.MGHImage(SMALL.astype("u1"), OBLIQUE), tmp_path / "x.mgz")
+    data = gzip.decompress((tmp_path / "x.mgz").read_bytes())
+    path = write_gzip(tmp_path / "y.mgz", (intent << 8 | 1).to_bytes(4, "big") + data[4:])
+    if says:
+        with pytest.raises(InputError, match=f"holds .*{says}.*, no image"):
+            read_volume(path)
+    else:
+        np.testing.assert_array_equal(read_volume(path).array, SMALL)
+    for version in (0, 2, 1 << 24 | 1):
+        path = write_gzip(tmp_path / "z.mgz", version.to_bytes(4, "big") + data[4:])
+        with pytest.raises(InputError, match=f"its version is {version}"):
+            read_volume(path)
 
 
 def test_mgz_agrees_with_nibabel(tmp_path):

@@ -15,6 +15,7 @@ from neurotome.data.imaging.reader import read_volume
 from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.brain_box import largest_component, share_on_faces
 from neurotome.data.preparation.preparation import Preparation
+from neurotome.data.preparation.presets import preset
 from neurotome.data.preparation.record import Record
 from neurotome.errors import InputError, UsageError
 from tests.data.preparation.test_resample import flip_affine, orientations
@@ -387,3 +388,123 @@ def test_one_brain_in_six_orientations_is_prepared_to_one_image():
         scan = read_volume(folder / f"{name}.nii.gz")
         images.append(Preparation(3.0, (64, 80, 64)).apply({"T1w": scan}, allow_head=True).image)
     assert max(float(np.abs(image - images[0]).max()) for image in images) < 1e-5
+
+
+def z_scored(background=0.0):
+    """A brain as z-scores: half of it below 0, on a background of one value."""
+    array = brain_array(seed=3).astype(np.float64)
+    inside = array > 0
+    values = (array - array[inside].mean()) / array[inside].std()
+    return np.where(inside, values, background).astype(np.float32), inside
+
+
+@pytest.mark.parametrize("background", [0.0, -9.0])
+@pytest.mark.parametrize("values", [{}, {"intensity": "minmax"}, {"mask_threshold": 0.2}])
+def test_a_z_scored_brain_is_refused_not_cut(background, values):
+    array, _ = z_scored(background)
+    with pytest.raises(InputError, match=r"T1w seems to be z-scored: \d\d% .* lie below 0") as error:
+        Preparation(3.0, (20, 24, 18), **values).apply({"T1w": volume_of(array, affine_of())})
+    assert "--intensity zscore" in error.value.remedy
+
+
+@pytest.mark.parametrize("background", [0.0, -9.0])
+@pytest.mark.parametrize("clip", [None, 5.0])
+def test_a_z_scored_brain_is_prepared_on_purpose(background, clip):
+    array, inside = z_scored(background)
+    scan = volume_of(array, affine_of())
+    preparation = Preparation(3.0, (20, 24, 18), intensity="zscore", clip=clip)
+    prepared = preparation.apply({"T1w": scan})
+    filled = largest_component(inside)
+    assert prepared.mask.sum() == filled.sum()
+    brain = prepared.image[0][prepared.mask]
+    np.testing.assert_allclose(np.sort(brain) * (clip or 1.0), np.sort(array[filled]), atol=1e-3)
+    restored = prepared.records["T1w"].restore(prepared.image[0], prepared.mask)
+    np.testing.assert_allclose(restored.array, array, atol=1e-3)
+    # a mask says what the brain is, for any intensity
+    mask = volume_of(inside.astype(np.uint8), affine_of())
+    assert Preparation(3.0, (20, 24, 18)).apply({"T1w": scan}, mask).mask.sum() == inside.sum()
+
+
+def test_what_is_not_z_scored_is_not_taken_for_it():
+    array, inside = z_scored()
+    raw = np.where(inside, array * 10 + 100, 0).astype(np.float32)
+    for scan in (
+        raw,
+        np.where(inside & (raw < 88), -1.0, raw),  # a tenth of overshoot, as interpolation leaves it
+        np.where(inside, raw, -1000.0),  # a background below everything
+    ):
+        prepared = Preparation(3.0, (20, 24, 18)).apply({"T1w": volume_of(scan.astype(np.float32), affine_of())})
+        assert prepared.mask.sum() > 0.85 * inside.sum()
+    # a threshold below all of the brain cuts nothing
+    low = volume_of(z_scored(-9.0)[0], affine_of())
+    prepared = Preparation(3.0, (20, 24, 18), mask_threshold=-8.0).apply({"T1w": low})
+    assert prepared.mask.sum() == largest_component(inside).sum()
+
+
+def with_a_hole():
+    """A brain whose mask left out the ventricles: zeros inside, which belong to the filled brain."""
+    rng = np.random.default_rng(0)
+    radius = np.sqrt(sum(axis**2 for axis in np.ogrid[-16:16, -16:16, -16:16]))
+    array = np.where(radius < 14, rng.normal(150, 25, radius.shape).clip(1), 0)
+    array[radius < 5] = 0
+    return np.asfortranarray(array.astype(np.float32))
+
+
+def test_the_range_of_the_neuroquant_preset_is_that_of_voxels_above_0():
+    array = with_a_hole()
+    values = preset("neuroquant") | {"shape": (32, 32, 32)}
+    record = Preparation(**values).apply({"T1w": volume_of(array, affine_of((1, 1, 1)))}).records["T1w"]
+    assert (record.low, record.high) == tuple(np.percentile(array[array > 0], (0.5, 99.5)))
+    # the default, and a preparation recorded before there was a choice, take all of the brain
+    recorded = Preparation(**values).to_json()
+    assert recorded.pop("measured") == "positive"
+    record = Preparation.from_json(recorded).apply({"T1w": volume_of(array, affine_of((1, 1, 1)))}).records["T1w"]
+    assert record.low == 0.0
+    assert Preparation.from_json(recorded) == Preparation(1.0, (32, 32, 32))
+    assert Preparation.from_json(recorded).digest != Preparation(**values).digest
+
+
+@pytest.mark.parametrize("kind", ["percentile", "minmax", "zscore"])
+def test_holes_do_not_count_where_positive_voxels_are_measured(kind):
+    array = with_a_hole()
+    scan = volume_of(array, affine_of((1, 1, 1)))
+    preparation = Preparation(1.0, (32, 32, 32), intensity=kind, measured="positive")
+    record = preparation.apply({"T1w": scan}).records["T1w"]
+    values = array[array > 0].astype(np.float64)
+    expected = {
+        "percentile": np.percentile(values, (0.5, 99.5)),
+        "minmax": (values.min(), values.max()),
+        "zscore": (values.mean() - values.std(), values.mean() + values.std()),
+    }
+    np.testing.assert_allclose((record.low, record.high), expected[kind], rtol=1e-5)
+    assert "above 0" in preparation.describe()
+
+
+def test_positive_voxels_are_not_measured_where_much_is_negative():
+    array, inside = z_scored()
+    mask = volume_of(inside.astype(np.uint8), affine_of())
+    preparation = Preparation(3.0, (20, 24, 18), measured="positive")
+    with pytest.raises(InputError, match=r"T1w: the range .* \d\d% of the brain lie below") as error:
+        preparation.apply({"T1w": volume_of(array, affine_of())}, mask)
+    assert "--measured brain" in error.value.remedy
+    with pytest.raises(UsageError, match="measured is 'all'"):
+        Preparation(1.0, (8, 8, 8), measured="all")
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+@pytest.mark.parametrize("intensity", ["percentile", "minmax", "zscore"])
+def test_the_result_does_not_depend_on_the_type_of_the_voxels(dtype, intensity):
+    """Values up to the largest of a type: sums, differences and means of them do not fit into it."""
+    top = min(float(np.finfo(dtype).max if dtype[0] == "f" else np.iinfo(dtype).max), 60000.0)
+    array = np.round(brain_array() / brain_array().max() * top)
+    array[array == 0] = np.round(top / 100)  # a background, which is restored
+    array[0, 0, 0] = 0
+    mask = volume_of((brain_array() > 0).astype(np.uint8), affine_of())
+    prepared = [
+        Preparation(4.0, (18, 20, 16), intensity=intensity).apply({"T1w": volume_of(a, affine_of())}, mask)
+        for a in (array.astype(dtype), array.astype(np.float64))
+    ]
+    np.testing.assert_array_equal(prepared[0].image, prepared[1].image)
+    a, b = (p.records["T1w"] for p in prepared)
+    assert (a.low, a.high, a.background) == (b.low, b.high, b.background)
+    assert a.background > 0

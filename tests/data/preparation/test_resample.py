@@ -94,14 +94,38 @@ def test_whole_shifts_copy_bit_for_bit():
 @pytest.mark.parametrize("matrix", [SCALED, OBLIQUE], ids=["separable", "oblique"])
 def test_nearest_labels_by_definition(matrix):
     labels = RNG.integers(1, 9, ARRAY.shape).astype(np.uint8)
-    got = nearest(labels, matrix, (8, 9, 10))
+    got = nearest(labels, np.diag([1.0, -1.0, 1.0, 1.0]), matrix, (8, 9, 10))
     seen = inside(labels.shape, matrix, (8, 9, 10))
     assert got.dtype == np.uint8
     for target in np.ndindex(*got.shape):
-        source = np.floor((matrix @ [*target, 1.0])[:3] + 0.5).astype(int)
+        place = (matrix @ [*target, 1.0])[:3]
+        source = np.floor(place + 0.5 + module.SNAP_VOXELS).astype(int)
+        source[1] = np.ceil(place[1] - 0.5 - module.SNAP_VOXELS)  # this axis runs to the back
         there = all(0 <= s < n for s, n in zip(source, labels.shape, strict=True))
         assert there == seen[target]
         assert got[target] == (labels[tuple(source)] if there else 0)
+
+
+@pytest.mark.parametrize(("order", "signs"), orientations())
+@pytest.mark.parametrize("tilt", [(0, 0, 0), (10, -12, 8)], ids=["along the axes", "tilted"])
+def test_labels_of_one_head_do_not_move_with_the_order_of_storage(order, signs, tilt):
+    """Half the resolution: every target voxel lies half-way between two source voxels on each axis."""
+    ras = RNG.integers(0, 9, (12, 8, 10)).astype(np.int16)
+    world = affine_of((2, 2, 2), rotation_of(tilt), (5.0, -7.0, 3.0))
+    # stored[i] = ras[to_ras i]: axis ``order[w]`` of the file runs along axis w of the head
+    to_ras = np.eye(4)
+    to_ras[:3, :3] = flip_affine(order, signs)[:3, :3] / 2.0
+    to_ras[:3, 3] = [0 if sign > 0 else n - 1 for sign, n in zip(signs, ras.shape, strict=True)]
+    stored = ras[tuple(slice(None, None, s) for s in signs)].transpose(np.argsort(order))
+    affine = world @ to_ras
+    half = world @ affine_of((2, 2, 2), origin=(0.5, 0.5, 0.5))
+    got = nearest(stored, affine, tidy(np.linalg.inv(affine) @ half, (6, 4, 5)), (6, 4, 5))
+    np.testing.assert_array_equal(got, ras[1::2, 1::2, 1::2])
+    # and on the way back onto the grid of the file, from half-way between prepared voxels
+    shifted = world @ affine_of((1, 1, 1), origin=(0.5, 0.5, 0.5))
+    back = nearest(ras, shifted, tidy(np.linalg.inv(shifted) @ affine, stored.shape), stored.shape)
+    expected = ras[tuple(slice(None, None, s) for s in signs)].transpose(np.argsort(order))
+    np.testing.assert_array_equal(back, expected)
 
 
 def test_tidy_rounds_what_moves_nothing():

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from neurotome.data.preparation.preparation import Preparation
-from neurotome.data.stores import build, entries
-from neurotome.data.stores.build import SessionError, prepare
+from neurotome.data.stores import entries, session_jobs
+from neurotome.data.stores.build import prepare
+from neurotome.data.stores.session_jobs import SessionError
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError
 from tests.data.scans import affine_of, brain_array, write_bids, write_nifti
@@ -138,10 +139,47 @@ def test_workers_make_the_same_store(dataset, prepared, tmp_path):
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "file_sha256", lambda path: "0" * 64)
-    report = prepare(dataset, tmp_path / "store", preparation=PREPARATION)
-    assert len(report.failures) == 12
-    assert all("changed while it was read" in f.reason for f in report.failures)
+    monkeypatch.setattr(session_jobs, "file_sha256", lambda path: "0" * 64)
+    with pytest.raises(InputError, match=r"12 of 12 sessions .*nothing was stored") as error:
+        prepare(dataset, tmp_path / "store", preparation=PREPARATION)
+    assert str(error.value).count("changed while it was read") == 12
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_run_that_stores_nothing_leaves_what_was_there(dataset, prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared.path, tmp_path / "store")
+    (tmp_path / "empty").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(session_jobs, "make_entry", refuse)
+        patch.setattr(session_jobs, "is_intact", lambda *_: False)
+        for name in ("store", "empty"):
+            with pytest.raises(InputError, match="12 of 12"):
+                prepare(dataset, tmp_path / name, preparation=PREPARATION)
+    assert contents(tmp_path / "store") == contents(prepared.path)
+    assert list((tmp_path / "empty").iterdir()) == []
+    # a store of another preparation that was given up is gone, and does not stand in the way of a third
+    with monkeypatch.context() as patch:
+        patch.setattr(session_jobs, "make_entry", refuse)
+        with pytest.raises(InputError, match="12 of 12"):
+            prepare(dataset, tmp_path / "store", preparation=Preparation(3.0, (24, 24, 16)), overwrite=True)
+    prepare(dataset, tmp_path / "store", preparation=Preparation(3.0, (20, 32, 16)))
+
+
+def refuse(*_, **__):
+    raise InputError("refused")
+
+
+def test_the_fitted_grid_does_not_depend_on_workers_and_leaves_out_what_is_unusable(tmp_path):
+    root = write_bids(tmp_path / "data", ["1", "2", "3", "4"], modalities=("T1w",))
+    write_nifti(root / "sub-2/anat/sub-2_T1w.nii.gz", np.ones((90, 90, 90), np.float32))  # a head, if anything
+    centred = replace(PREPARATION, crop="centre")
+    runs = (("alone", PREPARATION, 0), ("workers", PREPARATION, 2), ("centred", centred, 0))
+    for name, preparation, workers in runs:
+        report = prepare(root, tmp_path / name, preparation=preparation, multiple=8, workers=workers)
+        assert report.store.preparation.shape == (16, 16, 16)
+        assert [f.subject for f in report.failures] == ["2"]
+        assert [entry.subject for entry in report.store.sessions] == ["1", "3", "4"]
+    assert contents(tmp_path / "alone") == contents(tmp_path / "workers")
 
 
 def test_an_unforeseen_error_names_subject_and_file(dataset, tmp_path, monkeypatch):

@@ -21,7 +21,8 @@ from neurotome.data.checking.privacy import header_findings
 from neurotome.data.imaging.geometry import Geometry, Voxels
 from neurotome.data.imaging.reader import read_volume
 from neurotome.data.imaging.volume import Volume
-from neurotome.data.preparation.brain_box import is_head, largest_component, share_on_faces
+from neurotome.data.preparation.brain_box import constant_background, is_head, largest_component, share_on_faces
+from neurotome.data.preparation.intensity import MAX_NEGATIVE
 from neurotome.data.preparation.labels import MAX_LABEL
 from neurotome.data.preparation.resample import ras_to_index
 from neurotome.errors import InputError
@@ -30,11 +31,7 @@ from neurotome.files.verified import file_sha256
 PERCENTILES = (0.5, 10.0, 50.0, 90.0, 99.5)
 # in units of the robust range: real scans stay below 20 (contrast-enhanced vessels), a defect of storage does not
 EXTREME, ABSURD = 50.0, 1e6
-# share of equal voxels on the faces of the field of view that makes a background
-_BACKGROUND_SHARE = 0.8
 _NEARLY_EMPTY = 1e-3
-# a z-scored brain is half below zero; interpolation leaves a few per cent
-_NEGATIVE_SHARE = 0.2
 _THICK = 3.0
 # more distinct values than any atlas has labels
 _MAX_LABELS = 20000
@@ -179,17 +176,6 @@ def _examine_scan(case: Case, volume: Volume) -> tuple[list[Finding], dict[str, 
     return found, {"constant": False, "percentiles": percentiles, **numbers}
 
 
-def constant_background(array: Voxels) -> float | None:
-    """Return the value that most voxels on the faces of the field of view have, None where there is no such value."""
-    if min(array.shape) < 3:
-        return None
-    faces = (array[0], array[-1], array[:, 0], array[:, -1], array[..., 0], array[..., -1])
-    border = np.concatenate([face.ravel() for face in faces])
-    values, counts = np.unique(border, return_counts=True)
-    most = int(counts.argmax())
-    return float(values[most]) if counts[most] >= _BACKGROUND_SHARE * border.size else None
-
-
 def _sample(values: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " m"]:
     """Return a regular subset of at most a million values, as double precision."""
     return values[:: max(1, -(-values.size // _SAMPLE))].astype(np.float64)
@@ -207,7 +193,7 @@ def _far_voxels(case: Case, array: Voxels, percentiles: tuple[float, ...]) -> It
     far = max((float(array.max()) - high) / size, (low - float(array.min())) / size)
     reason = (
         f"{count} voxels as far as {far:.3g} times the range of the others ({low:.4g} to {high:.4g}), "
-        f"at most {float(np.abs(array).max()):.3g}"
+        f"at most {max(abs(float(array.min())), abs(float(array.max()))):.3g}"
     )
     code = "absurd-voxels" if far > ABSURD else "extreme-voxels"
     yield Finding(code, case.name, reason, "look at them; prepare clips to percentiles, but interpolation spreads them")
@@ -217,9 +203,10 @@ def _below_zero(case: Case, sample: Shaped[np.ndarray, " n"], background: float 
     if background is not None and background > 0:
         reason = f"the background is {background:g}, and what lies above 0 is taken for brain"
         yield Finding("background", case.name, reason, f"prepare with --mask-threshold {background:g}, or give a mask")
-    elif background is not None and (share := float((sample < 0).mean())) > _NEGATIVE_SHARE:
-        reason = f"{share:.0%} of the foreground lie below 0, and what lies above 0 is taken for brain"
-        yield Finding("negative-foreground", case.name, reason, "give a brain mask, or scans that were not z-scored")
+    elif background is not None and (share := float((sample < 0).mean())) > MAX_NEGATIVE:
+        reason = f"{share:.0%} of the foreground lie below 0: it seems to be z-scored, and prepare refuses it"
+        remedy = "give a brain mask, scans that were not z-scored, or prepare with --intensity zscore"
+        yield Finding("negative-foreground", case.name, reason, remedy)
 
 
 def _head(
@@ -316,7 +303,8 @@ def _examine_labels(case: Case, volume: Volume) -> tuple[list[Finding], dict[str
 def _distinct(array: Voxels) -> tuple[int, ...]:
     """Return the whole numbers that occur, sorted."""
     low, high = int(array.min()), int(array.max())
-    if high - low > 1 << 24:
+    if high - low > 1 << 24 or max(high, -low) > 1 << 62:
         return tuple(int(v) for v in np.unique(array))
-    counts = np.bincount((array.ravel(order="K") - array.dtype.type(low)).astype(np.int64))
+    # in 64 bits: in the stored type the difference of two labels may not fit
+    counts = np.bincount(array.ravel(order="K").astype(np.int64) - low)
     return tuple(int(v) + low for v in np.flatnonzero(counts))

@@ -1,14 +1,17 @@
 """What the headers of a dataset say before voxels are read: grids, alignment, and the preparation that would fit.
 
     step = 0.5 mm     spacing = max(1, median over sessions of the finest voxel edge), rounded up to a whole step
-    shape = 144 x 192 x 144 mm / spacing, rounded up to multiples of 16      holds nearly every brain
 
 Only a spread sample of sessions is read.
 """
 
+import itertools
 import math
+import os
+import re
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,6 @@ from neurotome.data.datasets.manifest import Manifest, SessionScans
 from neurotome.data.imaging.headers import Header, read_header
 from neurotome.errors import InputError, printable
 
-# the published crop of NeuroQuant, which is about the largest brain with some background
-_BOX_MM = (144.0, 192.0, 144.0)
-_MULTIPLE = 16
 _SPACING_STEP = 0.5
 _MIN_SPACING = 1.0
 # thicker slices than this times the in-plane edge blur anatomy across slices
@@ -62,18 +62,26 @@ class DatasetHeaders:
         finest = float(np.median(self.finest)) if self.finest else _MIN_SPACING
         return max(_MIN_SPACING, math.ceil(round(finest / _SPACING_STEP, 3)) * _SPACING_STEP)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """The grid a preparation would take."""
-        x, y, z = (math.ceil(edge / self.spacing_mm / _MULTIPLE) * _MULTIPLE for edge in _BOX_MM)
-        return x, y, z
+    def command(self, manifest: Manifest, path: str, roots: Sequence[str] = ()) -> str:
+        """Return the ``prepare`` command that fits the dataset, to be pasted into a shell.
 
-    def command(self, manifest: Manifest, path: str) -> str:
-        """Return the ``prepare`` command that fits the dataset."""
-        words = ["neurotome prepare", path, "STORE --modalities", *map(shlex.quote, manifest.modalities)]
-        words += [f"--spacing {self.spacing_mm:g} --shape", *map(str, self.shape)]
-        words += [] if self.volume is None else [f"--volume {self.volume}"]
-        return " ".join([*words, "--use-qform"] if self.use_qform else words)
+        The store is a folder that is not there yet, beside where the command runs; the grid is fitted by ``prepare``.
+
+        Args:
+            manifest: What was found.
+            path: As it was given.
+            roots: Other folders that were admitted.
+        """
+        name = Path(path).resolve().name.removesuffix(".tsv").removesuffix(".csv") or "data"
+        name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('.-') or 'data'}-{self.spacing_mm:g}mm"
+        free = next(
+            s for s in itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2))) if not Path(s).exists()
+        )
+        words = ["neurotome", "prepare", path, free, "--modalities", *manifest.modalities]
+        words += ["--spacing", f"{self.spacing_mm:g}"]
+        words += [word for root in roots for word in ("--root", root)]
+        words += [] if self.volume is None else ["--volume", str(self.volume)]
+        return " ".join(map(_quoted, [*words, *(["--use-qform"] if self.use_qform else [])]))
 
     def to_json(self) -> dict[str, Any]:
         """Return a mapping of JSON values."""
@@ -143,6 +151,15 @@ def _add(seen: DatasetHeaders, manifest: Manifest, session: SessionScans) -> Non
         seen.finest.append(min(min(header.geometry.spacing_mm) for header in headers))
     if any(not header.geometry.same_grid(headers[0].geometry) for header in headers[1:]):
         seen.apart.append(session.name)
+
+
+def _quoted(word: str) -> str:
+    """Return a word as a shell reads it back, on one line, whatever characters it holds."""
+    if word.startswith("-") and not word.startswith("--"):
+        word = f"./{word}"  # a path, not a flag
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(f"\\x{byte:02x}" for byte in os.fsencode(word)) + "'"
 
 
 def _some(names: list[str]) -> str:

@@ -20,6 +20,9 @@ MAX_FOOTER_BYTES = 1 << 20
 _DATA_OFFSET = 284
 # version, four sizes, type, degrees of freedom, whether the orientation is good; spacings, cosines, centre
 _HEAD = struct.Struct(">7ih15f")
+# intents: an image, a label map; the others hold values of a surface or vectors
+_IMAGES = (0, 1)
+_OTHERS = {2: "the shape of a surface", 3: "a warp", 4: "an inverse warp"}
 _DTYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 
 
@@ -30,8 +33,13 @@ def mgh_layout(stream: VerifiedStream) -> Layout:
         InputError: Not such a file, of an unknown voxel type, or of unknown orientation.
     """
     version, *rest = _HEAD.unpack_from(stream.read(_DATA_OFFSET))
-    if version != 1:
+    # FreeSurfer 8 writes what the voxels are into the second byte of the version
+    intent = version >> 8
+    if version & 0xFF != 1 or not 0 <= intent <= 0xFF:
         raise InputError(f"not an .mgz file: its version is {version}", remedy=REWRITE)
+    if intent not in _IMAGES:
+        held = _OTHERS.get(intent, f"something else (intent {intent})")
+        raise InputError(f"an .mgz file that holds {held}, no image", remedy="give the image or the label map itself")
     sizes, kind, good_orientation = tuple(rest[:4]), rest[4], rest[6]
     if min(sizes) < 1:
         raise InputError(f"sizes {sizes}; they must be positive", remedy=REWRITE)

@@ -71,7 +71,7 @@ def nifti_layout(stream: VerifiedStream, use_qform: bool) -> Layout:
     xform = choose_xform(fields, use_qform=use_qform)
     has_extension = stream.read(4)[0] != 0
     if has_extension:
-        _check_extensions(stream.read(extension_bytes))
+        _check_extensions(stream.read(extension_bytes), header.endianness)
         notes = (*notes, f"{extension_bytes} bytes of header extensions are not carried on")
     elif extension_bytes:
         stream.read(extension_bytes)
@@ -160,14 +160,11 @@ def _scaling(header: Any) -> tuple[float, float, tuple[str, ...]]:
     return slope, inter, ()
 
 
-def _check_extensions(block: bytes) -> None:
-    """Check that the chain of extensions stays inside its block; their content is never used."""
+def _check_extensions(block: bytes, endianness: str) -> None:
+    """Check that the chain of extensions, in the header's byte order, stays inside its block; nothing else is used."""
     at = 0
     while at + 8 <= len(block):
-        size = min(
-            (int.from_bytes(block[at : at + 4], order) for order in ("little", "big")),
-            key=lambda n: n if n >= 16 else 1 << 32,
-        )
+        size = int.from_bytes(block[at : at + 4], "big" if endianness == ">" else "little", signed=True)
         if not any(block[at : at + 8]) and not any(block[at:]):  # padding
             return
         if size < 16 or at + size > len(block):

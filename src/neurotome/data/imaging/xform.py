@@ -5,7 +5,8 @@ r"""Which of a NIfTI header's two transforms says where the voxels lie.
 
 A code of 0 means: not used. The matrix wins over the quaternion. Two transforms of the same code must agree to half a
 voxel at every corner of the field of view; two of different codes may differ, which is noted. Neither is ever guessed.
-A transform that cannot be used, or that was decided against with ``use_qform``, is not written back.
+``use_qform`` decides for the quaternion where both are there; a file of one transform is read by that one. A transform
+that cannot be used, or that was decided against, is not written back.
 """
 
 import math
@@ -59,13 +60,11 @@ def choose_xform(fields: HeaderFields, *, use_qform: bool = False) -> Xform:
             "the orientation is unknown: qform and sform code are both 0",
             remedy="copy the geometry from the scan it was made from, or set the sform if you know it",
         )
-    if use_qform and not fields.qform_code:
-        raise InputError("the qform was asked for, but its code is 0", remedy="read it without --use-qform")
     scale = _MM_PER_UNIT.get(fields.units & 0x07)
     if scale is None:
         raise InputError(f"xyzt_units is {fields.units}: no known unit of length", remedy="repair the header")
     notes = () if scale == 1.0 else (f"lengths in the header are multiplied by {scale:g} to give mm",)
-    if use_qform or not fields.sform_code:
+    if fields.qform_code and (use_qform or not fields.sform_code):
         qform = _checked(_to_mm(_qform(fields), scale), "qform", notes)
         return _without_sform(qform, scale, fields)
     sform = _checked(_to_mm(_sform(fields), scale), "sform", (*notes, *_notes_on_sform(_sform(fields), fields)))

@@ -4,9 +4,11 @@ The brain is a given mask, or the largest connected part above a threshold with 
 follows the reference view's axes in RAS+ order; it is centred on the box of all brains, or on the field of view.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -14,6 +16,7 @@ from scipy import ndimage
 
 from neurotome.data.imaging.geometry import Affine, Geometry, Voxels
 from neurotome.data.imaging.volume import Volume
+from neurotome.data.preparation.intensity import MAX_NEGATIVE
 from neurotome.data.preparation.resample import Shape3, ras_to_index, tidy
 from neurotome.errors import InputError
 
@@ -22,6 +25,8 @@ Crop = Literal["brain", "centre"]
 MAX_BRAIN_ML = 2400.0
 # A stripped brain leaves the faces of its box nearly empty, noise around a head does not.
 MAX_FOREGROUND_ON_FACES = 0.5
+# share of equal voxels on the faces of the field of view that makes a background
+_BACKGROUND_SHARE = 0.8
 # Spacings closer than this are one spacing; over 256 voxels the grid would drift by less than 0.03 voxel.
 _SAME_SPACING = 1e-4
 # Share of a voxel by which a box may overhang the grid: the rounding of single-precision headers.
@@ -41,14 +46,55 @@ class Brain:
     affine: Affine
 
 
-def find_brain(name: str, volume: Volume, threshold: float, *, allow_head: bool = False) -> Bool[np.ndarray, "x y z"]:
-    """Return what lies above ``threshold``: its largest part, filled.
+class BrainFitError(InputError):
+    """A brain that does not fit the grid.
+
+    Args:
+        needed: Voxels along x, y, z that it needs.
+        reason: As of an input error, like the others.
+        file: The scan.
+        remedy: What the reader can do.
+    """
+
+    def __init__(
+        self, needed: Shape3, reason: str, *, file: str | os.PathLike[str] | None = None, remedy: str | None = None
+    ) -> None:
+        super().__init__(reason, file=file, remedy=remedy)
+        self.needed = needed
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the way from a worker process."""
+        return partial(BrainFitError, file=self.file, remedy=self.remedy), (self.needed, self.reason)
+
+
+def find_brain(
+    name: str, volume: Volume, threshold: float, *, allow_head: bool = False, signed: bool = False
+) -> Bool[np.ndarray, "x y z"]:
+    """Return the brain of a scan: the largest part of its foreground, filled.
+
+    Args:
+        name: Of the contrast, for messages.
+        volume: The scan.
+        threshold: The foreground is what lies above it.
+        allow_head: Accept a scan that looks like a whole head.
+        signed: Of a scan much of which lies below 0, as of z-scores, the foreground is what differs from the
+            background; else such a scan is refused.
 
     Raises:
-        InputError: Nothing does, or it looks like a whole head.
+        InputError: There is no foreground, much of it lies below 0, or it looks like a whole head.
     """
     file = volume.provenance.path
     foreground = volume.array > threshold
+    if (below := share_below_zero(volume.array, foreground)) > MAX_NEGATIVE:
+        if not signed:
+            raise InputError(
+                f"{name} seems to be z-scored: {below:.0%} of what differs from its background lie below 0, and what "
+                f"lies above {threshold:g} would be taken for the brain",
+                file=file,
+                remedy="give a brain mask, or prepare with --intensity zscore (with --clip 5 where the network's "
+                "output is bounded), which takes all that differs from the background",
+            )
+        foreground = volume.array != constant_background(volume.array)
     if not foreground.any():
         raise InputError(f"{name} is empty: no voxel lies above {threshold:g}", file=file)
     mask = largest_component(foreground)
@@ -68,6 +114,24 @@ def is_head(part: Bool[np.ndarray, "x y z"], volume_ml: float) -> bool:
     return volume_ml > MAX_BRAIN_ML or share_on_faces(part) > MAX_FOREGROUND_ON_FACES
 
 
+def share_below_zero(array: Voxels, foreground: Bool[np.ndarray, "x y z"]) -> float:
+    """Return which share of what differs from a constant background lies below 0 and is not taken for foreground."""
+    if array.min() >= 0 or (background := constant_background(array)) is None:
+        return 0.0
+    differs = array != background
+    return int(np.count_nonzero(differs & (array < 0) & ~foreground)) / max(int(np.count_nonzero(differs)), 1)
+
+
+def constant_background(array: Voxels) -> float | None:
+    """Return the value that most voxels on the faces of the field of view have, None where there is no such value."""
+    if min(array.shape) < 3:
+        return None
+    border = np.concatenate([face.ravel() for face in _faces(array)])
+    values, counts = np.unique(border, return_counts=True)
+    most = int(counts.argmax())
+    return float(values[most]) if counts[most] >= _BACKGROUND_SHARE * border.size else None
+
+
 def given_brain(mask: Volume) -> Bool[np.ndarray, "x y z"]:
     """Return the voxels of a mask that are above 0.
 
@@ -82,8 +146,10 @@ def given_brain(mask: Volume) -> Bool[np.ndarray, "x y z"]:
 
 def reference_grid(
     brains: Sequence[Brain], reference: Geometry, spacing_mm: tuple[float, float, float], shape: Shape3, crop: Crop
-) -> Affine:
-    """Return the map from prepared voxels to voxels of the reference view.
+) -> tuple[Affine, Shape3]:
+    """Return the map from prepared voxels to voxels of the reference view, and the shape that the brains need.
+
+    Where that shape is larger than the grid's along an axis, a part of a brain lies beyond the grid.
 
     Args:
         brains: What must lie on the grid.
@@ -91,9 +157,6 @@ def reference_grid(
         spacing_mm: Of the grid along x, y, z.
         shape: Of the grid.
         crop: "brain" centres the grid on the box of the brains, "centre" on the reference's field of view.
-
-    Raises:
-        InputError: The brain box does not fit; the message names the smallest shape that does.
     """
     from_ras = ras_to_index(reference.affine, reference.shape)
     ras = reference.affine @ from_ras
@@ -114,18 +177,29 @@ def reference_grid(
         needed = np.ceil((high - low) / ratio - _OVERHANG).astype(int)
     else:  # both sides grow alike, so the longer side counts
         cut = np.maximum((start - ratio / 2.0) - low, high - (start + ratio * (np.asarray(shape) - 0.5))) / ratio
-        needed = np.asarray(shape) + 2 * np.ceil(cut - _OVERHANG).clip(min=0).astype(int)
-    if (needed > shape).any():
-        other = ", or centre the grid on the brain with --crop brain" if crop == "centre" else ""
-        raise InputError(
-            f"the brain box needs {' x '.join(map(str, needed))} voxels of {spacing_text(spacing_mm)} mm, more than "
-            f"{' x '.join(map(str, shape))}",
-            remedy=f"prepare with --shape {' '.join(map(str, np.maximum(needed, shape)))}, or a larger --spacing"
-            + other,
-        )
+        needed = np.asarray(shape) + 2 * np.ceil(cut - _OVERHANG).clip(min=-np.asarray(shape) // 2 + 1).astype(int)
     to_ras = np.diag([*ratio, 1.0])
     to_ras[:3, 3] = start
-    return tidy(from_ras @ to_ras, shape)
+    x, y, z = (max(int(n), 1) for n in needed)
+    return tidy(from_ras @ to_ras, shape), (x, y, z)
+
+
+def check_fit(needed: Shape3, shape: Shape3, spacing_mm: tuple[float, float, float], crop: Crop) -> None:
+    """Check that brains fit a grid.
+
+    Raises:
+        BrainFitError: They do not; the message names the smallest shape that holds them.
+    """
+    if all(n <= s for n, s in zip(needed, shape, strict=True)):
+        return
+    larger = " ".join(str(max(n, s)) for n, s in zip(needed, shape, strict=True))
+    other = ", or centre the grid on the brain with --crop brain" if crop == "centre" else ""
+    raise BrainFitError(
+        needed,
+        f"the brain box needs {' x '.join(map(str, needed))} voxels of {spacing_text(spacing_mm)} mm, more than "
+        f"{' x '.join(map(str, shape))}",
+        remedy=f"prepare with --shape {larger}, or a larger --spacing{other}",
+    )
 
 
 def spacing_text(spacing_mm: tuple[float, float, float]) -> str:
@@ -205,8 +279,11 @@ def box_of(mask: Bool[np.ndarray, "x y z"]) -> tuple[slice, slice, slice]:
 
 def share_on_faces(mask: Bool[np.ndarray, "x y z"]) -> float:
     """Return which share of the voxels on the six faces of the box belongs to ``mask``."""
-    faces = [mask[0], mask[-1], mask[:, 0], mask[:, -1], mask[..., 0], mask[..., -1]]
-    return float(np.concatenate([face.ravel() for face in faces]).mean())
+    return float(np.concatenate([face.ravel() for face in _faces(mask)]).mean())
+
+
+def _faces(array: Voxels) -> tuple[np.ndarray[Any, Any], ...]:
+    return array[0], array[-1], array[:, 0], array[:, -1], array[..., 0], array[..., -1]
 
 
 def background_of(array: Voxels, mask: Bool[np.ndarray, "p q r"]) -> float:

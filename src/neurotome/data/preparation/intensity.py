@@ -15,12 +15,20 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
+# z-scores are half negative; interpolation leaves a few per cent
+MAX_NEGATIVE = 0.2
 Intensity = Literal["percentile", "zscore", "minmax"]
+Measured = Literal["brain", "positive"]
 KINDS: tuple[Intensity, ...] = get_args(Intensity)
+MEASURED: tuple[Measured, ...] = get_args(Measured)
 
 
 def landmarks(
-    kind: Intensity, values: Float[np.ndarray, " n"], percentiles: tuple[float, float], clip: float | None
+    kind: Intensity,
+    values: Float[np.ndarray, " n"],
+    percentiles: tuple[float, float],
+    clip: float | None,
+    measured: Measured = "brain",
 ) -> tuple[float, float]:
     """Return the two intensities that become -1 and 1.
 
@@ -29,7 +37,16 @@ def landmarks(
         values: Of the brain, at least one.
         percentiles: For ``percentile``.
         clip: For ``zscore``, standard deviations that become 1; None for one that is not clipped.
+        measured: "brain": of all values; "positive": of those above 0, as the authors of NeuroQuant take them.
+
+    Raises:
+        ValueError: Positive values are asked for, and there are none, or a large share is negative.
     """
+    if measured == "positive":
+        negative = float(np.mean(values < 0))
+        if negative > MAX_NEGATIVE or not (values > 0).any():
+            raise ValueError(f"the range is to be taken from voxels above 0, but {negative:.0%} of the brain lie below")
+        values = values[values > 0]
     if kind == "percentile":
         low, high = (float(v) for v in np.percentile(values, percentiles))
         return low, high

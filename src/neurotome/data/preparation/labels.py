@@ -1,6 +1,6 @@
 r"""Label maps: whole numbers, one per voxel, that are never interpolated.
 
-    prepared(p) = labels([A p])        [.] nearest voxel; A prepared voxel to source voxel
+    prepared(p) = labels([A p])        [.] nearest voxel, of two the one to R, A, S; A prepared voxel to source voxel
     restored(i) = prepared([A^-1 i])
 
 Ids are those of the file (FreeSurfer's reach 14175); a map whose ids all fit is kept in 8 bits, others in 32.

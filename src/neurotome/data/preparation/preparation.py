@@ -30,6 +30,7 @@ from neurotome.data.preparation.brain_box import (
     Crop,
     background_of,
     between,
+    check_fit,
     find_brain,
     given_brain,
     reference_grid,
@@ -37,12 +38,13 @@ from neurotome.data.preparation.brain_box import (
     spacing_text,
 )
 from neurotome.data.preparation.extras import SIMPLEITK, simpleitk
-from neurotome.data.preparation.intensity import KINDS, Intensity, landmarks, scaled
+from neurotome.data.preparation.intensity import KINDS, MEASURED, Intensity, Measured, landmarks, scaled
 from neurotome.data.preparation.record import Prepared, Record
 from neurotome.data.preparation.resample import Shape3, inside, resample, tidy
 from neurotome.errors import InputError, UsageError
 
 PREPARATION_VERSION = 1
+_NEGATIVE_REMEDY = "prepare with --measured brain, or give scans that were not z-scored"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Preparation:
         register: Lay every view on the first by a rigid motion; else views that do not lie there are refused.
         use_qform: Read each file's quaternion where it and the matrix disagree.
         volume: Which volume of files that are 4-D series, from 0; None refuses such files.
+        measured: Voxels that give the range of intensities: "brain", all of the brain, or "positive", those of it above
+            0, so that holes that a mask left in a brain do not count.
 
     Raises:
         UsageError: A value is out of range, or two contradict each other.
@@ -81,6 +85,7 @@ class Preparation:
     register: bool = False
     use_qform: bool = False
     volume: int | None = None
+    measured: Measured = "brain"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spacing_mm", _spacing(self.spacing_mm))
@@ -98,7 +103,8 @@ class Preparation:
             raise UsageError(f"preparation version {self.version}; this release knows {PREPARATION_VERSION}")
         if self.volume is not None and self.volume < 0:
             raise UsageError(f"volume is {self.volume}; volumes of a series are counted from 0")
-        for name, admissible in (("crop", get_args(Crop)), ("intensity", KINDS), ("bias_field", ("none", "n4"))):
+        choices = {"crop": get_args(Crop), "intensity": KINDS, "bias_field": ("none", "n4"), "measured": MEASURED}
+        for name, admissible in choices.items():
             if getattr(self, name) not in admissible:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; admissible are {', '.join(admissible)}")
         self._check_intensity()
@@ -160,6 +166,7 @@ class Preparation:
         }
         place = "" if self.crop == "brain" else " in the middle of the field of view"
         brain = f", brain above {self.mask_threshold:g}" if self.mask_threshold else ""
+        brain += ", range from the voxels above 0" if self.measured == "positive" else ""
         field = ", bias field divided out (N4)" if self.bias_field == "n4" else ""
         motion = ", contrasts registered rigidly" if self.register else ""
         series = "" if self.volume is None else f", volume {self.volume} of series"
@@ -191,23 +198,16 @@ class Preparation:
             allow_head: Accept a view that is not skull-stripped.
 
         Raises:
-            InputError: No view, a whole head without a mask, an empty or constant brain, views that do not overlap or
-                do not lie on each other, or a brain box larger than ``shape``.
+            InputError: No view, a whole head or a z-scored scan without a mask, an empty or constant brain, views that
+                do not overlap or do not lie on each other.
+            BrainFitError: A brain box larger than ``shape``.
             UsageError: A package that the preparation needs is not installed.
         """
-        if not views:
-            raise InputError("a session without views", remedy="give at least one scan")
-        if mask is None:
-            masks = {
-                m: find_brain(m, volume, self.mask_threshold, allow_head=allow_head) for m, volume in views.items()
-            }
-            own = {m: Brain(found, views[m].geometry.affine) for m, found in masks.items()}
-        else:
-            own = dict.fromkeys(views, Brain(given_brain(mask), mask.geometry.affine))
-        motions = self._motions(views, own, mask)
+        own, motions = self._brains(views, mask, allow_head)
         brains = _in_first_world(own, motions, views, mask)
         reference = next(iter(views.values())).geometry
-        to_reference = reference_grid(brains, reference, self.spacings, self.shape, self.crop)
+        to_reference, needed = reference_grid(brains, reference, self.spacings, self.shape, self.crop)
+        check_fit(needed, self.shape, self.spacings, self.crop)
         world = reference.affine @ to_reference
         inside_brain = np.zeros(self.shape, dtype=bool)
         refuse_tiny(brains, self.spacings, next(iter(views.values())).provenance.path)
@@ -226,6 +226,32 @@ class Preparation:
             field = n4.version() if self.bias_field == "n4" else None
             records[name] = Record(volume.geometry, matrix, self.shape, low, high, background, motion, field)
         return Prepared(image, tuple(views), inside_brain, records)
+
+    def needed_shape(
+        self, views: Mapping[str, Volume], mask: Volume | None = None, *, allow_head: bool = False
+    ) -> Shape3:
+        """Return the voxels along x, y, z that the brain of a session needs at this spacing, whatever the shape is.
+
+        The arguments and errors are those of :meth:`apply`, a brain that does not fit aside.
+        """
+        own, motions = self._brains(views, mask, allow_head)
+        reference = next(iter(views.values())).geometry
+        brains = _in_first_world(own, motions, views, mask)
+        return reference_grid(brains, reference, self.spacings, self.shape, self.crop)[1]
+
+    def _brains(
+        self, views: Mapping[str, Volume], mask: Volume | None, allow_head: bool
+    ) -> tuple[dict[str, Brain], dict[str, Affine]]:
+        """Return the brain of every view in its own world, and the motions between the views."""
+        if not views:
+            raise InputError("a session without views", remedy="give at least one scan")
+        if mask is not None:
+            own = dict.fromkeys(views, Brain(given_brain(mask), mask.geometry.affine))
+        else:
+            how = {"allow_head": allow_head, "signed": self.intensity == "zscore"}
+            masks = {m: find_brain(m, volume, self.mask_threshold, **how) for m, volume in views.items()}
+            own = {m: Brain(found, views[m].geometry.affine) for m, found in masks.items()}
+        return own, self._motions(views, own, mask)
 
     def _motions(self, views: Mapping[str, Volume], own: Mapping[str, Brain], mask: Volume | None) -> dict[str, Affine]:
         """Return the rigid motions that were found; refuse views that need one where none was asked for."""
@@ -269,7 +295,10 @@ class Preparation:
                 file=volume.provenance.path,
                 remedy="register the scans",
             )
-        low, high = landmarks(self.intensity, values[seen], self.percentiles, self.clip)
+        try:
+            low, high = landmarks(self.intensity, values[seen], self.percentiles, self.clip, self.measured)
+        except ValueError as error:
+            raise InputError(f"{name}: {error}", file=volume.provenance.path, remedy=_NEGATIVE_REMEDY) from error
         if not high > low:
             raise InputError(f"{name} is constant inside the brain ({low:g})", file=volume.provenance.path)
         out[seen] = scaled(values[seen], low, high, bounded=self.window is not None)

@@ -1,7 +1,7 @@
 """The preparations of two published systems, by name; a flag given beside a preset overrides it.
 
 adni-2mm    2 mm, field of view cut or padded to 91 x 109 x 91, brain above 50, z-score, 0 outside the brain
-neuroquant  1 mm, brain box padded to 144 x 192 x 144, percentiles 0.5 and 99.5 become -1 and 1
+neuroquant  1 mm, brain box padded to 144 x 192 x 144, percentiles 0.5 and 99.5 of voxels above 0 become -1 and 1
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "crop": "centre",
         "intensity": "zscore",
     },
-    "neuroquant": {"spacing_mm": 1.0, "shape": (144, 192, 144), "percentiles": (0.5, 99.5)},
+    "neuroquant": {"spacing_mm": 1.0, "shape": (144, 192, 144), "percentiles": (0.5, 99.5), "measured": "positive"},
 }
 
 

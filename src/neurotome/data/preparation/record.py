@@ -78,7 +78,7 @@ class Record:
         if labels.shape != self.shape:
             raise ValueError(f"the label map has shape {labels.shape}, the prepared grid {self.shape}")
         to_grid = tidy(np.linalg.inv(self.grid_to_source), self.geometry.shape)
-        found = nearest(labels, to_grid, self.geometry.shape)
+        found = nearest(labels, self.affine, to_grid, self.geometry.shape)
         return Volume(found, self.geometry, Provenance(dtype=found.dtype.name), Stored(found, 1.0, 0.0))
 
     def to_json(self) -> dict[str, Any]:
@@ -143,4 +143,5 @@ class Prepared:
         x, y, z = self.mask.shape
         moved = [r for r in self.records.values() if r.motion is not None and r.geometry.same_grid(volume.geometry)]
         affine = moved[0].affine if moved else self.affine
-        return nearest(volume.array, between(affine, volume.geometry.affine, (x, y, z)), (x, y, z))
+        own = volume.geometry.affine
+        return nearest(volume.array, own, between(affine, own, (x, y, z)), (x, y, z))

@@ -12,7 +12,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy import ndimage
 
 from neurotome.data.imaging.geometry import Affine, Voxels
@@ -23,7 +23,7 @@ _FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 Shape3 = tuple[int, int, int]
 
 
-def ras_to_index(affine: Affine, shape: Shape3) -> Affine:
+def ras_to_index(affine: Affine, shape: tuple[int, ...]) -> Affine:
     """Return the map from voxel indices in RAS+ order to those of an image: a permutation with flips.
 
     The image axis nearest to left-right becomes x, and so on; an oblique image stays oblique.
@@ -78,32 +78,55 @@ def resample(
     return np.ascontiguousarray(out)
 
 
-def nearest(array: Voxels, matrix: Affine, shape: Shape3, *, fill: int = 0) -> Shaped[np.ndarray, "p q r"]:
-    """Return the nearest voxel of ``array``, for label maps; the type is kept."""
+def nearest(
+    array: Voxels, affine: Affine, matrix: Affine, shape: Shape3, *, fill: int = 0
+) -> Shaped[np.ndarray, "p q r"]:
+    """Return the nearest voxel of ``array``, for label maps; the type is kept.
+
+    Of two voxels that are equally near (to a thousandth of a voxel) the one further right, anterior or superior is
+    taken: a choice by index would move the labels of one head by a voxel from one order of storage to another.
+
+    Args:
+        array: ``(x, y, z)``.
+        affine: Its voxel index to world mm, RAS+.
+        matrix: Target voxel index to source voxel index.
+        shape: Target shape.
+        fill: Value outside the source.
+    """
+    up = ras_to_index(affine, array.shape)[:3, :3].sum(axis=1) > 0  # whether an index grows to R, A or S
     axes = _separable(matrix)
     out = np.full(shape, fill, dtype=array.dtype)
     if axes is None:
-        place = _places(matrix, shape)
-        index = [np.floor(u + 0.5).astype(np.intp) for u in place]
+        index = [_nearest_index(u, bool(to)) for u, to in zip(_places(matrix, shape), up, strict=True)]
         valid = inside(array.shape, matrix, shape)
         clipped = tuple(np.clip(i, 0, n - 1) for i, n in zip(index, array.shape, strict=True))
         np.copyto(out, array[clipped], where=valid)
         return out
     rows, columns = [], []
     for target, source in enumerate(axes):
-        i = np.floor(matrix[source, target] * np.arange(shape[target]) + matrix[source, 3] + 0.5).astype(np.intp)
-        valid = (i >= 0) & (i < array.shape[source])
+        place, size = matrix[source, target] * np.arange(shape[target]) + matrix[source, 3], array.shape[source]
+        valid = _in_field(place, size)
         rows.append(np.flatnonzero(valid))
-        columns.append(i[valid])
+        columns.append(np.clip(_nearest_index(place[valid], bool(up[source])), 0, size - 1))
     out[np.ix_(*rows)] = array.transpose(axes)[np.ix_(*columns)]
     return out
+
+
+def _nearest_index(place: Float[np.ndarray, "*any"], up: bool) -> Int[np.ndarray, "*any"]:
+    """Return the index nearest to each place; of two equally near ones the higher if ``up``, else the lower."""
+    index = np.floor(place + 0.5 + SNAP_VOXELS) if up else np.ceil(place - 0.5 - SNAP_VOXELS)
+    return index.astype(np.intp)
+
+
+def _in_field(place: Float[np.ndarray, "*any"], size: int) -> Bool[np.ndarray, "*any"]:
+    return (place >= -0.5 - SNAP_VOXELS) & (place < size - 0.5 + SNAP_VOXELS)
 
 
 def inside(source_shape: tuple[int, ...], matrix: Affine, shape: Shape3) -> Bool[np.ndarray, "p q r"]:
     """Return which target voxels lie in the source's field of view."""
     result = np.ones(shape, dtype=bool)
     for place, size in zip(_places(matrix, shape), source_shape, strict=True):
-        result &= (place >= -0.5 - SNAP_VOXELS) & (place < size - 0.5 + SNAP_VOXELS)
+        result &= _in_field(place, size)
     return result
 
 
@@ -169,7 +192,7 @@ def _axis_weights(scale: float, shift: float, num_in: int, num_out: int, smooth:
     """Return the matrix that smooths and interpolates along one axis."""
     place = scale * np.arange(num_out) + shift
     low = np.floor(place).astype(np.intp)
-    valid = (place >= -0.5 - SNAP_VOXELS) & (place < num_in - 0.5 + SNAP_VOXELS)
+    valid = _in_field(place, num_in)
     weights = np.zeros((num_out, num_in))
     rows = np.arange(num_out)
     for index, weight in ((low, 1.0 - (place - low)), (low + 1, place - low)):

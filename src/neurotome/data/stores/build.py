@@ -7,53 +7,36 @@ right are kept, all others are made. A session that fails does not stop the othe
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from neurotome.data.datasets.manifest import Manifest, SessionScans, scan
+from neurotome.data.datasets.manifest import Manifest, scan
 from neurotome.data.datasets.splits import DEFAULT_FRACTIONS, read_splits, split_subjects, write_splits
-from neurotome.data.imaging.headers import read_header
 from neurotome.data.preparation.preparation import Preparation
-from neurotome.data.stores.entries import (
-    LABELS,
-    MASK,
-    SessionEntry,
-    entry_digest,
-    entry_file,
-    is_intact,
-    make_entry,
-)
+from neurotome.data.preparation.resample import Shape3
+from neurotome.data.stores.entries import SessionEntry
+from neurotome.data.stores.grid import Failure, StoreGrid, fitted_shape, left_out
+from neurotome.data.stores.session_jobs import SessionJob, measure_session, prepare_session
 from neurotome.data.stores.store import INDEX_NAME, Store
-from neurotome.errors import InputError, NeurotomeError, OutputError, UsageError, printable
+from neurotome.errors import InputError, OutputError, UsageError, printable
 from neurotome.files.atomic import sweep, write_atomically
 from neurotome.files.json_text import parse_json
 from neurotome.files.pool import results
 from neurotome.files.progress import Report
-from neurotome.files.verified import file_sha256
 from neurotome.modality import canonical
 
 JOURNAL_NAME = "journal.jsonl"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A session that could not be prepared, and why."""
-
-    subject: str
-    session: str
-    reason: str
-
-
-class SessionError(NeurotomeError):
-    """An unforeseen error in one session; the message names its subject and files."""
+_TABLES = ("splits.tsv", "manifest.tsv")
 
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What a run did: the store, how many entries were made and kept, what failed, and what was decided before."""
+    """What a run did: the store, its grid, how many entries were made and kept, what failed, and what was decided."""
 
     store: Store
+    grid: StoreGrid
     num_built: int
     num_kept: int
     failures: tuple[Failure, ...]
@@ -66,26 +49,9 @@ class PrepareReport:
             InputError: There was a failure.
         """
         if self.failures:
-            lines = [f"sub-{f.subject}{f' ses-{f.session}' if f.session else ''}: {f.reason}" for f in self.failures]
-            raise InputError(
-                f"{len(lines)} of {len(lines) + len(self.store.sessions)} sessions were left out. " + " | ".join(lines),
-                remedy="repair or remove these sessions and run the same command again; the others are stored",
-            )
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One session to prepare, in a form that travels to a worker."""
-
-    session: SessionScans
-    views: tuple[str, ...]
-    preparation: Preparation
-    modalities: tuple[str, ...]
-    store: Path
-    split: str
-    root: Path
-    known: dict[str, str]
-    allow_head: bool
+            total = len(self.failures) + len(self.store.sessions)
+            centred = self.store.preparation.crop == "centre"
+            raise left_out(self.failures, total, self.grid, stored=True, centred=centred)
 
 
 def prepare(
@@ -93,6 +59,7 @@ def prepare(
     store: str | os.PathLike[str],
     *,
     preparation: Preparation,
+    multiple: int | None = None,
     modalities: Sequence[str] | None = None,
     seed: int = 0,
     sizes: Sequence[float] | None = None,
@@ -102,6 +69,8 @@ def prepare(
     workers: int = 0,
     overwrite: bool = False,
     progress: Report | None = None,
+    measuring: Report | None = None,
+    notify: Callable[[StoreGrid], None] | None = None,
 ) -> PrepareReport:
     """Prepare everything at ``path`` into ``store``.
 
@@ -109,6 +78,8 @@ def prepare(
         path: A BIDS dataset, a manifest table, or a folder of images.
         store: A new or empty folder, or a store of the same preparation, which is completed.
         preparation: The declared preparation.
+        multiple: Where given, the preparation's shape becomes the smallest that holds every usable brain, each side a
+            multiple of this; every brain is measured first.
         modalities: Views to keep, in this order; all that occur by default.
         seed: Of the split by subject.
         sizes: Fractions or counts of train, val and test; by default what the dataset itself says, else 2/3, 1/6, 1/6.
@@ -118,16 +89,21 @@ def prepare(
         workers: Processes; 0 prepares in this one.
         overwrite: Discard a store of another preparation, or other content of the folder's store.
         progress: Called with the number of finished sessions, their total, and the subject.
+        measuring: Called so while brains are measured.
+        notify: Called with the grid before anything is prepared.
 
     Raises:
         UsageError: A path is missing, an unknown contrast, or the folder is not empty and no store of this preparation.
-        InputError: The manifest or splits table is refused, or no session holds a wanted contrast.
+        InputError: The manifest or splits table is refused, no session holds a wanted contrast, or none can be
+            prepared; then nothing is left behind.
         OutputError: The store cannot be written.
         SessionError: An unforeseen error in one session.
         WorkerKilled: A worker process was killed.
     """
     preparation.check_installed()
     asked = _contrasts(modalities or ())
+    if multiple is not None:
+        preparation = replace(preparation, shape=(multiple,) * 3)
     manifest = scan(path, roots)
     wanted = asked or manifest.modalities
     chosen = [(s, tuple(m for m in wanted if m in s.scans)) for s in manifest.sessions]
@@ -143,17 +119,35 @@ def prepare(
         table = _own_splits(manifest, subjects) if sizes is None else {}
         table = table or split_subjects(subjects, seed, sizes or DEFAULT_FRACTIONS)
     folder = Path(store)
-    known = _open_folder(folder, preparation, wanted, overwrite)
     jobs = [
-        _Job(s, views, preparation, wanted, folder, table[s.subject], manifest.root, known, allow_head)
+        SessionJob(s, views, preparation, wanted, folder, table[s.subject], manifest.root, {}, allow_head)
         for s, views in chosen
     ]
+    unusable: list[Failure] = []
+    if multiple is not None:
+        _check_folder(folder)
+        jobs, unusable = _fitted(jobs, multiple, workers, measuring)
+    grid = _grid(jobs, len(wanted), preparation, multiple is not None)
+    refuse = partial(left_out, total=len(chosen), grid=grid, stored=False, centred=preparation.crop == "centre")
+    if not jobs:
+        raise refuse(unusable)
+    if notify is not None:
+        notify(grid)
+    preparation = jobs[0].preparation
+    is_new = not folder.exists()
+    known = _open_folder(folder, preparation, wanted, overwrite)
+    jobs = [replace(job, known=known) for job in jobs]
     entries, failures, num_built = _run(jobs, folder / JOURNAL_NAME, workers, progress)
+    failures = sorted([*unusable, *failures], key=lambda f: (f.subject, f.session))
+    if not entries:
+        _clear(folder, is_new)
+        raise refuse(failures)
     _write_tables(folder, manifest, {s: table[s] for s in subjects})
     result = Store.create(folder, preparation, wanted, entries, manifest.root)
     (folder / JOURNAL_NAME).unlink(missing_ok=True)
     absent = [f"no scan is {m}: the view is absent everywhere" for m in wanted if m not in manifest.modalities]
-    return PrepareReport(result, num_built, len(entries) - num_built, tuple(failures), (*absent, *manifest.notes))
+    notes = (*absent, *manifest.notes)
+    return PrepareReport(result, grid, num_built, len(entries) - num_built, tuple(failures), notes)
 
 
 def _contrasts(names: Sequence[str]) -> tuple[str, ...]:
@@ -166,6 +160,39 @@ def _contrasts(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(map(canonical, names)))
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _fitted(
+    jobs: list[SessionJob], multiple: int, workers: int, progress: Report | None
+) -> tuple[list[SessionJob], list[Failure]]:
+    """Return the jobs whose brains can be measured, on the grid that holds them all, and the other sessions."""
+    needs: dict[str, Shape3] = {}
+    failures: list[Failure] = []
+    for done, found in enumerate(results(measure_session, jobs, workers, _name), start=1):
+        if isinstance(found, Failure):
+            failures.append(found)
+        else:
+            needs[found[0]] = found[1]
+        if progress is not None:
+            progress(done, len(jobs), found.name if isinstance(found, Failure) else found[0])
+    if not needs:
+        return [], failures
+    preparation = replace(jobs[0].preparation, shape=fitted_shape(needs.values(), multiple))
+    return [replace(job, preparation=preparation) for job in jobs if job.name in needs], failures
+
+
+def _grid(jobs: Sequence[SessionJob], contrasts: int, declared: Preparation, fitted: bool) -> StoreGrid:
+    preparation = jobs[0].preparation if jobs else declared
+    labelled = sum(job.session.labels is not None for job in jobs)
+    return StoreGrid(preparation.spacings, preparation.shape, len(jobs), contrasts, labelled, fitted)
+
+
+def _clear(folder: Path, is_new: bool) -> None:
+    """Remove what a run without any entry has made, so that the next one may choose another preparation."""
+    (folder / JOURNAL_NAME).unlink(missing_ok=True)
+    for empty in (folder / "entries", *([folder] if is_new else [])):
+        if empty.is_dir() and not any(empty.iterdir()):
+            empty.rmdir()
 
 
 def _own_splits(manifest: Manifest, subjects: Iterable[str]) -> dict[str, str]:
@@ -200,12 +227,13 @@ def _open_folder(
                     f"{printable(folder)}: a store of another preparation or other contrasts is there; choose another "
                     "folder or give --overwrite"
                 )
+            for name in (INDEX_NAME, *_TABLES):
+                (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "entries", ignore_errors=True)
         elif earlier is not None:
             known = {s.digest: s.sha256 for s in earlier.sessions}
-    elif folder.exists() and not (folder / JOURNAL_NAME).exists() and any(folder.iterdir()):
-        # never emptied, not even with --overwrite: what lies there is not ours
-        raise UsageError(f"{printable(folder)}: the folder is not empty and holds no store; choose another one")
+    else:
+        _check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # first of all, so that whatever a killed run leaves is known to be a store's
@@ -215,6 +243,13 @@ def _open_folder(
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}). Remedy: choose another folder.") from error
     return {**known, **_read_journal(folder / JOURNAL_NAME)}
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds something else: it is never emptied, not even with --overwrite."""
+    ours = (folder / JOURNAL_NAME).exists() or (folder / INDEX_NAME).exists()
+    if folder.exists() and not ours and any(folder.iterdir()):
+        raise UsageError(f"{printable(folder)}: the folder is not empty and holds no store; choose another one")
 
 
 def _read_journal(path: Path) -> dict[str, str]:
@@ -230,80 +265,37 @@ def _read_journal(path: Path) -> dict[str, str]:
 
 
 def _run(
-    jobs: list[_Job], journal: Path, workers: int, progress: Report | None
+    jobs: list[SessionJob], journal: Path, workers: int, progress: Report | None
 ) -> tuple[list[SessionEntry], list[Failure], int]:
     entries: list[SessionEntry] = []
     failures: list[Failure] = []
     num_built = 0
     try:
         with journal.open("a") as file:
-            for done, (result, built) in enumerate(results(_prepare_session, jobs, workers, _name), start=1):
-                if isinstance(result, Failure):
-                    failures.append(result)
+            for done, found in enumerate(results(prepare_session, jobs, workers, _name), start=1):
+                if isinstance(found, Failure):
+                    failures.append(found)
+                    subject = found.subject
                 else:
-                    entries.append(result)
+                    entry, built = found
+                    entries.append(entry)
                     num_built += built
-                    file.write(json.dumps([result.digest, result.sha256]) + "\n")
+                    file.write(json.dumps([entry.digest, entry.sha256]) + "\n")
                     file.flush()
+                    subject = entry.subject
                 if progress is not None:
-                    progress(done, len(jobs), f"sub-{result.subject}")
+                    progress(done, len(jobs), f"sub-{subject}")
     except OSError as error:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"{journal}: cannot be written ({error.strerror}). Remedy: free some space.") from error
-    failures.sort(key=lambda f: (f.subject, f.session))
     return entries, failures, num_built
 
 
-def _name(job: _Job) -> str:
-    return job.session.name
-
-
-def _prepare_session(job: _Job) -> tuple[SessionEntry | Failure, bool]:
-    """Return the entry of one session and whether it was made now; a refused input becomes a failure.
-
-    Raises:
-        SessionError: An error that is no refused input, with the session's name and files.
-    """
-    s = job.session
-    try:
-        return _entry(job)
-    except InputError as error:
-        # an error that concerns all views of a session names the file of the first
-        named = InputError(error.reason, file=error.file or s.scans[job.views[0]], remedy=error.remedy)
-        return Failure(s.subject, s.session, str(named)), False
-    except NeurotomeError:
-        raise
-    except Exception as error:
-        files = ", ".join(printable(path) for path in s.scans.values())
-        raise SessionError(
-            f"{printable(s.name)} ({files}): internal error, {type(error).__name__}: {' '.join(str(error).split())}. "
-            "What was finished is kept. Remedy: leave this session out, or report the error with --verbose."
-        ) from error
-
-
-def _entry(job: _Job) -> tuple[SessionEntry, bool]:
-    s = job.session
-    for damage in (s.damage[m] for m in job.views if m in s.damage):
-        raise damage
-    paths = {m: s.scans[m] for m in job.views}
-    paths |= {name: p for name, p in ((MASK, s.mask), (LABELS, s.labels)) if p is not None}
-    sha = {name: file_sha256(p) for name, p in paths.items()}
-    digest = entry_digest(sha, job.preparation, job.modalities)
-    file = job.store / entry_file(digest)
-    sha256 = job.known.get(digest, "")
-    built = not (sha256 and is_intact(file, sha256))
-    if built:
-        sha256 = make_entry(file, paths, sha, job.preparation, job.modalities, allow_head=job.allow_head)
-    # a path in another root than the dataset's own begins with ..
-    sources = {name: Path(os.path.relpath(p, job.root)).as_posix() for name, p in paths.items()}
-    ids = (s.subject, s.session, s.site, job.split, job.views)
-    # of the header alone, so that entries which are kept say the same as those which are made
-    read = {name: read_header(path, **job.preparation.reading) for name, path in paths.items()}
-    notes = (*s.notes, *(f"{name}: {note}" for name, header in read.items() for note in header.notes))
-    return SessionEntry(*ids, digest, entry_file(digest), sha256, sources, sha, notes), built
+def _name(job: SessionJob) -> str:
+    return job.name
 
 
 def _write_tables(folder: Path, manifest: Manifest, splits: dict[str, str]) -> None:
-    write_splits(folder / "splits.tsv", splits)
-    write_atomically(folder / "manifest.tsv", [manifest.to_tsv().encode()])
+    write_splits(folder / _TABLES[0], splits)
+    write_atomically(folder / _TABLES[1], [manifest.to_tsv().encode()])

@@ -27,6 +27,8 @@ from neurotome.files.tensors import map_tensors, read_header
 from neurotome.files.verified import file_sha256
 
 FORMAT_VERSION = 1
+# 2: of two equally near labels the one to the right, front and top
+_LABELS_VERSION = 2
 # names of the sources that are no views
 MASK, LABELS = "mask", "labels"
 _METADATA_KEY = "neurotome"
@@ -108,6 +110,8 @@ def entry_file(digest: str) -> str:
 def entry_digest(sources: Mapping[str, str], preparation: Preparation, modalities: Sequence[str]) -> str:
     """Return the content address of a session: its source bytes, the preparation and the order of views."""
     parts = [FORMAT_VERSION, sorted(sources.items()), preparation.digest, list(modalities)]
+    # label maps that were stored otherwise than in RAS+ order came out differently before: they are made again
+    parts += [_LABELS_VERSION] * (LABELS in sources)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
