@@ -200,6 +200,7 @@ def test_a_head_is_an_error_where_prepare_refuses_it(raw, tmp_path, array, maske
         write_nifti(mask, (brain_array() > 0).astype(np.uint8))
     report = check(raw)
     assert {f.code for f in report.findings} - {"background"} == ({code} if code else set())
+    assert not check(raw, allow_head=True).fails()
     refused = prepare(raw, tmp_path / "store", preparation=Preparation(3.0, (20, 24, 16))).failures
     assert [f.subject for f in refused] == (["02"] if report.fails() else [])
 

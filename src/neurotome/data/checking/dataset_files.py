@@ -46,7 +46,7 @@ class Case:
         modality: Our name of the contrast of a scan.
         site: Name of the site, if known.
         used: Whether `prepare` would read it.
-        masked: Whether `prepare` would take the brain of this scan from a mask.
+        masked: Whether `prepare` would take a whole head: its session has a brain mask, or heads are allowed.
     """
 
     path: Path
