@@ -60,11 +60,12 @@ class InputError(NeurotomeError, ValueError):
 
     def __str__(self) -> str:
         """Return ``FILE: reason. Remedy: remedy.`` on one line."""
-        head = "" if self.file is None else f"{self.file}: "
+        head = "" if self.file is None else f"{printable(self.file)}: "
         tail = "" if self.remedy is None else f" Remedy: {self.remedy.rstrip('.')}."
         body = self.reason if self.reason.endswith((".", "!", "?")) else f"{self.reason}."
-        # whatever was quoted from a file or a name
-        return printable(f"{head}{body if tail else self.reason}{tail}")
+        # both may quote a file or a name; a line break of their own stays one
+        lines = f"{body if tail else self.reason}{tail}".split("\n")
+        return head + "\n".join(map(printable, lines))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the way from a worker process, keyword arguments included."""

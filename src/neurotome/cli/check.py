@@ -36,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--strict", action="store_true", help="exit code 3 also if there is a warning")
     parser.add_argument("--splits", metavar="FILE", help="a table participant_id, split to look for leaks in")
     parser.add_argument("--labels", nargs="+", type=natural, metavar="L", help="admissible labels besides 0")
+    parser.add_argument("--allow-head", action="store_true", help="take whole heads for warnings, as prepare would")
     add_reading(parser)
     parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes (default: 0, this one)")
     add_common(parser, overwrite=True)
@@ -53,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     from neurotome.files.progress import Progress
 
     labels = None if args.labels is None else sorted({0, *args.labels})
-    options = {"splits": args.splits, "labels": labels, "roots": args.root, "workers": args.workers}
+    reading = {"roots": args.root, "volume": args.volume, "use_qform": args.use_qform, "allow_head": args.allow_head}
     with Progress("read", args.quiet) as progress:
-        report = check(args.path, volume=args.volume, use_qform=args.use_qform, **options, progress=progress)
+        report = check(args.path, splits=args.splits, labels=labels, **reading, workers=args.workers, progress=progress)
     result = report.to_json()
     if out is not None:
         write_atomically(out, [json.dumps(result, indent=1, sort_keys=True).encode() + b"\n"])

@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +200,7 @@ def test_a_head_is_an_error_where_prepare_refuses_it(raw, tmp_path, array, maske
         write_nifti(mask, (brain_array() > 0).astype(np.uint8))
     report = check(raw)
     assert {f.code for f in report.findings} - {"background"} == ({code} if code else set())
+    assert not check(raw, allow_head=True).fails()
     refused = prepare(raw, tmp_path / "store", preparation=Preparation(3.0, (20, 24, 16))).failures
     assert [f.subject for f in refused] == (["02"] if report.fails() else [])
 
@@ -528,13 +528,14 @@ def test_a_broken_sidecar_does_not_stop_the_check(raw):
 
 
 def test_a_folder_that_cannot_be_listed(raw, monkeypatch):
-    def denied(list_folder, place="."):
+    scandir = os.scandir
+
+    def denied(place="."):
         if str(place).endswith("sub-02/anat"):
             raise PermissionError(13, "Permission denied", str(place))
-        return list_folder(place)
+        return scandir(place)
 
-    for name in ("scandir", "listdir"):
-        monkeypatch.setattr(os, name, partial(denied, getattr(os, name)))
+    monkeypatch.setattr(os, "scandir", denied)
     report = check(raw)
     assert {(f.code, f.file) for f in report.findings if f.severity == "error"} == {
         ("unreadable", "sub-02/anat"),

@@ -40,14 +40,14 @@ def test_links_that_lead_nowhere_cost_their_subject_alone(tmp_path):
 
 
 def test_a_folder_that_cannot_be_listed_costs_its_subject_alone(tmp_path, monkeypatch):
-    root, listdir = write_bids(tmp_path, ["01", "02"], ("T1w",)), os.listdir
+    root, scandir = write_bids(tmp_path, ["01", "02"], ("T1w",)), os.scandir
 
     def denied(place):
         if str(place).endswith("sub-02"):
             raise PermissionError(13, "Permission denied", str(place))
-        return listdir(place)
+        return scandir(place)
 
-    monkeypatch.setattr(os, "listdir", denied)
+    monkeypatch.setattr(os, "scandir", denied)
     manifest = scan(root)
     assert manifest.subjects == ("01",)
     assert any("sub-02" in note and "Permission denied" in note for note in manifest.notes)

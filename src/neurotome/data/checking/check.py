@@ -7,7 +7,7 @@ What each finding means and how grave it is stands in :data:`neurotome.data.chec
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ def check(
     roots: Sequence[str | os.PathLike[str]] = (),
     volume: int | None = None,
     use_qform: bool = False,
+    allow_head: bool = False,
     workers: int = 0,
     progress: Report | None = None,
 ) -> CheckReport:
@@ -83,6 +84,7 @@ def check(
         roots: Folders besides its own that links and the paths of a table may lead to.
         volume: Which volume of files that are 4-D series, from 0; None finds such files unreadable.
         use_qform: Read each file's quaternion where it and the matrix disagree.
+        allow_head: Whole heads without a mask are warnings, as `prepare` with the same flag takes them.
         workers: Processes; 0 reads in this one. Each holds one image at a time.
         progress: Called with the number of files read, their total, and a name.
 
@@ -97,6 +99,8 @@ def check(
         prints = {} if store is None or damaged else fingerprint_of_store(store)
         return CheckReport("store", ranked(found), prints, ())
     dataset = find_dataset(place, None if splits is None else Path(splits), [Path(root).resolve() for root in roots])
+    if allow_head:
+        dataset = replace(dataset, cases=tuple(replace(case, masked=True) for case in dataset.cases))
     facts: list[Facts] = []
     for one in results(partial(examine, volume=volume, use_qform=use_qform), dataset.cases, workers, _name):
         facts.append(one)

@@ -46,7 +46,7 @@ class Case:
         modality: Our name of the contrast of a scan.
         site: Name of the site, if known.
         used: Whether `prepare` would read it.
-        masked: Whether `prepare` would take the brain of this scan from a mask.
+        masked: Whether `prepare` would take a whole head: its session has a brain mask, or heads are allowed.
     """
 
     path: Path
@@ -219,9 +219,9 @@ def _folder_cases(root: Path, kind: str) -> tuple[list[Case], list[Path], list[F
 def _case(path: Path, root: Path) -> Case:
     """Return what name and folder say about a file."""
     place, name = _name(path, root), stem(path)
-    folders = "/".join([*place.split("/")[:-1], name])
-    subject = re.search(r"(?:^|[/_])sub-([^_/]+)", folders)
-    session = re.search(r"(?:^|[/_])ses-([^_/]+)", folders)
+    whole = "/".join([*place.split("/")[:-1], name])
+    subject = re.search(r"(?:^|[/_])sub-([^_/]+)", whole)
+    session = re.search(r"(?:^|[/_])ses-([^_/]+)", whole)
     ids = (subject.group(1) if subject else "", session.group(1) if session else "")
     kind = name.rpartition("_")[2] if is_bids_name(name) else name
     words = set(re.split(r"[^a-z0-9]+", kind.lower()))

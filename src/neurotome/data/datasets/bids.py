@@ -114,28 +114,35 @@ def anat_folders(root: Path, lost: list[str] | None = None) -> Iterator[tuple[st
 
 def listed(folder: Path, lost: list[str] | None = None) -> list[str]:
     """Return the names in a folder, sorted; of one that cannot be listed none, and why is added to ``lost``."""
-    try:
-        return sorted(os.listdir(folder))  # noqa: PTH208 - names alone, of 10^5 folders
-    except OSError as error:
-        if lost is not None:
-            lost.append(f"left out {printable(folder)}: it cannot be listed ({error.strerror}); check its permissions")
-        return []
+    return [entry.name for entry in _entries(folder, lost)]
 
 
 def folders(root: Path, prefix: str | tuple[str, ...], lost: list[str] | None = None) -> list[Path]:
     """Return the folders below one whose names begin so; links that lead nowhere are added to ``lost``."""
     found = []
-    for name in listed(root, lost):
-        if not name.startswith(prefix):
+    for entry in _entries(root, lost):
+        if not entry.name.startswith(prefix):
             continue
-        place = root / name
-        if os.path.isdir(place):  # noqa: PTH112 - False, not an error, for a link that loops
-            found.append(place)
-        elif lost is not None and place.is_symlink() and not os.path.exists(place):  # noqa: PTH110 - as above
-            lost.append(
-                f"left out {printable(place)}: a link that leads nowhere; in a DataLad dataset `datalad get` fetches it"
-            )
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link that loops
+            is_folder = False
+        if is_folder:
+            found.append(Path(entry.path))
+        elif lost is not None and entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110 - links loop
+            where = printable(entry.path)
+            lost.append(f"left out {where}: a link that leads nowhere; in a DataLad dataset `datalad get` fetches it")
     return found
+
+
+def _entries(folder: Path, lost: list[str] | None) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:  # says what is a folder without asking the file system again
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        if lost is not None:
+            lost.append(f"left out {printable(folder)}: it cannot be listed ({error.strerror}); check its permissions")
+        return []
 
 
 def derived(root: Path, pipeline: str, ending: str) -> dict[tuple[str, str], list[Path]]:
