@@ -12,6 +12,7 @@ import pytest
 from neurotome.cli.main import main
 from neurotome.data.imaging.reader import read_volume
 from neurotome.data.imaging.volume import Volume
+from neurotome.scans.tokenizer import ScanTokenizer
 from tests.toy import ToyTokenizer, bids, brain, exported, head, names, oblique
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -365,3 +366,36 @@ def test_hostile_names_are_taken_literally(tmp_path: Path, toy_model: Path, monk
         assert go("reconstruct", toy_model, name, f"out {name}", "--quiet", "--overwrite") == 0
         assert (tmp_path / f"out {name}").exists()
     assert not (tmp_path / "sang").exists()
+
+
+def test_a_brain_wider_than_the_models_grid_comes_back_whole(tmp_path: Path, toy_model: Path) -> None:
+    usual = ScanTokenizer.from_pretrained(toy_model).preparation.shape
+    wide = brain(9, shape=(3 * usual[0], 24, 20))
+    wide.save(tmp_path / "sub-9_T1w.nii.gz")
+    assert go("reconstruct", toy_model, tmp_path / "sub-9_T1w.nii.gz", tmp_path / "out_T1w.nii.gz") == 0
+    result = read_volume(tmp_path / "out_T1w.nii.gz").array
+    assert np.count_nonzero(result) > 0.97 * np.count_nonzero(wide.array)
+    notes = json.loads((tmp_path / "out_T1w.json").read_text())["Notes"]
+    assert any(note.startswith("computed on a grid of") and "does not fit the model's" in note for note in notes)
+    assert go("encode", toy_model, tmp_path / "sub-9_T1w.nii.gz", tmp_path / "code.safetensors") == 0
+    assert go("decode", toy_model, tmp_path / "code.safetensors", tmp_path / "again_T1w.nii.gz") == 0
+    np.testing.assert_array_equal(read_volume(tmp_path / "again_T1w.nii.gz").array, result)
+
+
+def test_a_z_scored_scan_is_refused_with_a_remedy_that_the_verb_has(
+    tmp_path: Path, toy_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = brain(9)
+    inside = raw.array > 0
+    scored = (raw.array - raw.array[inside].mean()) / raw.array[inside].std()
+    Volume(np.where(inside, scored, 0).astype(np.float32), raw.geometry).save(tmp_path / "sub-9_T1w.nii.gz")
+    Volume(inside.astype(np.uint8), raw.geometry).save(tmp_path / "mask.nii.gz")
+    words = ("reconstruct", toy_model, tmp_path / "sub-9_T1w.nii.gz", tmp_path / "out_T1w.nii.gz")
+    assert go(*words) == 3
+    said = capsys.readouterr().err
+    assert "seems to be z-scored" in said
+    assert "give a brain mask with --mask FILE" in said
+    assert "--intensity" not in said
+    assert not (tmp_path / "out_T1w.nii.gz").exists()
+    assert go(*words, "--mask", tmp_path / "mask.nii.gz") == 0
+    assert np.count_nonzero(read_volume(tmp_path / "out_T1w.nii.gz").array) > 0.97 * inside.sum()

@@ -142,7 +142,7 @@ def test_some_that_do_not_fit(tmp_path, capsys):
     text = str(error.value)
     assert "2 need a larger grid than 20 x 24 x 16 voxels of 3 mm: sub-1 (28 x 16 x 12), sub-2 (14 x 42 x 12) |" in text
     assert "sub-3: " in text
-    assert "give --shape 32 48 16, which holds them all, or leave --shape out, and --overwrite" in text
+    assert "give --shape 32 48 16, which holds them all, or leave --shape out, with --overwrite" in text
     assert "repair or remove the other sessions" in text
     with pytest.raises(InputError, match="1 of 4 sessions") as error:
         call(*words, "--shape", 32, 48, 16, "--overwrite")

@@ -89,6 +89,8 @@ def test_volumes_in_ml_of_freesurfer_ids():
     assert label_volumes(small, grid((1, -2, 3))) == pytest.approx({17: 0.06, 12175: 1.2})
     assert label_volumes(small, grid((1, 2, 3)), background=-1)[0] == pytest.approx(790 * 0.006)
     assert label_volumes(np.zeros((2, 2, 2), np.uint8), grid()) == {}
+    for dtype in "bBhHiIlL":
+        assert label_volumes(np.full((2, 2, 2), 127, dtype), grid((1, 1, 1))) == pytest.approx({127: 0.008})
     with pytest.raises(ValueError, match="ids from 0 on, got -3"):
         label_volumes(labels - 3, grid())
 

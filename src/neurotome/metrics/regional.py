@@ -82,7 +82,7 @@ def label_volumes(labels: Integer[np.ndarray, "x y z"], affine: Affine, backgrou
     if labels.size and int(labels.min()) < 0:
         raise ValueError(f"a label map has ids from 0 on, got {int(labels.min())}")
     if labels.size and int(labels.max()) < _MAX_TABLE:
-        counts = np.bincount(labels.ravel(order="K"))
+        counts = np.bincount(labels.ravel(order="K").astype(np.int64, copy=False))
         ids = np.flatnonzero(counts)
         counts = counts[ids]
     else:

@@ -8,7 +8,7 @@ import pytest
 from neurotome.data.datasets.manifest import scan
 from neurotome.data.phantom.cohort import SyntheticCohort
 from neurotome.data.phantom.dataset import write_dataset
-from neurotome.data.phantom.labelmaps import find_labelmaps
+from neurotome.data.phantom.labelmaps import _canonical, find_labelmaps
 from neurotome.errors import InputError, UsageError
 
 SHAPE = (75, 80, 70)
@@ -129,6 +129,17 @@ def test_what_is_no_label_map_is_refused(tmp_path):
         cohort(tmp_path / "empty").subject(0)
     with pytest.raises(ValueError, match="exclude"):
         cohort(tmp_path / "empty", confound=("age", "site", 0.5))
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+def test_labels_are_the_same_whatever_type_they_are_stored_in(tmp_path, dtype):
+    labels = np.arange(24).reshape(2, 3, 4) * 5  # up to 115
+    labels[1, 2, 3] = 127
+    image = nibabel.Nifti1Image(labels.astype(dtype), np.diag([-2.0, 2.0, 2.0, 1.0]), dtype=np.dtype(dtype))
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    found, affine = _canonical(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(found, labels[::-1])
+    assert affine[0, 0] == 2.0
 
 
 @pytest.mark.parametrize("name", ["synthseg/sub-05_dseg.nii.gz", "synthsr/sub-01_dseg.nii.gz"])

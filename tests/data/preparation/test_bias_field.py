@@ -6,6 +6,7 @@ from neurotome.data.imaging.geometry import Geometry
 from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
+from neurotome.errors import InputError
 from tests.data.scans import affine_of
 
 pytest.importorskip("SimpleITK", reason="the optional package SimpleITK is not installed")
@@ -45,3 +46,12 @@ def test_equal_inputs_give_equal_bytes():
     preparation = Preparation(6.0, SHAPE, bias_field="n4")
     one, two = (preparation.apply({"T1w": bright}).image for _ in range(2))
     np.testing.assert_array_equal(one, two)
+
+
+def test_z_scores_have_no_bias_field_to_divide_out():
+    flat, _, inside = scans()
+    scored = np.where(inside, (flat.array - 400) / 100, 0).astype(np.float32)
+    preparation = Preparation(6.0, SHAPE, intensity="zscore", bias_field="n4")
+    with pytest.raises(InputError, match=r"T1w: \d\d% of the brain lie below 0") as error:
+        preparation.apply({"T1w": Volume(scored, flat.geometry)})
+    assert "without --bias-field" in error.value.remedy

@@ -39,7 +39,10 @@ def mgh_layout(stream: VerifiedStream) -> Layout:
         raise InputError(f"not an .mgz file: its version is {version}", remedy=REWRITE)
     if intent not in _IMAGES:
         held = _OTHERS.get(intent, f"something else (intent {intent})")
-        raise InputError(f"an .mgz file that holds {held}, no image", remedy="give the image or the label map itself")
+        raise InputError(
+            f"an .mgz file that holds {held}, no image",
+            remedy="give the image or the label map itself, as mri_convert writes it",
+        )
     sizes, kind, good_orientation = tuple(rest[:4]), rest[4], rest[6]
     if min(sizes) < 1:
         raise InputError(f"sizes {sizes}; they must be positive", remedy=REWRITE)

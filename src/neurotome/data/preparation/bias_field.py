@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.extras import SIMPLEITK, one_thread, simpleitk
+from neurotome.data.preparation.intensity import MAX_NEGATIVE
 from neurotome.errors import InputError
 
 # the field changes over centimetres; fitting on finer voxels costs time and changes nothing
@@ -37,9 +38,15 @@ def corrected(name: str, volume: Volume, brain: Bool[np.ndarray, "x y z"]) -> Fl
 
     Raises:
         UsageError: SimpleITK is not installed.
-        InputError: The fit failed.
+        InputError: Much of the brain is negative, so that it has no logarithm, or the fit failed.
     """
     sitk = simpleitk("N4 bias correction")
+    if (negative := float(np.mean(volume.array[brain] < 0))) > MAX_NEGATIVE:
+        raise InputError(
+            f"{name}: {negative:.0%} of the brain lie below 0, and the bias field is fitted to logarithms",
+            file=volume.provenance.path,
+            remedy="prepare without --bias-field n4, or give scans that were not z-scored",
+        )
     # a logarithm is taken: what is not positive is left out of the fit
     values = np.ascontiguousarray(volume.array.T, dtype=np.float32)
     mask = np.ascontiguousarray((brain & (volume.array > 0)).T).astype(np.uint8)

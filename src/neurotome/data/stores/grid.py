@@ -110,8 +110,8 @@ def left_out(failures: Sequence[Failure], total: int, grid: StoreGrid, *, stored
         shape = (s if all(f.needed[a] <= s for f in large if f.needed) else needs[a] for a, s in enumerate(grid.shape))
         remedies.append(
             f"give --shape {' '.join(map(str, shape))}, which holds them all, or leave --shape out"
-            + (", and --overwrite" if stored else "")
             + (", or --crop brain" if centred else "")
+            + (", with --overwrite" if stored else "")
         )
     if len(large) < len(failures):
         which = "the other sessions" if large else "these sessions"
