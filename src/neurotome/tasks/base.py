@@ -14,6 +14,7 @@ from torch import Tensor
 
 from neurotome.nn.exported import Exportable
 from neurotome.nn.nd import per_axis
+from neurotome.ranges import PositiveCount
 from neurotome.types import Image, ModalityIds
 
 Logits = Float[Tensor, "b k x y z"]
@@ -32,17 +33,16 @@ class Segmenter(Exportable):
     """
 
     def __init__(
-        self, modalities: Sequence[str], structures: Sequence[str], label_ids: Sequence[Sequence[int]]
+        self, modalities: Sequence[str], structures: Sequence[str], label_ids: Sequence[Sequence[PositiveCount]]
     ) -> None:
         super().__init__()
         ids = [i for group in label_ids for i in group]
-        if len(structures) != len(label_ids) or not structures or not all(label_ids):
+        if len(structures) != len(label_ids):
             raise ValueError(
-                f"structures has {len(structures)} names, label_ids {len(label_ids)} groups; give each structure at "
-                "least one id of the label maps"
+                f"structures has {len(structures)} names, label_ids {len(label_ids)} groups; give each structure one"
             )
-        if len({*structures}) < len(structures) or len({*ids}) < len(ids) or min(ids) < 1:
-            raise ValueError(f"label_ids are {[list(g) for g in label_ids]}; names and ids occur once, ids are above 0")
+        if len({*structures}) < len(structures) or len({*ids}) < len(ids):
+            raise ValueError(f"label_ids are {[list(g) for g in label_ids]}; names and ids occur once")
         self.modalities = tuple(modalities)
         self.structures = tuple(structures)
         self.label_ids = tuple(tuple(group) for group in label_ids)

@@ -27,12 +27,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from neurotome.errors import InputError, OutputError, UsageError, printable
 from neurotome.files.atomic import write_atomically
 from neurotome.files.json_text import parse_json
 from neurotome.files.lock import alone
+from neurotome.files.yaml_text import parse_yaml
 from neurotome.training.cost import peak_memory
 
 # A resume may change these: none of them changes the weights.
@@ -92,7 +91,7 @@ def environment(seed: int, threads: int, device: str) -> dict[str, Any]:
 
 
 def _homeless(word: str) -> str:
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where a container's user has none
     return word.replace(home, "~") if len(home) > 1 else word
 
 
@@ -175,7 +174,7 @@ class RunFolder:
             return
         except OSError as error:
             raise InputError(f"cannot be read ({error})", file=path) from error
-        old, new = yaml.safe_load(before), yaml.safe_load(config)
+        old, new = parse_yaml(before, str(path)), parse_yaml(config, "config")
         changed = differences(old, new)
         if _flat_data(old) and not _flat_data(new):
             raise UsageError(
