@@ -12,12 +12,13 @@ DEV_STAMP := $(VENV)/.dev-$(shell cat pyproject.toml requirements/lock.txt 2>/de
 SEEDS ?= 0 1 2
 CONFIGS ?= neuroquant-demo neuroquant-aligned-demo
 
-.PHONY: help setup setup-dev demo demo-seeds test test-slow lint lock bench clean
+.PHONY: help setup setup-dev demo demo-seeds test test-slow test-gpu lint lock bench clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
 	@echo "make demo-seeds   three seeds of each demo config, and the README's table"
 	@echo "make test-slow    the long fault and fuzz campaigns"
+	@echo "make test-gpu     what needs a CUDA device"
 	@echo "make bench        every benchmark, side by side with a peer"
 	@echo "make lint | lock | clean"
 
@@ -50,7 +51,10 @@ test: lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: setup-dev
-	$(BIN)/python -m pytest -m slow -n 1 --timeout 3600
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+test-gpu: setup-dev
+	$(BIN)/python -m pytest -m gpu -n 0 --timeout 900
 
 bench: setup-dev
 	set -e; for job in quantizer ssim attention start slabs encode loading prepare; do $(BIN)/python -m benchmarks.$$job; done

@@ -18,6 +18,8 @@ def test_ids_become_structures() -> None:
     network = small()
     labels = torch.tensor([0, 1, 2, 3, 7, 255], dtype=torch.uint8).view(1, 6, 1, 1)
     assert network.classes(labels).flatten().tolist() == [0, 1, 1, 0, 2, 0]
+    wide = small(label_ids=((1, 1_000_000),), structures=("a",))  # beside the bytes of a label map
+    assert wide.classes(labels).flatten().tolist() == [int(i == 1) for i in labels.flatten().tolist()]
     masks = network.masks(labels.int())
     assert masks.shape == (1, 2, 6, 1, 1)
     assert masks[0, 1].flatten().tolist() == [False, False, False, False, True, False]

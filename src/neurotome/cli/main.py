@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace(verbose="--verbose" in words)
     try:
-        with _terminable():
+        with terminable():
             args = parse(words)
             code = int(args.run(args))
             sys.stdout.flush()
@@ -200,7 +200,7 @@ def _paragraph(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM unwind the stack, so that temporary files go; a training installs its own handler over this one."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import sys
+import threading
 
 # from which Lightning takes a process to be one of a group; a command is one process on one device
 _GROUP = (
@@ -29,7 +30,15 @@ def settle() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home it tells where its cache lies
     for name in _GROUP:
         os.environ.pop(name, None)
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _thread_error
     _keep_freed_memory()
+
+
+def _thread_error(error: threading.ExceptHookArgs) -> None:
+    """Leave faults of the output to the main thread, which meets them with its next write (TensorBoard's writer)."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
 
 
 def _open_streams() -> None:

@@ -61,8 +61,9 @@ class Segmenter(Exportable):
     def classes(self, labels: Integer[Tensor, "b x y z"]) -> Int[Tensor, "b x y z"]:
         """Return the structures of a label map: 0 for none, k for the k-th."""
         found = torch.zeros_like(labels, dtype=torch.long)
+        ids = labels.long()  # an id above 255 is no number of bytes, but it may stand in a config
         for number, group in enumerate(self.label_ids, 1):
-            found[torch.isin(labels, torch.tensor(group, dtype=labels.dtype, device=labels.device))] = number
+            found[torch.isin(ids, torch.tensor(group, device=labels.device))] = number
         return found
 
     def masks(self, labels: Integer[Tensor, "b x y z"]) -> Bool[Tensor, "b k x y z"]:

@@ -27,8 +27,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from neurotome.errors import InputError, OutputError, UsageError, printable
-from neurotome.files.atomic import write_atomically
+from neurotome.errors import InputError, UsageError, printable
+from neurotome.files.atomic import output_error, write_atomically
 from neurotome.files.json_text import parse_json
 from neurotome.files.lock import alone
 from neurotome.files.yaml_text import parse_yaml
@@ -133,7 +133,7 @@ class RunFolder:
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"the run folder {root} cannot be made ({error}); choose another --out") from error
+            raise output_error(root, error) from error
 
     def alone(self) -> AbstractContextManager[None]:
         """Return a context within which no other process trains into the folder.
@@ -227,7 +227,7 @@ class RunFolder:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(clean) + "\n")
         except OSError as error:
-            raise OutputError(f"{path} could not be written ({error}); free some space and run again") from error
+            raise output_error(path, error) from error
 
     def rewind(self, step: int) -> None:
         """Drop rows after ``step``, and one that a fault cut short: a resume writes them again."""

@@ -63,6 +63,12 @@ class StepPlan(Ranged):
     slice_fraction: Share = 0.0
     modalities_per_session: Size | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse crops that have no neighbouring voxels."""
+        super().__post_init__()
+        if self.crop is not None and sum(edge > 1 for edge in self.crop_shape) < 2:
+            raise ValueError(f"crop is {self.crop}; give at least two edges above 1, three for volumes")
+
     @property
     def crop_shape(self) -> tuple[int, int, int]:
         """The three edges of a crop."""

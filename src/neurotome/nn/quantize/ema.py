@@ -22,7 +22,7 @@ from torch import Tensor
 from neurotome.nn.quantize.base import Offsets, Quantizer
 from neurotome.nn.quantize.reservoir import Reservoir, several
 from neurotome.nn.quantize.search import kmeans, nearest_codes, straight_through
-from neurotome.ranges import Count, Decay, NumCodes, Positive, PositiveCount, Size, Weight
+from neurotome.ranges import Count, Decay, NumCodes, Positive, Size, Weight
 from neurotome.types import Codes, Latent, Scalar, Vectors
 
 
@@ -57,7 +57,7 @@ class EMAQuantizer(Quantizer):
         decay: Decay = 0.99,
         revive_below: Weight = 0.1,
         start_after: Count = 0,
-        reservoir: PositiveCount | None = None,
+        reservoir: NumCodes | None = None,
         eps: Positive = 1e-5,
     ) -> None:
         super().__init__()

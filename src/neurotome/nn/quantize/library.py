@@ -21,7 +21,7 @@ from neurotome.errors import UsageError
 from neurotome.nn.quantize.base import Offsets, Quantizer
 from neurotome.nn.quantize.reservoir import Reservoir
 from neurotome.nn.quantize.search import straight_through
-from neurotome.ranges import Count, Decay, NumCodes, PositiveCount, Range, Size, Weight
+from neurotome.ranges import Count, Decay, NumCodes, Range, Size, Weight
 from neurotome.types import Codes, Latent, Scalar, Vectors
 
 # products token x code that enter the entropy of sign codes in one step; beyond it a random share of the tokens enters
@@ -109,7 +109,7 @@ class ResidualQuantizer(LibraryQuantizer):
         decay: Decay = 0.99,
         revive_below: Weight = 0.1,
         start_after: Count = 0,
-        reservoir: PositiveCount | None = None,
+        reservoir: NumCodes | None = None,
     ) -> None:
         super().__init__(
             dim, "ResidualVQ", num_quantizers=num_codebooks, codebook_size=num_codes, decay=decay, kmeans_init=True,
