@@ -16,7 +16,7 @@ DOCS_STAMP := $(VENV)/.docs-$(VERSIONS)
 SEEDS ?= 0 1 2
 CONFIGS ?= neuroquant-demo neuroquant-aligned-demo
 
-.PHONY: help setup setup-dev demo demo-seeds test pytest test-slow lint docs freeze-commands lock bench clean
+.PHONY: help setup setup-dev demo demo-seeds test pytest test-slow test-gpu lint docs freeze-commands lock bench clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -24,6 +24,7 @@ help:
 	@echo "make docs         the documentation, with the reference of the Python interface: site/index.html"
 	@echo "make pytest       the tests without lint; CONSTRAINTS=requirements/lowest.txt with the oldest dependencies"
 	@echo "make test-slow    the long fault and fuzz campaigns"
+	@echo "make test-gpu     what needs a CUDA device"
 	@echo "make bench        every benchmark, side by side with a peer"
 	@echo "make lint | freeze-commands | lock | clean"
 
@@ -70,7 +71,10 @@ freeze-commands: setup-dev
 	$(BIN)/python -m tests.cli.test_frozen_command_line
 
 test-slow: setup-dev
-	$(BIN)/python -m pytest -m slow -n 1 --timeout 3600
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+test-gpu: setup-dev
+	$(BIN)/python -m pytest -m gpu -n 0 --timeout 900
 
 bench: setup-dev
 	set -e; for job in quantizer ssim attention start slabs encode loading prepare; do $(BIN)/python -m benchmarks.$$job; done

@@ -55,6 +55,22 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory, toy_store: Path) -> Path
 
 
 @pytest.fixture(scope="session")
+def phantom_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms with lesions and label maps, on a grid that four halvings can take; read it only."""
+    from neurotome.data.phantom.cohort import SyntheticCohort
+    from neurotome.data.phantom.dataset import write_dataset
+    from neurotome.data.preparation.preparation import Preparation
+    from neurotome.data.stores.build import prepare
+
+    folder, modalities = tmp_path_factory.mktemp("phantoms"), ("T1w", "T2w")
+    cohort = SyntheticCohort(4, spacing_mm=6.0, modalities=modalities, num_sites=2, lesion_fraction=1.0)
+    write_dataset(cohort, folder / "raw")
+    preparation = Preparation(6.0, (32, 32, 32))
+    prepare(folder / "raw", folder / "store", preparation=preparation, modalities=modalities, sizes=(2, 1, 1), seed=0)
+    return folder / "store"
+
+
+@pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BIDS dataset of twelve small scans; read it only."""
     from tests.data.scans import write_bids

@@ -38,19 +38,8 @@ PACKAGE = ROOT / "src" / "neurotome"
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Phantoms with lesions and label maps, on a grid that four halvings can take; read it only."""
-    from neurotome.data.phantom.cohort import SyntheticCohort
-    from neurotome.data.phantom.dataset import write_dataset
-    from neurotome.data.preparation.preparation import Preparation
-    from neurotome.data.stores.build import prepare
-
-    folder = tmp_path_factory.mktemp("configs")
-    cohort = SyntheticCohort(4, spacing_mm=6.0, modalities=MODALITIES, num_sites=2, lesion_fraction=1.0)
-    write_dataset(cohort, folder / "raw")
-    preparation = Preparation(6.0, (32, 32, 32))
-    prepare(folder / "raw", folder / "store", preparation=preparation, modalities=MODALITIES, sizes=(2, 1, 1), seed=0)
-    return Store.open(folder / "store")
+def store(phantom_store: Path) -> Store:
+    return Store.open(phantom_store)
 
 
 @pytest.fixture(scope="session")

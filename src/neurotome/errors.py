@@ -9,7 +9,9 @@
 The text of each is one paragraph: what was given, what is admissible, what to do.
 """
 
+import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -23,6 +25,12 @@ def printable(text: str | os.PathLike[str]) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean …?`` with the word of ``known`` that is nearest, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class NeurotomeError(Exception):

@@ -110,7 +110,7 @@ def test_wrong_calls_are_named(tmp_path: Path, bench: str, toy_store: Path, caps
         (["--bench", "nothing"], "neuroquant-ladder"),
         (["--bench", bench, "--only", "tony"], "tony; did you mean tiny?"),
         (["--bench", bench, "--truth", str(tmp_path / "no.tsv")], "no.tsv"),
-        (["--bench", bench, "--seconds", "-1"], "above 0"),
+        (["--bench", bench, "--seconds", "-1"], "seconds is -1.0; give a number > 0"),
         (["--bench", bench, "--seeds", "0", "0"], "seed 0 is given twice"),
         (
             ["--configs", "neuroquant-dem"],

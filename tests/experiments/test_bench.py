@@ -50,17 +50,17 @@ def test_a_second_is_called_what_it_is(device, words):
     [
         (("steps: 10", "steps: 10\nseconds: 5"), "one budget"),
         (("steps: 10\n", ""), "one budget"),
-        (("steps: 10", "steps: 0"), "above 0"),
+        (("steps: 10", "steps: 0"), "steps is 0"),
         (("steps: 10", "stepz: 10"), "stepz"),
         (("steps: 10", "steps: many"), "many"),
         (("against: base", "against: bass"), "bass"),
         (("name: more", "name: base"), "unique"),
         (("name: more", "name: ../more"), "unique"),
-        (("seeds: [0, 1]", "seeds: [-1]"), "at least 0"),
+        (("seeds: [0, 1]", "seeds: [-1]"), "seeds is"),
         (("seeds: [0, 1]", "seeds: all"), "whole numbers"),
         (("seeds: [0, 1]", "seeds: [1, 0, 1]"), "seed 1 is given twice"),
         (("runs:", "runs: {}\nold:"), "list `runs`"),
-        (("about: two rungs", "about: [1"), "not YAML"),
+        (("about: two rungs", "about: [1"), "line 3: expected"),
     ],
 )
 def test_a_wrong_plan_is_named(change, match):

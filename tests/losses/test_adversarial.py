@@ -143,5 +143,5 @@ def test_a_flat_history_makes_no_spike_of_a_ripple():
 
 def test_a_guard_out_of_range_is_refused():
     for wrong in ({"deviations": 0}, {"window": 3}, {"warmup": 1}, {"budget": -1}):
-        with pytest.raises(ValueError, match="window >= warmup"):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
             SpikeGuard(**wrong)

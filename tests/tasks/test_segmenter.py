@@ -18,6 +18,8 @@ def test_ids_become_structures() -> None:
     network = small()
     labels = torch.tensor([0, 1, 2, 3, 7, 255], dtype=torch.uint8).view(1, 6, 1, 1)
     assert network.classes(labels).flatten().tolist() == [0, 1, 1, 0, 2, 0]
+    wide = small(label_ids=((1, 1_000_000),), structures=("a",))  # beside the bytes of a label map
+    assert wide.classes(labels).flatten().tolist() == [int(i == 1) for i in labels.flatten().tolist()]
     masks = network.masks(labels.int())
     assert masks.shape == (1, 2, 6, 1, 1)
     assert masks[0, 1].flatten().tolist() == [False, False, False, False, True, False]
@@ -74,13 +76,13 @@ def test_the_shipped_size() -> None:
     [
         ({"channels": 12}, "multiple of 8"),
         ({"blocks_up": (1,)}, "one entry fewer"),
-        ({"blocks_down": (1, 0, 1)}, "one entry fewer"),
+        ({"blocks_down": (1, 0, 1)}, "blocks_down is"),
         ({"label_ids": ((1,),)}, "2 names, label_ids 1"),
-        ({"label_ids": ((1,), ())}, "at least one id"),
+        ({"label_ids": ((1,), ())}, "at least one entry"),
         ({"label_ids": ((1,), (1,))}, "occur once"),
-        ({"label_ids": ((0,), (1,))}, "above 0"),
+        ({"label_ids": ((0,), (1,))}, "label_ids is"),
         ({"structures": ("a", "a")}, "occur once"),
-        ({"structures": (), "label_ids": ()}, "0 names"),
+        ({"structures": (), "label_ids": ()}, "at least one entry"),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, object], match: str) -> None:

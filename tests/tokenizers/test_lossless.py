@@ -172,11 +172,11 @@ def test_planes_of_a_network_are_read_by_their_sign():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: HaarWavelet(low_divisor=0.0), "positive number"),
-        (lambda: SpaceToDepth(block=0), "at least 1"),
-        (lambda: MaskCodec(layout="f16"), "f32, f64, f128, k8x8"),
-        (lambda: MaskCodec(depth=0), "depth from 1"),
-        (lambda: Identity(4), "2 .slices. or 3"),
+        (lambda: HaarWavelet(low_divisor=0.0), "low_divisor is 0.0; give a number > 0"),
+        (lambda: SpaceToDepth(block=0), "block is 0"),
+        (lambda: MaskCodec(layout="f16"), "f32 or f64 or f128 or k8x8"),
+        (lambda: MaskCodec(depth=0), "depth is 0"),
+        (lambda: Identity(4), "spatial_dims is 4"),
     ],
 )
 def test_what_is_not_admissible_is_refused(call, match):

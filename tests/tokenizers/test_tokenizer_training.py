@@ -26,7 +26,7 @@ from neurotome.training import Diverged, OptimizerConfig, fit
 from neurotome.training import checkpoint as checkpoint_module
 from neurotome.training.augment import Augmentation
 from neurotome.training.checkpoint import CheckpointFolder
-from neurotome.types import Batch
+from neurotome.types import Batch, Images, Source
 from tests.tokenizers.tokenizer_run import method as two_players
 from tests.tokenizers.tokenizer_run import small_network
 from tests.toy import PlainVAE
@@ -81,6 +81,15 @@ def test_a_codebook_s_term_has_its_weight_too():
     terms = m.loss(batch())
     assert number(terms["commitment"]) > 0
     assert number(terms["loss"]) == pytest.approx(number(terms["l1"] + 0.25 * terms["commitment"]), rel=1e-5)
+
+
+def test_a_weight_of_no_term_is_named_with_the_nearest():
+    source = Source(Images(), ("T1w", "T2w"), 1, (16, 16, 16), window=(-1.0, 1.0))
+    for wrong in ({"kl": 0.1, "k1": 0.1}, {"commitmet": 0.25}):
+        near = "commitment" if "commitmet" in wrong else "kl"
+        with pytest.raises(ValueError, match=rf"term_weights has .*; did you mean {near}\?; terms are kl,"):
+            vae(term_weights=wrong).check(source)
+    vae(term_weights={"kl": 0.1, "entropy": 0.0}).check(source)  # a term of other tokenizers
 
 
 def test_a_term_without_a_weight_is_an_error_and_a_weight_of_zero_leaves_it_out():
@@ -448,7 +457,7 @@ def test_other_perceptual_features_are_refused_at_a_resume(tmp_path: Path):
 def test_values_out_of_range_are_refused():
     with pytest.raises(ValueError, match="window_steps is 0"):
         TokenizerTraining(PlainVAE(), window_steps=0)
-    with pytest.raises(ValueError, match="no weight below 0"):
+    with pytest.raises(ValueError, match=r"term_weights is .*give numbers >= 0"):
         TokenizerTraining(PlainVAE(), term_weights={"kl": -1.0})
 
 

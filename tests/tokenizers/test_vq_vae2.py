@@ -229,7 +229,7 @@ def test_every_level_of_the_network_starts_from_its_data():
     ("arguments", "match"),
     [
         ({"scaling_rates": (3, 2)}, "power of 2"),
-        ({"scaling_rates": ()}, "power of 2"),
+        ({"scaling_rates": ()}, "at least one entry"),
         ({"quantizers": codebooks(16, 16)}, "the dims .4, 4. for 3 levels"),
         ({"quantizers": [*codebooks(16, 16), EMAQuantizer(16, 5)]}, "the dims .4, 4, 5. for 3 levels"),
     ],

@@ -79,5 +79,5 @@ def test_a_resolution_that_the_network_refuses_is_halved_less_often():
     "wrong", [{"mixup_prob": 0.7, "cutmix_prob": 0.4}, {"alpha": 0}, {"halvings": -1}, {"full_from": 0}]
 )
 def test_values_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match="sum to at most 1"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
         Augmentation(**wrong)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from neurotome.apply.names import RESULT_KEY, Job, sidecar_of
 from neurotome.data.datasets.text_files import read_json
 from neurotome.errors import InputError, OutputError, UsageError, printable
-from neurotome.files.atomic import sweep, write_atomically
+from neurotome.files.atomic import output_error, sweep, write_atomically
 from neurotome.files.lock import alone
 from neurotome.files.verified import file_sha256
 
@@ -107,7 +107,7 @@ def writing(target: Path, request: Mapping[str, Any]) -> Iterator[None]:
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{printable(target)}: cannot be made ({error.strerror})") from error
+        raise output_error(target, error) from error
     held = OutputError(
         f"{printable(target)}: another process writes here. Remedy: wait for it, or choose another folder."
     )

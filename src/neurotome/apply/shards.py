@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors.torch
@@ -42,6 +42,7 @@ from neurotome.errors import InputError, UsageError, printable
 from neurotome.files.atomic import write_atomically
 from neurotome.files.progress import Report
 from neurotome.nn.exported import is_finite
+from neurotome.ranges import Count, PositiveCount, Range, Ranged, Share
 from neurotome.scans.latent_scan import LatentScan
 from neurotome.scans.session_views import SessionView, session_views
 from neurotome.scans.tokenizer import ScanTokenizer
@@ -50,7 +51,7 @@ from neurotome.tokenizers.base import Encoded
 
 
 @dataclass(frozen=True)
-class ShardPlan:
+class ShardPlan(Ranged):
     """How a store is encoded.
 
     Args:
@@ -64,15 +65,11 @@ class ShardPlan:
         UsageError: A value is out of range.
     """
 
-    draws: int = 1
+    draws: PositiveCount = 1
     seed: int = 0
-    shift_voxels: int = 2
-    flip_prob: float = 0.5
-    shard_bytes: int = 256 << 20
-
-    def __post_init__(self) -> None:
-        if self.draws < 1 or self.shard_bytes < 1 or self.shift_voxels < 0 or not 0 <= self.flip_prob <= 1:
-            raise UsageError(f"{self}: draws and shard_bytes are positive, shift_voxels is from 0, flip_prob in [0, 1]")
+    shift_voxels: Count = 2
+    flip_prob: Share = 0.5
+    shard_bytes: Annotated[int, Range("[1, inf)")] = 256 << 20
 
 
 @dataclass(frozen=True)

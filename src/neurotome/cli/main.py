@@ -6,7 +6,6 @@
 
 import argparse
 import contextlib
-import ctypes
 import difflib
 import errno
 import importlib
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import neurotome
+from neurotome.cli.surroundings import settle
 from neurotome.errors import Interrupted, NeurotomeError, UsageError, printable
 
 VERB_FILES = (
@@ -29,8 +29,6 @@ VERB_FILES = (
     "doctor",
 )  # fmt: skip
 
-# numbers of glibc's malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _OUTPUT_ERRNO = {
     errno.ENOSPC: ("the disk is full", "free some space or choose another output folder, then run the same command"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or choose another output folder"),
@@ -61,14 +59,11 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    _open_streams()
-    # idle OpenMP threads that spin steal the cores from the loader and from other jobs
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    _keep_freed_memory()
+    settle()
     words = list(sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace(verbose="--verbose" in words)
     try:
-        with _terminable():
+        with terminable():
             args = parse(words)
             code = int(args.run(args))
             sys.stdout.flush()
@@ -80,33 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             print(f"neurotome: {text}", file=sys.stderr)
         return code
-
-
-def _open_streams() -> None:
-    """Open the null device in place of every standard stream that the caller closed (``2>&-``).
-
-    Python sets such a stream to None, and the next file that is opened takes its descriptor: messages would go there.
-    """
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one
-            os.set_inheritable(opened, True)
-        if getattr(sys, name) is None:
-            stream = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-            setattr(sys, name, stream)
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep the arrays that every step frees and asks for again.
-
-    Given back to the kernel, each comes back as thousands of page faults. No other C library has this call.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc admits
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -232,7 +200,7 @@ def _paragraph(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM unwind the stack, so that temporary files go; a training installs its own handler over this one."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -74,7 +74,7 @@ def train(args: argparse.Namespace, out: Path) -> int:
 
 
 def _dry_run(args: argparse.Namespace, training: "Training") -> int:
-    import yaml
+    from neurotome.files.yaml_text import parse_yaml
 
     grid = training.reader.preparation.shape
     facts = {
@@ -85,5 +85,5 @@ def _dry_run(args: argparse.Namespace, training: "Training") -> int:
     }
     text = training.experiment.resolved()
     lines = [text.rstrip(), "", *(f"# {key}: {value}" for key, value in facts.items())]
-    answer(args, {"config": yaml.safe_load(text), **facts}, "\n".join(lines))
+    answer(args, {"config": parse_yaml(text, "config"), **facts}, "\n".join(lines))
     return 0

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from neurotome.data.stores.store import Store
 from neurotome.errors import Interrupted, NeurotomeError, UsageError
@@ -19,6 +18,7 @@ from neurotome.experiments.bench_plan import BenchRun, BenchSettings
 from neurotome.experiments.config import load_config
 from neurotome.experiments.experiment import Experiment, check_experiment
 from neurotome.files.atomic import write_atomically
+from neurotome.files.yaml_text import parse_yaml
 from neurotome.models.folder import read_folder
 from neurotome.nn.exported import Exportable
 from neurotome.training.device import chosen_device, trainer_precision
@@ -50,7 +50,7 @@ class Cells:
 
     def recipe(self, name: str) -> dict[str, Any]:
         """Return all that the weights of a run depend on but the seed and the length, as JSON."""
-        tree = yaml.safe_load(self.experiments[name].resolved())
+        tree = parse_yaml(self.experiments[name].resolved(), "config.yaml")
         del tree["seed"], tree["trainer"]["max_steps"]
         return dict(json.loads(json.dumps({"experiment": tree, **machine(self.settings, self.store)})))
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-
-from neurotome.errors import UsageError, printable
+from neurotome.errors import UsageError, did_you_mean, printable
+from neurotome.files.yaml_text import parse_yaml, yaml_text
+from neurotome.ranges import Positive, PositiveCount, Range, Ranged
 from neurotome.training.device import Precision
 
 KEYS = {"about", "seconds", "steps", "seeds", "runs"}
@@ -60,7 +60,7 @@ class BenchSettings:
 
 
 @dataclass(frozen=True)
-class BenchPlan:
+class BenchPlan(Ranged):
     """What is compared, and on how much training.
 
     Args:
@@ -76,19 +76,16 @@ class BenchPlan:
     """
 
     runs: tuple[BenchRun, ...]
-    seeds: tuple[int, ...]
-    seconds: float | None = None
-    steps: int | None = None
+    seeds: tuple[Annotated[int, Range("[0, 4294967295]")], ...]
+    seconds: Positive | None = None
+    steps: PositiveCount | None = None
     about: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = [run.name for run in self.runs]
         if (self.seconds is None) == (self.steps is None):
             raise UsageError("a bench has one budget: give `seconds` (on a CPU: of CPU time) or `steps`")
-        if not (self.seconds is None or self.seconds > 0) or not (self.steps is None or self.steps > 0):
-            raise UsageError(f"the budget is {self.seconds or self.steps}; give a number above 0")
-        if not names or not self.seeds or min(self.seeds) < 0:
-            raise UsageError("a bench needs at least one run, and seeds of at least 0")
         twice = [seed for i, seed in enumerate(self.seeds) if seed in self.seeds[:i]]
         if twice:
             raise UsageError(f"seed {twice[0]} is given twice; every seed is one training")
@@ -116,10 +113,7 @@ def read_plan(text: str, name: str) -> BenchPlan:
     Raises:
         UsageError: Not YAML, an unknown key, a value of another kind.
     """
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{printable(name)}: not YAML ({' '.join(str(error).split())})") from error
+    tree = parse_yaml(text, name)
     if not isinstance(tree, dict) or not isinstance(tree.get("runs"), list):
         raise UsageError(f"{printable(name)}: a bench file is a mapping with a list `runs`")
     _known(tree, KEYS, name)
@@ -131,25 +125,21 @@ def read_plan(text: str, name: str) -> BenchPlan:
         overrides = one.get("overrides") or {}
         if not isinstance(overrides, dict):
             raise UsageError(f"{printable(name)}: overrides of {printable(one['config'])} are dotted keys and values")
-        plain = {
-            str(k): yaml.safe_dump(v, default_flow_style=True).removesuffix("...\n").strip()
-            for k, v in overrides.items()
-        }
+        plain = {key: yaml_text(value, flow=True) for key, value in overrides.items()}
         runs.append(
             BenchRun(str(one.get("name") or one["config"]), one["config"], plain, str(one.get("against") or ""))
         )
     seeds = tree.get("seeds", [0, 1, 2])
     if not isinstance(seeds, list) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
         raise UsageError(f"{printable(name)}: seeds are whole numbers, for example [0, 1, 2]")
-    for key in ("seconds", "steps"):
-        if tree.get(key) is not None and (isinstance(tree[key], bool) or not isinstance(tree[key], int | float)):
-            raise UsageError(f"{printable(name)}: {key} is {printable(str(tree[key]))}; give a number")
-    steps = tree.get("steps")
+    for key, kind, words in (("seconds", int | float, "a number"), ("steps", int, "a whole number")):
+        if tree.get(key) is not None and (isinstance(tree[key], bool) or not isinstance(tree[key], kind)):
+            raise UsageError(f"{printable(name)}: {key} is {printable(str(tree[key]))}; give {words}")
     return BenchPlan(
         tuple(runs),
         tuple(seeds),
         tree.get("seconds"),
-        None if steps is None else int(steps),
+        tree.get("steps"),
         str(tree.get("about") or ""),
     )
 
@@ -158,5 +148,6 @@ def _known(tree: Mapping[str, Any], keys: set[str], name: str) -> None:
     unknown = sorted(str(key) for key in tree if key not in keys)
     if unknown:
         raise UsageError(
-            f"{printable(name)}: there is no key {printable(unknown[0])!r}; keys are {', '.join(sorted(keys))}"
+            f"{printable(name)}: there is no key {printable(unknown[0])!r}{did_you_mean(unknown[0], keys)}; "
+            f"keys are {', '.join(sorted(keys))}"
         )

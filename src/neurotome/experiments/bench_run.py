@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neurotome.data.stores.store import Store
-from neurotome.errors import UsageError, printable
+from neurotome.errors import UsageError, did_you_mean, printable
 from neurotome.evaluation.factors import Truth
 from neurotome.evaluation.results import evaluation_request
 from neurotome.experiments.bench import BenchCell, read_object, table, unprobed
@@ -22,7 +22,6 @@ from neurotome.experiments.bench_pace import steps_within
 from neurotome.experiments.bench_plan import BenchPlan, BenchRun, BenchSettings, read_plan
 from neurotome.experiments.config import shipped_benches
 from neurotome.experiments.evaluate import read_truth
-from neurotome.experiments.schema import nearest
 from neurotome.files.atomic import write_atomically
 from neurotome.report.bench import markdown, page
 from neurotome.scans.segmenter import ScanSegmenter
@@ -112,9 +111,8 @@ def _wanted(plan: BenchPlan, only: Sequence[str] | None) -> list[BenchRun]:
     known = [one.name for one in plan.runs]
     strange = [name for name in only or () if name not in known]
     if strange:
-        raise UsageError(
-            f"--only {printable(strange[0])}{nearest(strange[0], known)}; the runs of this bench are {', '.join(known)}"
-        )
+        hint = did_you_mean(strange[0], known)
+        raise UsageError(f"--only {printable(strange[0])}{hint}; the runs of this bench are {', '.join(known)}")
     return [one for one in plan.runs if not only or one.name in only]
 
 

@@ -18,57 +18,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from neurotome.errors import UsageError, printable
+from neurotome.errors import UsageError, did_you_mean, printable
+from neurotome.files.yaml_text import parse_yaml
 
 SECTIONS = ("method", "data", "trainer", "optimizer", "seed", "tiny")
 FOLDERS = ("tokenizer", "disentangle", "generative", "task")
 MAX_BYTES = 256 * 2**10  # a config is a page; more is not one
-MAX_DEPTH = 24
 PLAIN_DATA = "Volumes"  # the class of a data block that names none
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars (1e-3 is a number, ``no`` is text), no aliases, no key given twice."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise self._refusal("aliases (*name) are not admitted", self.get_event())  # type: ignore[no-untyped-call]
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise self._refusal(f"more than {MAX_DEPTH} levels", self.get_event())  # type: ignore[no-untyped-call]
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:str":
-                raise self._refusal(f"key {key.value!r} is not text", key)
-            if key.value in seen:
-                raise self._refusal(f"key {key.value!r} is given twice", key)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-    @staticmethod
-    def _refusal(problem: str, at: Any) -> yaml.YAMLError:
-        return yaml.constructor.ConstructorError(None, None, problem, at.start_mark)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 010 is ten, as YAML 1.2 says
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("null", r"^(?:null|~|)$", ["n", "~", ""]),
-    ("bool", r"^(?:true|false)$", ["t", "f"]),
-    ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
-    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789")),
-    ("float", r"^(?:[-+]?\.inf|\.nan)$", list("-+.")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
 @dataclass(frozen=True)
@@ -163,21 +119,6 @@ def _class_block(block: Any) -> Any:
     return block
 
 
-def parse_yaml(text: str, name: str) -> Any:
-    """Parse YAML into plain data.
-
-    Raises:
-        UsageError: It is not YAML, holds a tag, an alias, a key twice, or is nested too deep.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        what = getattr(error, "problem", None) or str(error) or type(error).__name__
-        raise UsageError(f"{printable(name)}{where}: {printable(' '.join(str(what).split()))}") from error
-
-
 def merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``tree`` with ``over`` laid on it: blocks merge, everything else is replaced."""
     result = copy.deepcopy(dict(tree))
@@ -205,10 +146,8 @@ def _read(name: str) -> str:
         return files[name].read_text(encoding="utf-8")
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        from neurotome.experiments.schema import nearest
-
         raise UsageError(
-            f"there is no shipped config '{printable(name)}'{nearest(name, list(files))}; "
+            f"there is no shipped config '{printable(name)}'{did_you_mean(name, list(files))}; "
             f"`neurotome configs` lists them, a file of yours ends in .yaml"
         )
     if not _is_file(path):
@@ -232,12 +171,10 @@ def _is_file(path: Path) -> bool:
 
 
 def _check_sections(tree: dict[str, Any], name: str) -> None:
-    from neurotome.experiments.schema import nearest
-
     for key in tree:
         if key not in SECTIONS:
             raise UsageError(
-                f"{printable(name)}: unknown key '{printable(key)}'{nearest(key, SECTIONS)}; "
+                f"{printable(name)}: unknown key '{printable(key)}'{did_you_mean(key, SECTIONS)}; "
                 f"admissible are {', '.join(SECTIONS)}"
             )
     if "method" not in tree:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 
 from neurotome.data.stores.base import Reader, TrainingData
 from neurotome.data.stores.volumes import Volumes
 from neurotome.errors import UsageError
 from neurotome.experiments.config import Config, class_blocks
 from neurotome.experiments.schema import Call, check, check_class, parameters
+from neurotome.files.yaml_text import yaml_text
 from neurotome.models.registry import public_classes
 from neurotome.training.base import Method
 from neurotome.training.fit import TrainerConfig
@@ -54,7 +54,7 @@ class Experiment:
             for name in names:
                 tree[section].pop(name, None)
         tree["method"]["init_args"].pop("optimizer", None)
-        return yaml.safe_dump({**tree, "seed": self.seed}, sort_keys=False, allow_unicode=True)
+        return yaml_text({**tree, "seed": self.seed})
 
     def build_method(self) -> Method:
         """Return the method with freshly drawn weights, a function of the seed alone."""

@@ -8,7 +8,6 @@ converted by pydantic, which is never shown a class.
 """
 
 import dataclasses
-import difflib
 import inspect
 import json
 import pathlib
@@ -20,9 +19,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from neurotome.errors import NeurotomeError, UsageError, printable
+from neurotome.errors import InputError, UsageError, did_you_mean, printable
 from neurotome.models.registry import constructor_words, public_classes
 from neurotome.nn.recorded import bounded_modules
+from neurotome.ranges import check_ranges
 
 PLAIN = {str, int, float, bool, type(None), tuple, list, dict, set, pathlib.Path, Sequence, Mapping, Any, Ellipsis}
 
@@ -51,7 +51,7 @@ class Call:
         try:
             with bounded_modules():
                 return self.target(**{**arguments, **extra})
-        except NeurotomeError:
+        except InputError:
             raise
         except Exception as error:  # whatever a constructor trips over, it is the config's value
             raise UsageError(f"{self.path}: {constructor_words(error)}") from error
@@ -88,11 +88,15 @@ def check(target: type, values: Any, path: str, skip: Sequence[str] = ()) -> Cal
     for key in values:
         if key not in known:
             what = f"unknown key {_shown(key)} of {target.__name__}"
-            raise UsageError(f"{path}: {what}{nearest(str(key), list(known))}; {_admissible(known)}")
+            raise UsageError(f"{path}: {what}{did_you_mean(str(key), list(known))}; {_admissible(known)}")
     missing = [name for name, p in known.items() if p.default is p.empty and name not in values]
     if missing:
         raise UsageError(f"{path}: {target.__name__} needs {', '.join(missing)}; {_admissible(known)}")
     checked = {key: _value(known[key].annotation, value, f"{path}.{key}") for key, value in values.items()}
+    try:
+        check_ranges(target, checked)
+    except UsageError as error:
+        raise UsageError(f"{path}.{error}") from error
     return Call(target, checked, path)
 
 
@@ -106,7 +110,8 @@ def check_class(kind: type, block: Any, path: str, skip: Sequence[str] = ()) -> 
         raise UsageError(f"{path}: give {{class_path: NAME, init_args: …}}, not {_shown(block)}")
     for key in block:
         if key not in ("class_path", "init_args"):
-            raise UsageError(f"{path}: unknown key {_shown(key)}; a class block has class_path and init_args")
+            hint = did_you_mean(str(key), ["class_path", "init_args"])
+            raise UsageError(f"{path}: unknown key {_shown(key)}{hint}; a class block has class_path and init_args")
     target = named_class(block["class_path"], kind, path)
     values = block.get("init_args")
     return check(target, {} if values is None else values, path, skip)
@@ -121,7 +126,7 @@ def named_class(name: Any, kind: type, path: str) -> type:
     classes = public_classes(kind)
     if isinstance(name, str) and name in classes:
         return classes[name]
-    hint = nearest(str(name), list(classes))
+    hint = did_you_mean(str(name), list(classes))
     raise UsageError(
         f"{path}.class_path: {_shown(name)} is not a public {kind.__name__} of this package{hint}; "
         f"admissible are {', '.join(sorted(classes)) or 'none'}, without dots"
@@ -137,12 +142,6 @@ def parameters(target: type) -> dict[str, inspect.Parameter]:
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             found[name] = parameter.replace(annotation=hints.get(name, Any))
     return found
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return ``; did you mean …?`` or nothing."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:

@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurotome.nn.discriminator import PatchDiscriminator
+from neurotome.ranges import Count, Positive, Ranged, Size, SizeOrNone, Weight
 from neurotome.types import Image, Scalar
 
 DELTA = 1e-4  # Esser et al.: keeps the ratio finite where the discriminator has no gradient
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(Ranged):
     """How the discriminator is built and trained, and the weight of its loss for the generator.
 
     Args:
@@ -46,26 +47,16 @@ class Adversarial:
         ValueError: A value is out of range.
     """
 
-    weight: float = 0.01
-    lr: float = 5e-4
+    weight: Weight = 0.01
+    lr: Positive = 5e-4
     kind: Literal["hinge", "least_squares"] = "hinge"
-    start: int = 0
-    lead: int = 0
+    start: Count = 0
+    lead: Count = 0
     adaptive: bool = False
-    max_ratio: float = 1e4
-    channels: int = 64
-    num_layers: int = 3
-    norm_groups: int = 32
-
-    def __post_init__(self) -> None:
-        """Refuse what is out of range."""
-        if min(self.weight, self.start, self.lead) < 0 or min(self.lr, self.max_ratio) <= 0:
-            raise ValueError(
-                f"weight {self.weight}, start {self.start}, lead {self.lead}, lr {self.lr}, max_ratio "
-                f"{self.max_ratio}: give lr and max_ratio above 0 and the others at least 0"
-            )
-        if self.kind not in ("hinge", "least_squares"):
-            raise ValueError(f"kind is {self.kind!r}; admissible are hinge and least_squares")
+    max_ratio: Positive = 1e4
+    channels: Size = 64
+    num_layers: Size = 3
+    norm_groups: SizeOrNone = 32
 
     def discriminator(self, spatial_dims: int, in_channels: int) -> PatchDiscriminator:
         """Return the discriminator for the images of a tokenizer."""

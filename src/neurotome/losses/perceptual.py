@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import safetensors.torch
 import torch
@@ -32,6 +33,7 @@ from neurotome.files.atomic import write_atomically
 from neurotome.files.json_text import parse_json
 from neurotome.files.tensors import metadata_of, read_bounded, read_tensors
 from neurotome.nn.nd import Conv
+from neurotome.ranges import Count, Range, Ranged, Weight
 from neurotome.types import Image, Scalar
 
 OWN_FILE = "slice_features.safetensors"
@@ -178,7 +180,7 @@ def _network(metadata: dict[str, str], state: dict[str, Tensor]) -> FeatureExtra
 
 
 @dataclass(frozen=True)
-class Perceptual:
+class Perceptual(Ranged):
     """Which features, and how they are used.
 
     Args:
@@ -193,22 +195,12 @@ class Perceptual:
         ValueError: A value is out of range.
     """
 
-    weight: float = 1e-3
+    weight: Weight = 1e-3
     features: str | None = None
     sha256: str | None = None
-    slices: float = 0.25
-    axes: tuple[int, ...] = (0, 1, 2)
-    start: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what is out of range."""
-        if self.weight < 0 or not 0 < self.slices <= 1 or self.start < 0:
-            raise ValueError(
-                f"weight {self.weight}, slices {self.slices}, start {self.start}: give weight and start of at least 0 "
-                "and a share of the slices in (0, 1]"
-            )
-        if not self.axes or not set(self.axes) <= {0, 1, 2}:
-            raise ValueError(f"axes are {self.axes}; give one or more of 0, 1 and 2")
+    slices: Annotated[float, Range("(0, 1]")] = 0.25
+    axes: tuple[Annotated[int, Range("[0, 2]")], ...] = (0, 1, 2)
+    start: Count = 0
 
     def loss(self) -> "PerceptualLoss":
         """Return the loss with the network read from its file.

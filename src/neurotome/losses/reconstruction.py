@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neurotome.metrics.fidelity import ssim
+from neurotome.ranges import Finite, Ranged, Size, Weight
 from neurotome.types import Image, Scalar
 
 PAIRWISE_EPS = 1e-6  # what torch's pairwise distance adds to every difference, and the published numbers hold
@@ -55,7 +56,7 @@ def boundary_error(y: Image, x: Image) -> Scalar:
 
 
 @dataclass(frozen=True)
-class ReconstructionLoss:
+class ReconstructionLoss(Ranged):
     """The weights of the terms.
 
     Args:
@@ -75,24 +76,21 @@ class ReconstructionLoss:
         ValueError: A weight is negative, or none is positive.
     """
 
-    l1_weight: float = 1.0
-    l2_weight: float = 0.0
-    gradient_weight: float = 0.0
-    ssim_weight: float = 0.5
-    ssim_size: int = 7
-    foreground_weight: float = 1.0
-    foreground_above: float = -0.9
-    pairwise_weight: float = 0.0
-    spectral_weight: float = 0.0
-    boundary_weight: float = 0.0
+    l1_weight: Weight = 1.0
+    l2_weight: Weight = 0.0
+    gradient_weight: Weight = 0.0
+    ssim_weight: Weight = 0.5
+    ssim_size: Size = 7
+    foreground_weight: Weight = 1.0
+    foreground_above: Finite = -0.9
+    pairwise_weight: Weight = 0.0
+    spectral_weight: Weight = 0.0
+    boundary_weight: Weight = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse negative weights."""
-        names = [name for name in self.__dataclass_fields__ if name.endswith("_weight")]
-        for name in names:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; weights are at least 0")
-        if not any(getattr(self, name) for name in names if name != "foreground_weight"):
+        """Refuse a loss without a term."""
+        super().__post_init__()
+        if not any(value for name, value in vars(self).items() if name.endswith("_weight") and name[:4] != "fore"):
             raise ValueError("every weight of the reconstruction is 0; give at least one term a positive weight")
 
     def __call__(self, y: Image, x: Image) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neurotome.losses.reconstruction import boundaries
+from neurotome.ranges import Positive, Ranged, Weight
 from neurotome.types import Image
 
 Overlap = Float[Tensor, "b c"]
@@ -34,7 +35,7 @@ def dice(probability: Image, target: Image, smooth: float = 1.0) -> Overlap:
 
 
 @dataclass(frozen=True)
-class SegmentationLoss:
+class SegmentationLoss(Ranged):
     """The weights of the terms.
 
     Args:
@@ -47,19 +48,16 @@ class SegmentationLoss:
         ValueError: A weight is negative, none is positive, or ``smooth`` is not.
     """
 
-    bce_weight: float = 1.0
-    dice_weight: float = 1.0
-    boundary_weight: float = 0.5
-    smooth: float = 1.0
+    bce_weight: Weight = 1.0
+    dice_weight: Weight = 1.0
+    boundary_weight: Weight = 0.5
+    smooth: Positive = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
-        weights = (self.bce_weight, self.dice_weight, self.boundary_weight)
-        if min(weights) < 0 or max(weights) == 0 or self.smooth <= 0:
-            raise ValueError(
-                f"bce, dice and boundary weights are {weights}, smooth is {self.smooth}: give weights of at least 0, "
-                "one of them positive, and smooth > 0"
-            )
+        super().__post_init__()
+        if not (self.bce_weight or self.dice_weight or self.boundary_weight):
+            raise ValueError("bce_weight, dice_weight and boundary_weight are 0; give one of them a positive weight")
 
     def __call__(self, y: Image, x: Image) -> dict[str, Tensor]:
         """Return ``loss`` and its terms for logits ``y`` of the mask image ``x`` in {-1, 1}."""

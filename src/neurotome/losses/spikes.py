@@ -7,16 +7,19 @@ level is accepted after a while; a few outliers hardly change the median.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+
+from neurotome.ranges import Count, Positive, PositiveCount, Range, Ranged
 
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 FLOOR = 0.01  # smallest deviation, as a share of the median: small changes after constant losses are no spikes
 
 
 @dataclass(frozen=True)
-class SpikeGuard:
+class SpikeGuard(Ranged):
     """When an update is skipped, and how often that is admitted.
 
     Args:
@@ -29,18 +32,16 @@ class SpikeGuard:
         ValueError: A value is out of range.
     """
 
-    deviations: float = 8.0
-    window: int = 200
-    warmup: int = 50
-    budget: int = 50
+    deviations: Positive = 8.0
+    window: PositiveCount = 200
+    warmup: Annotated[int, Range("[2, 1000000000]")] = 50
+    budget: Count = 50
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
-        if self.deviations <= 0 or self.warmup < 2 or self.window < self.warmup or self.budget < 0:
-            raise ValueError(
-                f"deviations {self.deviations}, window {self.window}, warmup {self.warmup}, budget {self.budget}: give "
-                "deviations > 0, warmup >= 2, window >= warmup and budget >= 0"
-            )
+        super().__post_init__()
+        if self.window < self.warmup:
+            raise ValueError(f"window is {self.window}; give at least warmup, {self.warmup}")
 
 
 class LossHistory(nn.Module):

@@ -9,6 +9,8 @@ from typing import Any, Self
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from neurotome.ranges import check_ranges
+
 MAX_MODULES = 20_000  # the largest networks in use have some thousand
 
 
@@ -42,9 +44,15 @@ class Recorded(nn.Module):
     arguments: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Record the arguments."""
+        """Check and record the arguments.
+
+        Raises:
+            UsageError: One is outside the range that its annotation gives.
+        """
         self = super().__new__(cls)
         bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
         bound.apply_defaults()
-        object.__setattr__(self, "arguments", {k: v for k, v in bound.arguments.items() if k != "self"})
+        arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
+        check_ranges(cls, arguments)
+        object.__setattr__(self, "arguments", arguments)
         return self

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from neurotome.errors import UsageError, printable
 from neurotome.files.json_text import parse_json
+from neurotome.files.yaml_text import parse_yaml
 from neurotome.report.panels import Panel, read_panels
 
 # A run of a million logged steps is about 200 MB; anything beyond is not one of ours and would only fill the memory.
@@ -160,8 +160,8 @@ def _read_config(run: Run) -> None:
     if len(text) > CONFIG_CHARACTERS:
         run.notes.append(f"config.yaml is shown up to character {CONFIG_CHARACTERS}.")
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
+        value = parse_yaml(text, "config.yaml")
+    except UsageError:
         run.notes.append("config.yaml is not YAML; its text is shown as it is.")
         return
     run.config = value if isinstance(value, dict) else {}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from neurotome.nn.exported import Exportable
 from neurotome.nn.nd import per_axis
+from neurotome.ranges import PositiveCount
 from neurotome.types import Image, ModalityIds
 
 Logits = Float[Tensor, "b k x y z"]
@@ -32,17 +33,16 @@ class Segmenter(Exportable):
     """
 
     def __init__(
-        self, modalities: Sequence[str], structures: Sequence[str], label_ids: Sequence[Sequence[int]]
+        self, modalities: Sequence[str], structures: Sequence[str], label_ids: Sequence[Sequence[PositiveCount]]
     ) -> None:
         super().__init__()
         ids = [i for group in label_ids for i in group]
-        if len(structures) != len(label_ids) or not structures or not all(label_ids):
+        if len(structures) != len(label_ids):
             raise ValueError(
-                f"structures has {len(structures)} names, label_ids {len(label_ids)} groups; give each structure at "
-                "least one id of the label maps"
+                f"structures has {len(structures)} names, label_ids {len(label_ids)} groups; give each structure one"
             )
-        if len({*structures}) < len(structures) or len({*ids}) < len(ids) or min(ids) < 1:
-            raise ValueError(f"label_ids are {[list(g) for g in label_ids]}; names and ids occur once, ids are above 0")
+        if len({*structures}) < len(structures) or len({*ids}) < len(ids):
+            raise ValueError(f"label_ids are {[list(g) for g in label_ids]}; names and ids occur once")
         self.modalities = tuple(modalities)
         self.structures = tuple(structures)
         self.label_ids = tuple(tuple(group) for group in label_ids)
@@ -61,8 +61,9 @@ class Segmenter(Exportable):
     def classes(self, labels: Integer[Tensor, "b x y z"]) -> Int[Tensor, "b x y z"]:
         """Return the structures of a label map: 0 for none, k for the k-th."""
         found = torch.zeros_like(labels, dtype=torch.long)
+        ids = labels.long()  # an id above 255 is no number of bytes, but it may stand in a config
         for number, group in enumerate(self.label_ids, 1):
-            found[torch.isin(labels, torch.tensor(group, dtype=labels.dtype, device=labels.device))] = number
+            found[torch.isin(ids, torch.tensor(group, device=labels.device))] = number
         return found
 
     def masks(self, labels: Integer[Tensor, "b x y z"]) -> Bool[Tensor, "b k x y z"]:

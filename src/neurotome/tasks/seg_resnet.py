@@ -8,11 +8,13 @@ admissible; a slice is repeated along its axis of length 1.
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neurotome.ranges import MAY_BE_EMPTY, Dims, PositiveCount, Size
 from neurotome.tasks.base import Logits, Segmenter
 from neurotome.types import Image, ModalityIds
 
@@ -36,19 +38,19 @@ class SegResNet(Segmenter):
 
     def __init__(
         self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
+        spatial_dims: Dims = 3,
+        in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
         structures: Sequence[str] = ("csf", "ventricles", "cortex", "deep_grey", "white"),
-        label_ids: Sequence[Sequence[int]] = ((1,), (2,), (3,), (4,), (5, 6, 7, 8)),
-        channels: int = 16,
-        blocks_down: Sequence[int] = (1, 2, 2, 4),
-        blocks_up: Sequence[int] = (1, 1, 1),
+        label_ids: Sequence[Sequence[PositiveCount]] = ((1,), (2,), (3,), (4,), (5, 6, 7, 8)),
+        channels: Size = 16,
+        blocks_down: Sequence[Size] = (1, 2, 2, 4),
+        blocks_up: Annotated[Sequence[Size], MAY_BE_EMPTY] = (1, 1, 1),
     ) -> None:
         super().__init__(modalities, structures, label_ids)
-        if channels < 8 or channels % 8:
+        if channels % 8:
             raise ValueError(f"channels is {channels}; give a multiple of 8, the number of groups that are normalised")
-        if len(blocks_up) != len(blocks_down) - 1 or min(*blocks_down, *blocks_up) < 1:
+        if len(blocks_up) != len(blocks_down) - 1:
             raise ValueError(f"blocks_down is {blocks_down}, blocks_up {blocks_up}; the second has one entry fewer")
         # imported late: it takes three seconds, and only a segmenter needs it
         from monai.networks.nets.segresnet import SegResNet as ResidualNet

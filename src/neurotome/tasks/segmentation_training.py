@@ -15,6 +15,7 @@ from torch import Tensor
 from neurotome.errors import InputError
 from neurotome.losses.segmentation import SegmentationLoss
 from neurotome.metrics.overlap import mean_dice, structure_dice
+from neurotome.ranges import Share, Weight
 from neurotome.tasks.base import Segmenter
 from neurotome.training.base import Method, Needs
 from neurotome.training.optim import OptimizerConfig
@@ -41,12 +42,10 @@ class SegmentationTraining(Method):
         segmenter: Segmenter,
         optimizer: OptimizerConfig | None = None,
         loss_weights: SegmentationLoss | None = None,
-        noise_sd: float = 0.05,
-        blur_prob: float = 0.3,
+        noise_sd: Weight = 0.05,
+        blur_prob: Share = 0.3,
     ) -> None:
         super().__init__(optimizer)
-        if not noise_sd >= 0 or not 0 <= blur_prob <= 1:
-            raise ValueError(f"noise_sd is {noise_sd} (at least 0), blur_prob {blur_prob} (0 to 1)")
         self.segmenter, self.loss_weights = segmenter, loss_weights or SegmentationLoss()
         self.noise_sd, self.blur_prob = noise_sd, blur_prob
 

@@ -14,7 +14,7 @@ The defaults are the 3-D sizes of the medical port: 32 voxels per cell in the pl
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from neurotome.nn.shortcut import (
     average_channels,
     repeat_channels,
 )
+from neurotome.ranges import MAY_BE_EMPTY, Dims, Range, Size, SizeOrNone
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, Latent, ModalityIds
 
@@ -161,19 +162,19 @@ class DCAE(Tokenizer):
 
     def __init__(
         self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
+        spatial_dims: Dims = 3,
+        in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
-        channels: Sequence[int] = (64, 128, 256, 256, 512, 512),
-        num_res_blocks: Sequence[int] = (2, 2, 2, 2, 2, 2),
-        decoder_res_blocks: Sequence[int] | None = None,
+        channels: Sequence[Size] = (64, 128, 256, 256, 512, 512),
+        num_res_blocks: Sequence[SizeOrNone] = (2, 2, 2, 2, 2, 2),
+        decoder_res_blocks: Sequence[SizeOrNone] | None = None,
         attention_levels: Sequence[bool] = (False, False, False, False, False, False),
-        depth_factors: Sequence[int] = (2, 2, 1, 1, 1),
-        latent_channels: int = 32,
-        scales: Sequence[int] = (5,),
-        head_channels: int = 32,
-        structured_from: int | None = None,
-        structured_step: int = 4,
+        depth_factors: Sequence[Annotated[int, Range("[1, 2]")]] = (2, 2, 1, 1, 1),
+        latent_channels: Size = 32,
+        scales: Annotated[Sequence[Size], MAY_BE_EMPTY] = (5,),
+        head_channels: Size = 32,
+        structured_from: Size | None = None,
+        structured_step: Size = 4,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -276,14 +277,12 @@ def channel_choices(channels: int, smallest: int | None, step: int) -> tuple[int
     """Return the numbers of channels a structured latent can be cut to: smallest, smallest + step, ..., all.
 
     Raises:
-        ValueError: ``smallest`` is not between 1 and ``channels``, or ``step`` is below 1.
+        ValueError: ``smallest`` is more than ``channels``.
     """
     if smallest is None:
         return (channels,)
-    if not 1 <= smallest <= channels:
+    if smallest > channels:
         raise ValueError(f"structured_from is {smallest}; give 1 to latent_channels, {channels}")
-    if step < 1:
-        raise ValueError(f"structured_step is {step}; give at least 1")
     return (*range(smallest, channels, step), channels)
 
 
@@ -305,7 +304,7 @@ def _check_levels(
     for name, values in given.items():
         if len(values) != levels:
             raise ValueError(f"channels has {levels} levels but {name} has {len(values)}; give one entry per level")
-    if len(depth_factors) != levels - 1 or any(f not in (1, 2) for f in depth_factors):
-        raise ValueError(f"depth_factors is {tuple(depth_factors)}; give {levels - 1} numbers, each 1 or 2")
-    if any(min(n[1:]) < 1 or n[0] < 0 for n in (num_res_blocks, decoder_res_blocks)):
+    if len(depth_factors) != levels - 1:
+        raise ValueError(f"depth_factors is {tuple(depth_factors)}; give {levels - 1} numbers")
+    if any(min(n[1:]) < 1 for n in (num_res_blocks, decoder_res_blocks)):
         raise ValueError("every level needs a block; the first one alone may have 0")

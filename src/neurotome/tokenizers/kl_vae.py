@@ -23,6 +23,7 @@ from neurotome.nn.attention import FullAttention
 from neurotome.nn.nd import Conv, Triple, depth_to_space, flat_axes, per_axis, space_to_depth
 from neurotome.nn.rescale import Downsample, Slicewise, Upsample
 from neurotome.nn.residual import ResidualBlock, normalisation, run_stage
+from neurotome.ranges import Dims, Size, SizeOrNone
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, Latent, ModalityIds, Scalar
 
@@ -185,18 +186,18 @@ class KLVAE(Tokenizer):
 
     def __init__(
         self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
+        spatial_dims: Dims = 3,
+        in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
-        channels: Sequence[int] = (32, 64, 128, 128),
-        num_res_blocks: int = 2,
-        decoder_res_blocks: int | None = None,
+        channels: Sequence[Size] = (32, 64, 128, 128),
+        num_res_blocks: Size = 2,
+        decoder_res_blocks: Size | None = None,
         attention_levels: Sequence[bool] = (False, False, False, False),
         mid_blocks: bool = False,
-        num_heads: int = 1,
-        latent_channels: int = 3,
-        norm_groups: int = 32,
-        stem_factor: int = 1,
+        num_heads: Size = 1,
+        latent_channels: Size = 3,
+        norm_groups: SizeOrNone = 32,
+        stem_factor: Size = 1,
         recompute: bool = False,
     ) -> None:
         super().__init__()

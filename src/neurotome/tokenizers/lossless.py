@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from neurotome.nn.nd import depth_to_space, flat_axes, per_axis, space_to_depth
+from neurotome.ranges import Dims, Positive, Size
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, ModalityIds
 
@@ -46,7 +47,9 @@ class Identity(_Lossless):
         modalities: Contrasts it is used for.
     """
 
-    def __init__(self, spatial_dims: int = 3, in_channels: int = 1, modalities: Sequence[str] = ("T1w", "T2w")) -> None:
+    def __init__(
+        self, spatial_dims: Dims = 3, in_channels: Size = 1, modalities: Sequence[str] = ("T1w", "T2w")
+    ) -> None:
         super().__init__()
         self.modalities, self.latent_channels = tuple(modalities), in_channels
         self.factor = per_axis(1, spatial_dims)
@@ -77,14 +80,12 @@ class SpaceToDepth(_Lossless):
 
     def __init__(
         self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
+        spatial_dims: Dims = 3,
+        in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
-        block: int = 2,
+        block: Size = 2,
     ) -> None:
         super().__init__()
-        if block < 1:
-            raise ValueError(f"block is {block}; give at least 1")
         self.modalities, self.factor = tuple(modalities), per_axis(block, spatial_dims)
         self.latent_channels = in_channels * math.prod(self.factor)
 
@@ -119,14 +120,12 @@ class HaarWavelet(_Lossless):
 
     def __init__(
         self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
+        spatial_dims: Dims = 3,
+        in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
-        low_divisor: float = 1.0,
+        low_divisor: Positive = 1.0,
     ) -> None:
         super().__init__()
-        if not 0 < low_divisor < math.inf:
-            raise ValueError(f"low_divisor is {low_divisor}; give a positive number")
         self.modalities, self.factor = tuple(modalities), per_axis(2, spatial_dims)
         self.low_divisor = low_divisor
         self.latent_channels = in_channels * math.prod(self.factor)
@@ -180,15 +179,13 @@ class MaskCodec(_Lossless):
 
     def __init__(
         self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
+        spatial_dims: Dims = 3,
+        in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
         layout: Literal["f32", "f64", "f128", "k8x8"] = "f32",
-        depth: int = 1,
+        depth: Size = 1,
     ) -> None:
         super().__init__()
-        if layout not in BLOCKS or depth < 1:
-            raise ValueError(f"layout {layout!r}, depth {depth}; admissible are {', '.join(BLOCKS)}, and depth from 1")
         x, y, _ = per_axis(BLOCKS[layout], spatial_dims)
         self.modalities, self.factor = tuple(modalities), (x, y, per_axis(depth, spatial_dims)[2])
         self.latent_channels = in_channels * math.prod(self.factor)

@@ -11,11 +11,12 @@ why both players learn in one backward pass. What only NeuroQuant has (swaps, al
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from neurotome.errors import did_you_mean
 from neurotome.losses.adversarial import Adversarial, frozen_logits
 from neurotome.losses.perceptual import Perceptual
 from neurotome.losses.reconstruction import ReconstructionLoss
@@ -23,6 +24,7 @@ from neurotome.losses.segmentation import SegmentationLoss, dice
 from neurotome.losses.spikes import LossHistory, SpikeGuard
 from neurotome.metrics.fidelity import psnr
 from neurotome.nn.nd import channels_last
+from neurotome.ranges import MAY_BE_EMPTY, PositiveCount, Share, Weight
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.health import ALARM_BELOW
 from neurotome.tokenizers.watched_training import WatchedTraining
@@ -66,22 +68,20 @@ class TokenizerTraining(WatchedTraining):
         tokenizer: Tokenizer,
         optimizer: OptimizerConfig | None = None,
         reconstruction: ReconstructionLoss | None = None,
-        term_weights: dict[str, float] = TERM_WEIGHTS,
+        term_weights: dict[str, Weight] = TERM_WEIGHTS,
         adversarial: Adversarial | None = None,
         perceptual: Perceptual | None = None,
         segmentation: SegmentationLoss | None = None,
         augmentation: Augmentation | None = None,
         spike_guard: SpikeGuard | None = None,
         phase: str | None = None,
-        edge: tuple[str, ...] = (),
-        window_steps: int = 500,
-        alarm_below: float = ALARM_BELOW,
+        edge: Annotated[tuple[str, ...], MAY_BE_EMPTY] = (),
+        window_steps: PositiveCount = 500,
+        alarm_below: Share = ALARM_BELOW,
     ) -> None:
         super().__init__(tokenizer, optimizer, window_steps, alarm_below)
         if segmentation is not None and (reconstruction is not None or perceptual is not None):
             raise ValueError("segmentation is given beside losses of images; a mask has no use for them: give one kind")
-        if any(weight < 0 for weight in term_weights.values()):
-            raise ValueError(f"term_weights are {term_weights}: give no weight below 0")
         self.reconstruction, self.segmentation = reconstruction or ReconstructionLoss(), segmentation
         self.term_weights, self.edge = dict(term_weights), tuple(edge)
         self.adversarial, self.augmentation = adversarial, augmentation
@@ -113,6 +113,9 @@ class TokenizerTraining(WatchedTraining):
             image = torch.zeros(2, source.channels, *self.tokenizer.factor)  # norms want more than one value
             encoded = self.tokenizer.encode(image, torch.zeros(2, dtype=torch.long))
         self.tokenizer.train(learns)
+        known = {**TERM_WEIGHTS, **encoded.terms}
+        for name in self.term_weights.keys() - known.keys():
+            raise ValueError(f"term_weights has {name!r}{did_you_mean(name, known)}; terms are {', '.join(known)}")
         if unknown := sorted(encoded.terms.keys() - self.term_weights.keys()):
             flags = " ".join(f"--method.term_weights.{name} {TERM_WEIGHTS.get(name, 1.0)}" for name in unknown)
             raise ValueError(f"{self._unweighted(unknown)}: {flags}")

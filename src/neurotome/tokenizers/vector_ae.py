@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from neurotome.nn.nd import BatchNorm, Conv, Triple, flat_axes, per_axis, upsample
 from neurotome.nn.rescale import Flat, MaxPool, Slicewise, TransposedConv
+from neurotome.ranges import Dims, Size, SizeOrNone
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, ModalityIds
 
@@ -150,19 +151,19 @@ class VectorAE(Tokenizer):
 
     def __init__(
         self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
+        spatial_dims: Dims = 3,
+        in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
-        channels: Sequence[int] = (32, 64, 128, 256, 512),
-        decoder_channels: Sequence[int] = (512, 256, 128, 64, 32, 16),
-        content_channels: int | None = None,
+        channels: Sequence[Size] = (32, 64, 128, 256, 512),
+        decoder_channels: Sequence[Size] = (512, 256, 128, 64, 32, 16),
+        content_channels: SizeOrNone | None = None,
         norm: Literal["batch", "group"] = "batch",
     ) -> None:
         super().__init__()
         dim = channels[-1]
         content = dim // 2 if content_channels is None else content_channels
-        if not 0 <= content <= dim:
-            raise ValueError(f"content_channels is {content} of {dim}; give a number between 0 and {dim}")
+        if content > dim:
+            raise ValueError(f"content_channels is {content} of {dim}; give at most {dim}")
         self.modalities, self.latent_channels = tuple(modalities), dim
         self.content, self.style = slice(0, content), slice(content, dim)
         self.factor, self.slices = per_axis(2 ** len(channels), spatial_dims), Slicewise(spatial_dims)

@@ -12,7 +12,7 @@ weights, which a test checks. What makes it a VQGAN is the objective: a discrimi
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from neurotome.nn.nd import Conv, flat_axes, per_axis
 from neurotome.nn.quantize.base import Quantizer
 from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.nn.rescale import Slicewise, TransposedConv
+from neurotome.ranges import MAY_BE_EMPTY, Dims, Size, SizeOrNone
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.kl_vae import ResidualDecoder, ResidualEncoder
 from neurotome.types import Codes, Image, Latent, ModalityIds
@@ -131,17 +132,17 @@ class VQVAE(Tokenizer):
 
     def __init__(
         self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
+        spatial_dims: Dims = 3,
+        in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
         blocks: Literal["plain", "residual"] = "plain",
-        channels: Sequence[int] = (64, 128),
-        num_res_blocks: int = 2,
-        res_channels: Sequence[int] | None = None,
-        attention_levels: Sequence[bool] = (),
+        channels: Sequence[Size] = (64, 128),
+        num_res_blocks: Size = 2,
+        res_channels: Sequence[Size] | None = None,
+        attention_levels: Annotated[Sequence[bool], MAY_BE_EMPTY] = (),
         mid_blocks: bool = False,
-        norm_groups: int = 32,
-        stem_factor: int = 1,
+        norm_groups: SizeOrNone = 32,
+        stem_factor: Size = 1,
         quantizer: Quantizer | None = None,
         recompute: bool = False,
     ) -> None:

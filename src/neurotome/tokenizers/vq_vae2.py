@@ -27,6 +27,7 @@ from neurotome.nn.nd import BatchNorm, Conv, Triple, flat_axes, per_axis, upsamp
 from neurotome.nn.quantize.base import Coding
 from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.nn.rescale import Flat, Slicewise, TransposedConv
+from neurotome.ranges import Dims, Share, Size
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Codes, Image, Latent, ModalityIds
 
@@ -179,31 +180,29 @@ class VQVAE2(Tokenizer):
 
     def __init__(
         self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
+        spatial_dims: Dims = 3,
+        in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
-        scaling_rates: Sequence[int] = (4, 2, 2),
-        channels: int = 64,
-        res_channels: int = 32,
-        num_res_blocks: int = 2,
+        scaling_rates: Sequence[Size] = (4, 2, 2),
+        channels: Size = 64,
+        res_channels: Size = 32,
+        num_res_blocks: Size = 2,
         quantizers: Sequence[EMAQuantizer] | None = None,
         norm: Norm = "batch",
-        hide_prob: float = 0.0,
+        hide_prob: Share = 0.0,
     ) -> None:
         super().__init__()
         levels = len(scaling_rates)
         quantizers = [EMAQuantizer(512, 32) for _ in range(levels)] if quantizers is None else list(quantizers)
-        if levels < 1 or any(rate < 2 or rate & (rate - 1) for rate in scaling_rates):
+        if any(rate < 2 or rate & (rate - 1) for rate in scaling_rates):
             raise ValueError(f"scaling_rates is {tuple(scaling_rates)}; give a power of 2, at least 2, per level")
         dims = [quantizer.dim for quantizer in quantizers]
         if len(dims) != levels or len(set(dims)) > 1:
             raise ValueError(
                 f"quantizers have the dims {dims} for {levels} levels; give one quantizer per level, all with one dim"
             )
-        if not 0 <= hide_prob <= 1 or (hide_prob and levels < 2):
-            raise ValueError(
-                f"hide_prob is {hide_prob} with {levels} level(s); give a share in [0, 1], and 0 for one level"
-            )
+        if hide_prob and levels < 2:
+            raise ValueError(f"hide_prob is {hide_prob} with one level; give 0")
         d = dims[0]
         self.modalities, self.latent_channels = tuple(modalities), sum(dims)
         self.code_channels, self.hide_prob = d, hide_prob

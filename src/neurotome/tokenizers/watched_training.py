@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from neurotome.nn.nd import channels_last
+from neurotome.ranges import PositiveCount, Share
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.health import ALARM_BELOW, CodebookHealth, codebooks_started
 from neurotome.training.base import Method
@@ -39,14 +40,10 @@ class WatchedTraining(Method):
         self,
         tokenizer: Tokenizer,
         optimizer: OptimizerConfig | None,
-        window_steps: int = 500,
-        alarm_below: float = ALARM_BELOW,
+        window_steps: PositiveCount = 500,
+        alarm_below: Share = ALARM_BELOW,
     ) -> None:
         super().__init__(optimizer)
-        if window_steps < 1 or not 0 <= alarm_below <= 1:
-            raise ValueError(
-                f"window_steps is {window_steps}, alarm_below {alarm_below}: give at least 1 step and a share in [0, 1]"
-            )
         self.tokenizer = tokenizer
         channels_last(tokenizer)
         self.window_steps = window_steps

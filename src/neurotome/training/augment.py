@@ -11,19 +11,20 @@ so that a resumed run sees what an uninterrupted one would have seen.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neurotome.ranges import Positive, Range, Ranged, Share
 from neurotome.streams import MIX, generator
 from neurotome.types import Image
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Ranged):
     """What is done to the images of a step.
 
     Args:
@@ -37,21 +38,17 @@ class Augmentation:
         ValueError: A value is out of range.
     """
 
-    mixup_prob: float = 0.0
-    cutmix_prob: float = 0.0
-    alpha: float = 0.2
-    halvings: int = 0
-    full_from: float = 0.5
+    mixup_prob: Share = 0.0
+    cutmix_prob: Share = 0.0
+    alpha: Positive = 0.2
+    halvings: Annotated[int, Range("[0, 16]")] = 0
+    full_from: Annotated[float, Range("(0, 1]")] = 0.5
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
-        probabilities = min(self.mixup_prob, self.cutmix_prob) >= 0 and self.mixup_prob + self.cutmix_prob <= 1
-        if not probabilities or self.alpha <= 0 or self.halvings < 0 or not 0 < self.full_from <= 1:
-            raise ValueError(
-                f"mixup_prob {self.mixup_prob}, cutmix_prob {self.cutmix_prob}, alpha {self.alpha}, halvings "
-                f"{self.halvings}, full_from {self.full_from}: give probabilities that sum to at most 1, alpha > 0, "
-                "halvings >= 0, full_from in (0, 1]"
-            )
+        super().__post_init__()
+        if self.mixup_prob + self.cutmix_prob > 1:
+            raise ValueError(f"mixup_prob is {self.mixup_prob}, cutmix_prob {self.cutmix_prob}; give at most 1 in all")
 
     def mixed(self, image: Image, modality: Tensor, seed: int, step: int) -> Image:
         """Return the images of a run's step, each mixed with another of its contrast or left as it is."""

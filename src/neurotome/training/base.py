@@ -8,11 +8,12 @@ makes, in ``frozen`` what it only reads, in ``needs`` and ``check`` what data it
 devices, files, checkpoints or progress bars: :func:`neurotome.training.fit` does.
 """
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import lightning
 import torch
@@ -21,6 +22,7 @@ from torch.optim import Optimizer
 
 from neurotome.errors import NeurotomeError, UsageError
 from neurotome.nn.exported import Exportable
+from neurotome.ranges import check_ranges
 from neurotome.training.optim import OptimizerConfig, Schedule, build_optimizer
 from neurotome.types import Batch, Source, Space
 
@@ -83,6 +85,11 @@ class Method(lightning.LightningModule, ABC):
         gradient_norm: Norm of the last gradient before clipping; None where nothing is clipped.
         skip_update: Set by :meth:`loss` where this batch shall change no weight.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse arguments outside the ranges of the annotations."""
+        check_ranges(cls, inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs).arguments)
+        return super().__new__(cls)
 
     def __init__(self, optimizer: OptimizerConfig | None = None) -> None:
         super().__init__()

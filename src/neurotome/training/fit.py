@@ -13,17 +13,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-import yaml
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from neurotome.errors import Interrupted, NeurotomeError, OutputError, UsageError
+from neurotome.errors import Interrupted, NeurotomeError, OutputError
 from neurotome.files.progress import Progress
+from neurotome.files.yaml_text import yaml_text
+from neurotome.ranges import Decay, PositiveCount, Range, Ranged
 from neurotome.training.averages import EMA
 from neurotome.training.base import Method
 from neurotome.training.callbacks import Intervals, RunCallback, StopFlag, validate
@@ -35,11 +35,8 @@ _LIGHTNING_LOGS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.u
 log = logging.getLogger("neurotome")
 
 
-MAX_STEPS = 10**9
-
-
 @dataclass(frozen=True)
-class TrainerConfig:
+class TrainerConfig(Ranged):
     """How long and on what a method is trained; plain fields, the schema of a config's ``trainer`` block.
 
     Args:
@@ -60,35 +57,18 @@ class TrainerConfig:
         UsageError: A value is outside its range.
     """
 
-    max_steps: int
+    max_steps: PositiveCount
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    seed: int = 0
-    threads: int | None = None
-    val_every_steps: int | None = None
-    log_every_steps: int = 50
-    checkpoint_every_steps: int = 500
-    keep: int = 2
-    ema_decay: float | None = None
+    seed: Annotated[int, Range("[0, inf)")] = 0
+    threads: PositiveCount | None = None
+    val_every_steps: PositiveCount | None = None
+    log_every_steps: PositiveCount = 50
+    checkpoint_every_steps: PositiveCount = 500
+    keep: PositiveCount = 2
+    ema_decay: Decay | None = None
     deterministic: bool = False
     quiet: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("max_steps", "log_every_steps", "checkpoint_every_steps", "keep"):
-            if not 1 <= getattr(self, name) <= MAX_STEPS:
-                raise UsageError(
-                    f"trainer.{name} is {getattr(self, name)}; give a whole number > 0, at most {MAX_STEPS}"
-                )
-        for name in ("threads", "val_every_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"trainer.{name} is {value}; give a whole number > 0, or null")
-        if self.precision not in ("32-true", "bf16-mixed"):
-            raise UsageError(f"trainer.precision is {self.precision!r}; give 32-true or bf16-mixed")
-        if self.device not in ("auto", "cpu", "cuda", "mps"):
-            raise UsageError(f"trainer.device is {self.device!r}; give auto, cpu, cuda or mps")
-        if self.seed < 0:
-            raise UsageError(f"trainer.seed is {self.seed}; give a whole number >= 0")
 
 
 @dataclass(frozen=True)
@@ -208,7 +188,7 @@ def fit(
         Diverged: A loss or gradient is not finite.
     """
     folder = RunFolder(Path(run_dir))
-    text = config_text if config_text is not None else yaml.safe_dump({"trainer": asdict(config)}, sort_keys=False)
+    text = config_text if config_text is not None else yaml_text({"trainer": asdict(config)})
     method.step, method.max_steps, method.log_every_steps = 0, config.max_steps, config.log_every_steps
     method.seed = config.seed
     with folder.alone(), StopFlag() as stop, num_threads(config.threads), _hushed():
@@ -269,7 +249,6 @@ def _callback(
 
 def _train(method: Method, callback: RunCallback, config: TrainerConfig, newest: Path | None) -> FitResult:
     """Run the steps that are left."""
-    environments = [SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else LightningEnvironment()]
     trainer = Trainer(
         accelerator={"cuda": "gpu"}.get(config.device, config.device),
         devices=1,
@@ -277,7 +256,7 @@ def _train(method: Method, callback: RunCallback, config: TrainerConfig, newest:
         max_steps=config.max_steps,
         deterministic=config.deterministic,
         callbacks=[callback],
-        plugins=[callback.checkpoints, *environments],
+        plugins=[callback.checkpoints, LightningEnvironment()],  # one process, whatever SLURM_NTASKS says
         default_root_dir=callback.folder.root,
         # all of this is done by the callback
         logger=False,

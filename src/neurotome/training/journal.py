@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neurotome.errors import OutputError
+from neurotome.files.atomic import output_error
 from neurotome.training.run_folder import RunFolder
 
 
@@ -57,9 +57,7 @@ class Journal:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
         except OSError as error:
-            raise OutputError(
-                f"{self.folder.root / 'events'} could not be written ({error}); free some space"
-            ) from error
+            raise output_error(self.folder.root / "events", error) from error
 
     def pause(self) -> AbstractContextManager[None]:
         """Time spent within the context does not count as training in ``steps_per_s``."""

@@ -23,7 +23,7 @@ with its own peak rate and its own clipping.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
 from neurotome.errors import UsageError
+from neurotome.ranges import Decay, Positive, Range, Ranged, Share, Weight
 
 # a, b, c of the quintic iteration: the steepest at zero that keeps singular values within about [0.7, 1.2] (Jordan).
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -39,7 +40,7 @@ EPS = 1e-7
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Ranged):
     """How weights are updated; plain fields, the schema of a config's ``optimizer`` block.
 
     Args:
@@ -62,38 +63,25 @@ class OptimizerConfig:
     """
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: float = 3e-4
-    muon_lr: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    muon_momentum: float = 0.95
-    muon_weight_decay: float = 0.0
-    clip: float | None = 1.0
+    lr: Positive = 3e-4
+    muon_lr: Positive = 0.02
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: Weight = 0.0
+    muon_momentum: Decay = 0.95
+    muon_weight_decay: Weight = 0.0
+    clip: Positive | None = 1.0
     schedule: Literal["constant", "cosine", "two_stage"] = "cosine"
-    warmup_fraction: float = 0.05
-    final_lr_fraction: float = 0.01
-    decay_fraction: float = 0.8
+    warmup_fraction: Decay = 0.05
+    final_lr_fraction: Share = 0.01
+    decay_fraction: Annotated[float, Range("(0, 1]")] = 0.8
 
     def __post_init__(self) -> None:
-        admissible: dict[str, tuple[bool, str]] = {
-            "name": (self.name in ("adamw", "muon"), "adamw or muon"),
-            "lr": (self.lr > 0, "a number > 0"),
-            "muon_lr": (self.muon_lr > 0, "a number > 0"),
-            "betas": (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)"),
-            "eps": (self.eps > 0, "a number > 0"),
-            "weight_decay": (self.weight_decay >= 0, "a number >= 0"),
-            "muon_momentum": (0 <= self.muon_momentum < 1, "a number in [0, 1)"),
-            "muon_weight_decay": (self.muon_weight_decay >= 0, "a number >= 0"),
-            "clip": (self.clip is None or self.clip > 0, "a number > 0, or null for no clipping"),
-            "schedule": (self.schedule in ("constant", "cosine", "two_stage"), "constant, cosine or two_stage"),
-            "warmup_fraction": (0 <= self.warmup_fraction < 1, "a number in [0, 1)"),
-            "final_lr_fraction": (0 <= self.final_lr_fraction <= 1, "a number in [0, 1]"),
-            "decay_fraction": (self.warmup_fraction < self.decay_fraction <= 1, "a number in (warmup_fraction, 1]"),
-        }
-        for field, (good, what) in admissible.items():
-            if not good:
-                raise UsageError(f"optimizer.{field} is {getattr(self, field)!r}; give {what}")
+        super().__post_init__()
+        if self.decay_fraction <= self.warmup_fraction:
+            raise UsageError(
+                f"decay_fraction is {self.decay_fraction}; give more than {self.warmup_fraction}, the warm-up"
+            )
 
 
 @dataclass(frozen=True)

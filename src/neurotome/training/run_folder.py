@@ -27,12 +27,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from neurotome.errors import InputError, OutputError, UsageError, printable
-from neurotome.files.atomic import write_atomically
+from neurotome.errors import InputError, UsageError, printable
+from neurotome.files.atomic import output_error, write_atomically
 from neurotome.files.json_text import parse_json
 from neurotome.files.lock import alone
+from neurotome.files.yaml_text import parse_yaml
 from neurotome.training.cost import peak_memory
 
 # A resume may change these: none of them changes the weights.
@@ -92,7 +91,7 @@ def environment(seed: int, threads: int, device: str) -> dict[str, Any]:
 
 
 def _homeless(word: str) -> str:
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where a container's user has none
     return word.replace(home, "~") if len(home) > 1 else word
 
 
@@ -134,7 +133,7 @@ class RunFolder:
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"the run folder {root} cannot be made ({error}); choose another --out") from error
+            raise output_error(root, error) from error
 
     def alone(self) -> AbstractContextManager[None]:
         """Return a context within which no other process trains into the folder.
@@ -175,7 +174,7 @@ class RunFolder:
             return
         except OSError as error:
             raise InputError(f"cannot be read ({error})", file=path) from error
-        old, new = yaml.safe_load(before), yaml.safe_load(config)
+        old, new = parse_yaml(before, str(path)), parse_yaml(config, "config")
         changed = differences(old, new)
         if _flat_data(old) and not _flat_data(new):
             raise UsageError(
@@ -228,7 +227,7 @@ class RunFolder:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(clean) + "\n")
         except OSError as error:
-            raise OutputError(f"{path} could not be written ({error}); free some space and run again") from error
+            raise output_error(path, error) from error
 
     def rewind(self, step: int) -> None:
         """Drop rows after ``step``, and one that a fault cut short: a resume writes them again."""

@@ -236,9 +236,24 @@ def no_sync(monkeypatch):
 CHANGES = st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), min_size=1, max_size=5)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["nifti1", "nifti2", "mgh"]), CHANGES, st.booleans(), st.booleans())
+def headers(count):
+    given_headers = given(st.sampled_from(["nifti1", "nifti2", "mgh"]), CHANGES, st.booleans(), st.booleans())
+    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return lambda test: settings(max_examples=count, deadline=None, suppress_health_check=checks)(given_headers(test))
+
+
+@headers(150)
 def test_any_header_is_an_error_or_an_image_to_write(tmp_path, no_sync, kind, changes, compressed, use_qform):
+    read_or_refuse(tmp_path, kind, changes, compressed, use_qform)
+
+
+@pytest.mark.slow
+@headers(5000)
+def test_five_thousand_headers(tmp_path, no_sync, kind, changes, compressed, use_qform):
+    read_or_refuse(tmp_path, kind, changes, compressed, use_qform)
+
+
+def read_or_refuse(tmp_path, kind, changes, compressed, use_qform):
     data = as_file(kind, changes)
     if compressed:
         data = zlib_gzip(data)

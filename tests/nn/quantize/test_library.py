@@ -225,7 +225,7 @@ def test_entropy_of_signs_looks_at_a_share_of_many_tokens():
 @pytest.mark.parametrize(
     ("made", "match"),
     [
-        (lambda: FiniteScalarQuantizer((2, 2), 4), "at least 3"),
+        (lambda: FiniteScalarQuantizer((2, 2), 4), r"levels is \(2, 2\); give numbers in \[3,"),
         (lambda: LookupFreeQuantizer(12, 4), "powers of 2"),
         (lambda: ResidualQuantizer(8, 4, 2, reservoir=7), "at least one token per code, 8"),
     ],

@@ -72,7 +72,7 @@ def test_ramps_by_hand():
     w = Ramp(0.5, start=2000, length=2000)
     assert [w(0), w(1999), w(3999), w(9999)] == [0, 0, 0.5, 0.5]
     assert w(2999) == pytest.approx(0.25)
-    with pytest.raises(ValueError, match="at least 0"):
+    with pytest.raises(ValueError, match="weight is -1"):
         Ramp(-1)
 
 

@@ -62,8 +62,11 @@ class Template:
 
 def cache_folder() -> Path:
     """Return the folder of our caches: ``NEUROTOME_CACHE``, else the XDG cache home."""
-    given = os.environ.get("NEUROTOME_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neurotome"
+    if given := os.environ.get("NEUROTOME_CACHE"):
+        return Path(given)
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises where a container's user has none
+    cache = os.devnull if home == "~" else f"{home}/.cache"  # where nothing can be written, nothing is cached
+    return Path(os.environ.get("XDG_CACHE_HOME") or cache) / "neurotome"
 
 
 @lru_cache(maxsize=1)

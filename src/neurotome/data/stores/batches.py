@@ -10,7 +10,7 @@ Nothing else enters, so that a run resumed at step k sees what an uninterrupted 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from neurotome.data.stores.entries import LoadedSession, SessionEntry
 from neurotome.data.stores.masks import MaskSource
 from neurotome.data.stores.store import Store
+from neurotome.ranges import Range, Ranged, Share, Size
 from neurotome.streams import VOXEL_DRAW, VOXEL_KIND, VOXEL_ORDER, generator
 from neurotome.types import Batch
 
@@ -27,22 +28,12 @@ from neurotome.types import Batch
 _SLICE_MARGIN = 0.1
 # enough places to centre a crop on; keeps the list of a large brain small
 _MAX_CENTRES = 1 << 16
-MAX_SESSIONS = 4096
+SessionCount = Annotated[int, Range("[1, 4096]")]  # of a step; more no memory holds
 Kind = Literal["crop", "whole", "slice"]
 
 
-def check_sessions(name: str, value: int) -> None:
-    """Refuse a number of sessions of a step that no memory holds.
-
-    Raises:
-        ValueError: It is not 1 to ``MAX_SESSIONS``.
-    """
-    if not 1 <= value <= MAX_SESSIONS:
-        raise ValueError(f"{name} is {value}; admissible is 1 to {MAX_SESSIONS} sessions")
-
-
 @dataclass(frozen=True)
-class StepPlan:
+class StepPlan(Ranged):
     """What a training step sees.
 
     Args:
@@ -61,29 +52,22 @@ class StepPlan:
         ValueError: A value is out of range.
     """
 
-    batch_sessions: int = 6
-    crop: tuple[int, int, int] | int | None = 16
-    brain_prob: float = 0.9
-    flip_prob: float = 0.5
-    whole_fraction: float = 0.1
-    whole_sessions: int = 1
-    slice_prob: float = 0.0
-    slice_sessions: int = 8
-    slice_fraction: float = 0.0
-    modalities_per_session: int | None = None
+    batch_sessions: SessionCount = 6
+    crop: tuple[Size, Size, Size] | Size | None = 16
+    brain_prob: Share = 0.9
+    flip_prob: Share = 0.5
+    whole_fraction: Share = 0.1
+    whole_sessions: SessionCount = 1
+    slice_prob: Share = 0.0
+    slice_sessions: SessionCount = 8
+    slice_fraction: Share = 0.0
+    modalities_per_session: Size | None = None
 
     def __post_init__(self) -> None:
-        for name in ("brain_prob", "flip_prob", "whole_fraction", "slice_prob", "slice_fraction"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is {getattr(self, name)}; admissible is 0 to 1")
-        for name in ("batch_sessions", "whole_sessions", "slice_sessions"):
-            check_sessions(name, getattr(self, name))
-        if self.crop is not None and min(self.crop_shape) < 1:
-            raise ValueError(f"crop is {self.crop}; edges are positive")
-        if self.modalities_per_session is not None and self.modalities_per_session < 1:
-            raise ValueError(
-                f"modalities_per_session is {self.modalities_per_session}; give at least 1, or None for all"
-            )
+        """Refuse crops that have no neighbouring voxels."""
+        super().__post_init__()
+        if self.crop is not None and sum(edge > 1 for edge in self.crop_shape) < 2:
+            raise ValueError(f"crop is {self.crop}; give at least two edges above 1, three for volumes")
 
     @property
     def crop_shape(self) -> tuple[int, int, int]:

@@ -19,14 +19,15 @@ from torch.utils.data import Dataset
 
 from neurotome.data.datasets.splits import SPLITS
 from neurotome.data.stores.base import Reader, Sessions, TrainingData, counts_by_split, mean_ranges
-from neurotome.data.stores.batches import check_sessions
+from neurotome.data.stores.batches import SessionCount
 from neurotome.data.stores.latents import LatentEntry, Latents
+from neurotome.ranges import Ranged
 from neurotome.streams import LATENT_DRAW, LATENT_ORDER, generator
 from neurotome.types import Batch, Images, Source
 
 
 @dataclass(frozen=True)
-class LatentVolumes(TrainingData):
+class LatentVolumes(Ranged, TrainingData):
     """Raw latents of a store, as ``neurotome encode MODEL STORE OUT --shards`` wrote them.
 
     Args:
@@ -36,11 +37,7 @@ class LatentVolumes(TrainingData):
         ValueError: A value is out of range.
     """
 
-    batch_sessions: int = 6
-
-    def __post_init__(self) -> None:
-        """Refuse what is out of range."""
-        check_sessions("batch_sessions", self.batch_sessions)
+    batch_sessions: SessionCount = 6
 
     def open(self, path: Path) -> "LatentReader":
         """See :class:`TrainingData`; ``path`` is a folder of shards."""

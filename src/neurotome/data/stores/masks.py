@@ -8,11 +8,12 @@ import torch
 from neurotome.data.stores.entries import SessionEntry
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError
+from neurotome.ranges import Ranged, Size
 from neurotome.types import Batch
 
 
 @dataclass(frozen=True)
-class MaskSource:
+class MaskSource(Ranged):
     """Where masks are from.
 
     Args:
@@ -25,13 +26,13 @@ class MaskSource:
     """
 
     source: Literal["label", "image"] = "label"
-    channels: int = 1
+    channels: Size = 1
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
-        if self.source not in ("label", "image") or self.channels < 1 or (self.source == "image" and self.channels > 1):
-            given = f"source is {self.source!r}, channels {self.channels}"
-            raise ValueError(f"{given}; give label with at least 1 channel, or image with 1 channel")
+        super().__post_init__()
+        if self.source == "image" and self.channels > 1:
+            raise ValueError(f"channels is {self.channels}; masks of an image have 1 channel")
 
     def of(self, batch: Batch) -> Batch:
         """Return a batch of masks ``(b, v, c, x, y, z)``; of label maps there is one view, whose id is the first's.

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from neurotome.data.datasets.splits import SPLITS
 from neurotome.data.stores.base import Reader, Sessions, TrainingData, counts_by_split, mean_ranges
@@ -13,6 +13,7 @@ from neurotome.data.stores.batches import StepPlan, VolumeBatches, batch_of
 from neurotome.data.stores.masks import MaskSource, unlabelled
 from neurotome.data.stores.store import Store
 from neurotome.data.stores.store_fingerprint import fingerprint_of_store
+from neurotome.ranges import Range, Size
 from neurotome.types import Batch, Images, Source
 
 
@@ -38,7 +39,7 @@ class Pairs(Volumes):
         ValueError: A value is out of range.
     """
 
-    modalities_per_session: int | None = 2
+    modalities_per_session: Annotated[int, Range("[2, 65536]")] | None = 2
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
@@ -67,7 +68,7 @@ class Masks(Volumes):
     """
 
     source: Literal["label", "image"] = "label"
-    channels: int = 1
+    channels: Size = 1
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from neurotome.nn.quantize.base import Offsets, Quantizer
 from neurotome.nn.quantize.reservoir import Reservoir, several
 from neurotome.nn.quantize.search import kmeans, nearest_codes, straight_through
+from neurotome.ranges import Count, Decay, NumCodes, Positive, Size, Weight
 from neurotome.types import Codes, Latent, Scalar, Vectors
 
 
@@ -51,19 +52,15 @@ class EMAQuantizer(Quantizer):
 
     def __init__(
         self,
-        num_codes: int,
-        dim: int,
-        decay: float = 0.99,
-        revive_below: float = 0.1,
-        start_after: int = 0,
-        reservoir: int | None = None,
-        eps: float = 1e-5,
+        num_codes: NumCodes,
+        dim: Size,
+        decay: Decay = 0.99,
+        revive_below: Weight = 0.1,
+        start_after: Count = 0,
+        reservoir: NumCodes | None = None,
+        eps: Positive = 1e-5,
     ) -> None:
         super().__init__()
-        if num_codes < 2 or dim < 1 or not 0 <= decay < 1:
-            raise ValueError(
-                f"num_codes={num_codes}, dim={dim}, decay={decay}: give at least 2 codes, dim >= 1, 0 <= decay < 1"
-            )
         self.num_codes, self.dim, self.decay, self.revive_below, self.eps = num_codes, dim, decay, revive_below, eps
         self.sizes, self.reservoir = (num_codes,), Reservoir(dim, start_after, reservoir, num_codes)
         self.register_buffer("codebook", torch.zeros(num_codes, dim))

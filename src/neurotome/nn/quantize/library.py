@@ -12,7 +12,7 @@ Residual codebooks and sign codes hold n x K distances in training, as the libra
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from neurotome.errors import UsageError
 from neurotome.nn.quantize.base import Offsets, Quantizer
 from neurotome.nn.quantize.reservoir import Reservoir
 from neurotome.nn.quantize.search import straight_through
+from neurotome.ranges import Count, Decay, NumCodes, Range, Size, Weight
 from neurotome.types import Codes, Latent, Scalar, Vectors
 
 # products token x code that enter the entropy of sign codes in one step; beyond it a random share of the tokens enters
@@ -102,13 +103,13 @@ class ResidualQuantizer(LibraryQuantizer):
 
     def __init__(
         self,
-        num_codes: int,
-        dim: int,
-        num_codebooks: int,
-        decay: float = 0.99,
-        revive_below: float = 0.1,
-        start_after: int = 0,
-        reservoir: int | None = None,
+        num_codes: NumCodes,
+        dim: Size,
+        num_codebooks: Size,
+        decay: Decay = 0.99,
+        revive_below: Weight = 0.1,
+        start_after: Count = 0,
+        reservoir: NumCodes | None = None,
     ) -> None:
         super().__init__(
             dim, "ResidualVQ", num_quantizers=num_codebooks, codebook_size=num_codes, decay=decay, kmeans_init=True,
@@ -155,9 +156,7 @@ class FiniteScalarQuantizer(LibraryQuantizer):
         UsageError: The library is not installed.
     """
 
-    def __init__(self, levels: Sequence[int], dim: int) -> None:
-        if not levels or min(levels) < 3:
-            raise ValueError(f"levels are {tuple(levels)}; give numbers of at least 3, for example (8, 8, 8)")
+    def __init__(self, levels: Sequence[Annotated[int, Range("[3, 65536]")]], dim: Size) -> None:
         super().__init__(dim, "FSQ", levels=tuple(levels))
         self.sizes = (math.prod(levels),)
 
@@ -184,8 +183,8 @@ class LookupFreeQuantizer(LibraryQuantizer):
 
     spherical = False
 
-    def __init__(self, num_codes: int, dim: int) -> None:
-        if num_codes < 2 or num_codes & (num_codes - 1):
+    def __init__(self, num_codes: NumCodes, dim: Size) -> None:
+        if num_codes & (num_codes - 1):
             raise ValueError(f"num_codes is {num_codes}; codes made of signs come in powers of 2")
         super().__init__(
             dim, "LFQ", codebook_size=num_codes, entropy_loss_weight=1.0, commitment_loss_weight=1.0,

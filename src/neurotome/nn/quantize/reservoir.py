@@ -32,11 +32,8 @@ class Reservoir(nn.Module):
 
     def __init__(self, dim: int, start_after: int, size: int | None, num_codes: int) -> None:
         size = max(8 * num_codes, 8192) if size is None else size
-        if size < num_codes or start_after < 0:
-            raise ValueError(
-                f"reservoir is {size}, start_after {start_after}: give at least one token per code, {num_codes}, and "
-                "start_after >= 0"
-            )
+        if size < num_codes:
+            raise ValueError(f"reservoir is {size}; give at least one token per code, {num_codes}")
         super().__init__()
         self.start_after, self.size = start_after, size
         self.register_buffer("tokens", torch.zeros(size, dim))

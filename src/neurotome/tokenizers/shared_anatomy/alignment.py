@@ -21,6 +21,7 @@ from torch import Tensor
 
 from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.nn.quantize.search import nearest_codes
+from neurotome.ranges import Positive, Ranged, Share, Weight
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Latent, Vectors
 
@@ -50,7 +51,7 @@ class SharedAnatomy(Tokenizer):
 
 
 @dataclass(frozen=True)
-class Alignment:
+class Alignment(Ranged):
     """Weights of the alignment.
 
     Args:
@@ -67,19 +68,12 @@ class Alignment:
     """
 
     canonical: str = "T1w"
-    distance_weight: float = 0.3
-    index_weight: float = 0.1
-    temperature: float = 1.0
-    calibration_rate: float = 0.01
-    one_way_prob: float = 0.5
-    ramp_fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Refuse what is out of range."""
-        if min(self.distance_weight, self.index_weight, self.calibration_rate, self.ramp_fraction) < 0:
-            raise ValueError("alignment: weights, rates and fractions are at least 0")
-        if self.temperature <= 0 or not 0 <= self.one_way_prob <= 1:
-            raise ValueError("alignment: temperature is above 0 and one_way_prob lies in [0, 1]")
+    distance_weight: Weight = 0.3
+    index_weight: Weight = 0.1
+    temperature: Positive = 1.0
+    calibration_rate: Weight = 0.01
+    one_way_prob: Share = 0.5
+    ramp_fraction: Share = 0.1
 
 
 def distance(follower: Vectors, leader: Vectors) -> Tensor:

@@ -17,7 +17,7 @@ bits in the cells that need them. What was tried on the way stands in ``docs/exp
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from neurotome.nn.modulation import FiLM
 from neurotome.nn.nd import depth_to_space, per_axis, space_to_depth
 from neurotome.nn.quantize.ema import EMAQuantizer
+from neurotome.ranges import MAY_BE_EMPTY, Dims, Finite, Size, SizeOrNone
 from neurotome.tokenizers.base import Encoded
 from neurotome.tokenizers.shared_anatomy.alignment import SharedAnatomy
 from neurotome.tokenizers.shared_anatomy.parts import (
@@ -51,15 +52,15 @@ class AnatomeTrunk(Trunk):
         ValueError: A stage halves the resolution, or the lists have not one entry per level.
     """
 
-    channels: Sequence[int] = (32,)
-    num_res_blocks: int = 1
-    decoder_res_blocks: int | None = 2
+    channels: Sequence[Size] = (32,)
+    num_res_blocks: Size = 1
+    decoder_res_blocks: Size | None = 2
     attention_levels: Sequence[bool] = (False,)
     mid_blocks: bool = False
-    num_heads: int = 1
+    num_heads: Size = 1
     downsample: Sequence[bool] | None = (False,)
-    stem_factor: int = 2
-    norm_groups: int = 0
+    stem_factor: Size = 2
+    norm_groups: SizeOrNone = 0
     factored: bool = False
 
     def __post_init__(self) -> None:
@@ -80,12 +81,12 @@ class AnatomeAppearance(Appearance):
         ValueError: There is no style, no such level, or a gain.
     """
 
-    channels: int = 16
-    stages: Sequence[int] = (64,)
-    foreground_above: float | None = -0.95
-    embedding_channels: int = 16
-    film_hidden: int = 64
-    film_layers: int = 1
+    channels: Size = 16
+    stages: Annotated[Sequence[Size], MAY_BE_EMPTY] = (64,)
+    foreground_above: Finite | None = -0.95
+    embedding_channels: Size = 16
+    film_hidden: Size = 64
+    film_layers: Size = 1
     film_sites: Literal["stage", "block", "none"] = "block"
 
     def __post_init__(self) -> None:
@@ -122,14 +123,14 @@ class Anatome(SharedAnatomy):
 
     def __init__(
         self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
+        spatial_dims: Dims = 3,
+        in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
         trunk: AnatomeTrunk = DEFAULT_TRUNK,
         appearance: AnatomeAppearance = DEFAULT_APPEARANCE,
         quantizer: EMAQuantizer | None = None,
         detail_quantizer: EMAQuantizer | None = None,
-        detail_width: int = 16,
+        detail_width: Size = 16,
     ) -> None:
         super().__init__()
         quantizer = quantizer or EMAQuantizer(64, 8, 0.98, 0.05, 100)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neurotome.losses.reconstruction import ReconstructionLoss
+from neurotome.ranges import PositiveCount, Share, Weight
 from neurotome.tokenizers.health import ALARM_BELOW
 from neurotome.tokenizers.shared_anatomy.aligned_training import AlignedTraining, Views
 from neurotome.tokenizers.shared_anatomy.alignment import Alignment
@@ -47,19 +48,14 @@ class AnatomeTraining(AlignedTraining):
         tokenizer: Anatome,
         optimizer: OptimizerConfig | None = None,
         reconstruction: ReconstructionLoss | None = None,
-        base_weight: float = 2.0,
-        commitment_weight: float = 0.25,
-        swap_prob: float = 0.3,
+        base_weight: Weight = 2.0,
+        commitment_weight: Weight = 0.25,
+        swap_prob: Share = 0.3,
         alignment: Alignment | None = None,
-        window_steps: int = 500,
-        alarm_below: float = ALARM_BELOW,
+        window_steps: PositiveCount = 500,
+        alarm_below: Share = ALARM_BELOW,
     ) -> None:
         super().__init__(tokenizer, optimizer, reconstruction, alignment, window_steps, alarm_below)
-        if not 0 <= swap_prob <= 1 or min(base_weight, commitment_weight) < 0:
-            raise ValueError(
-                f"swap_prob is {swap_prob}, base_weight {base_weight}, commitment_weight {commitment_weight}; give a "
-                "probability in [0, 1] and weights of at least 0"
-            )
         self.base_weight, self.commitment_weight, self.swap_prob = base_weight, commitment_weight, swap_prob
 
     def edge_parameters(self) -> Sequence[str]:

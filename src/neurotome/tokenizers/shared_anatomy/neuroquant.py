@@ -22,6 +22,7 @@ from neurotome.nn.adversary import ModalityAdversary
 from neurotome.nn.modulation import FiLM, Modulation
 from neurotome.nn.nd import per_axis, upsample
 from neurotome.nn.quantize.ema import EMAQuantizer
+from neurotome.ranges import Dims, Size
 from neurotome.tokenizers.base import Encoded
 from neurotome.tokenizers.shared_anatomy.alignment import SharedAnatomy
 from neurotome.tokenizers.shared_anatomy.parts import (
@@ -64,8 +65,8 @@ class NeuroQuant(SharedAnatomy):
 
     def __init__(
         self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
+        spatial_dims: Dims = 3,
+        in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
         trunk: Trunk = PUBLISHED_TRUNK,
         appearance: Appearance = PUBLISHED_APPEARANCE,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from neurotome.losses.reconstruction import ReconstructionLoss
 from neurotome.nn.adversary import reversal_ramp
+from neurotome.ranges import Count, PositiveCount, Ranged, Share, Weight
 from neurotome.tokenizers.base import Encoded
 from neurotome.tokenizers.health import ALARM_BELOW
 from neurotome.tokenizers.shared_anatomy.aligned_training import AlignedTraining, Views
@@ -29,7 +30,7 @@ from neurotome.types import Batch, Image
 
 
 @dataclass(frozen=True)
-class Ramp:
+class Ramp(Ranged):
     """A weight that is 0 until ``start``, then grows on a straight line to ``weight`` over ``length`` steps.
 
     Args:
@@ -41,16 +42,9 @@ class Ramp:
         ValueError: A value is negative.
     """
 
-    weight: float
-    start: int = 0
-    length: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what is out of range."""
-        if min(self.weight, self.start, self.length) < 0:
-            raise ValueError(
-                f"weight {self.weight}, start {self.start}, length {self.length}: give values of at least 0"
-            )
+    weight: Weight
+    start: Count = 0
+    length: Count = 0
 
     def __call__(self, step: int) -> float:
         """Return the weight after ``step`` finished steps."""
@@ -88,19 +82,17 @@ class NeuroQuantTraining(AlignedTraining):
         tokenizer: NeuroQuant,
         optimizer: OptimizerConfig | None = None,
         reconstruction: ReconstructionLoss | None = None,
-        commitment_weight: float = 0.25,
+        commitment_weight: Weight = 0.25,
         cross: Ramp | None = None,
-        swap_prob: float | None = None,
+        swap_prob: Share | None = None,
         adversary: Ramp | None = None,
-        slice_weight: float = 0.5,
+        slice_weight: Weight = 0.5,
         alignment: Alignment | None = None,
-        private_drop: float = 0.5,
-        window_steps: int = 500,
-        alarm_below: float = ALARM_BELOW,
+        private_drop: Share = 0.5,
+        window_steps: PositiveCount = 500,
+        alarm_below: Share = ALARM_BELOW,
     ) -> None:
         super().__init__(tokenizer, optimizer, reconstruction, alignment, window_steps, alarm_below)
-        if not (0 <= (swap_prob or 0) <= 1 and 0 <= private_drop <= 1):
-            raise ValueError(f"swap_prob is {swap_prob}, private_drop {private_drop}; give probabilities in [0, 1]")
         self.commitment_weight, self.swap_prob, self.slice_weight = commitment_weight, swap_prob, slice_weight
         self.cross, self.adversary = cross or Ramp(0.5, 2000, 2000), adversary or Ramp(0.001, 5000)
         self.private_drop = private_drop

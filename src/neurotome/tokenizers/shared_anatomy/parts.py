@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,12 @@ from neurotome.nn.attention import MultiAxisAttention
 from neurotome.nn.modulation import FiLM, Modulation, modulate
 from neurotome.nn.nd import Conv, Triple, depth_to_space, per_axis, space_to_depth, upsample
 from neurotome.nn.residual import ResidualBlock, activated, normalisation, run_stage
+from neurotome.ranges import MAY_BE_EMPTY, Finite, Ranged, Size, SizeOrNone
 from neurotome.types import Image, ModalityIds, Style
 
 
 @dataclass(frozen=True)
-class Trunk:
+class Trunk(Ranged):
     """Sizes of the encoder and, mirrored, of the decoder; the defaults are NeuroQuant's published ones.
 
     Args:
@@ -38,19 +39,20 @@ class Trunk:
         ValueError: The lists have not one entry per level.
     """
 
-    channels: Sequence[int] = (64, 128, 256, 256)
-    num_res_blocks: int = 2
-    decoder_res_blocks: int | None = None
+    channels: Sequence[Size] = (64, 128, 256, 256)
+    num_res_blocks: Size = 2
+    decoder_res_blocks: Size | None = None
     attention_levels: Sequence[bool] = (False, False, True, True)
     mid_blocks: bool = True
-    num_heads: int = 8
+    num_heads: Size = 8
     downsample: Sequence[bool] | None = None
-    stem_factor: int = 1
-    norm_groups: int = 32
+    stem_factor: Size = 1
+    norm_groups: SizeOrNone = 32
     factored: bool = True
 
     def __post_init__(self) -> None:
         """Refuse lists of different lengths."""
+        super().__post_init__()
         if not len(self.channels) == len(self.attention_levels) == len(self.halved):
             raise ValueError(
                 f"channels has {len(self.channels)} levels, attention_levels {len(self.attention_levels)}, downsample "
@@ -69,7 +71,7 @@ class Trunk:
 
 
 @dataclass(frozen=True)
-class Appearance:
+class Appearance(Ranged):
     """Sizes of the appearance stream and of the FiLM networks; the defaults are NeuroQuant's published ones.
 
     Args:
@@ -89,17 +91,18 @@ class Appearance:
         ValueError: There is a gain but no appearance stream.
     """
 
-    channels: int = 32
-    stages: Sequence[int] = ()
-    foreground_above: float | None = None
-    embedding_channels: int = 32
-    film_hidden: int = 256
-    film_layers: int = 2
+    channels: Size = 32
+    stages: Annotated[Sequence[Size], MAY_BE_EMPTY] = ()
+    foreground_above: Finite | None = None
+    embedding_channels: Size = 32
+    film_hidden: Size = 256
+    film_layers: Size = 2
     film_sites: Literal["stage", "block", "none"] = "stage"
-    gain_factor: int = 0
+    gain_factor: SizeOrNone = 0
 
     def __post_init__(self) -> None:
         """Refuse a gain without an appearance stream."""
+        super().__post_init__()
         if self.gain_factor and self.film_sites == "none":
             raise ValueError(
                 f"gain_factor is {self.gain_factor} with film_sites none; the gain is part of the appearance"
