@@ -15,6 +15,7 @@ are the parameter counts: 9 674 248 with the defaults (MedGen's volumes), 53.76 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +125,10 @@ class ResidualEncoder(nn.Module):
 
 
 class ResidualDecoder(nn.Module):
-    """Latent to image, the mirror of :class:`ResidualEncoder`; arguments as there, ``channels`` coarse to fine."""
+    """Latent to image, the mirror of :class:`ResidualEncoder`; arguments as there, ``channels`` coarse to fine.
+
+    ``upsampling`` is that of :class:`neurotome.nn.rescale.Upsample`.
+    """
 
     def __init__(
         self,
@@ -139,6 +143,7 @@ class ResidualDecoder(nn.Module):
         norm_groups: int,
         stem: Triple,
         recompute: bool,
+        upsampling: Literal["nearest", "trilinear"] = "nearest",
     ) -> None:
         super().__init__()
         self.stem, self.recompute = stem, recompute
@@ -147,7 +152,7 @@ class ResidualDecoder(nn.Module):
         self.levels, self.up = nn.ModuleList(), nn.ModuleList()
         for (a, b), attention in zip(pairwise((channels[0], *channels)), attention_levels, strict=True):
             self.levels.append(Level(spatial_dims, a, b, num_res_blocks, attention, num_heads, norm_groups))
-            self.up.append(Upsample(spatial_dims, b))
+            self.up.append(Upsample(spatial_dims, b, upsampling))
         del self.up[-1]
         self.norm = normalisation(channels[-1], norm_groups)
         self.conv_out = Conv(spatial_dims, channels[-1], out_channels * math.prod(stem))
@@ -177,10 +182,11 @@ class KLVAE(Tokenizer):
         norm_groups: Groups of the normalisations; 0 removes them (crops and whole volumes then see the same network).
         stem_factor: Voxels per axis moved into channels before the first convolution and back after the last.
         recompute: Whether training computes activations again in the backward pass: less memory for more time.
+        upsampling: How the decoder goes up before its convolutions: "nearest" (AutoencoderKL) or "trilinear" (MAISI).
 
     Raises:
         ValueError: There is not one entry of ``attention_levels`` per level, or a width does not fit ``num_heads`` or
-            ``norm_groups``.
+            ``norm_groups``; another ``upsampling``.
     """
 
     def __init__(
@@ -198,6 +204,7 @@ class KLVAE(Tokenizer):
         norm_groups: int = 32,
         stem_factor: int = 1,
         recompute: bool = False,
+        upsampling: Literal["nearest", "trilinear"] = "nearest",
     ) -> None:
         super().__init__()
         if len(channels) != len(attention_levels):
@@ -216,7 +223,7 @@ class KLVAE(Tokenizer):
         self.decoder = ResidualDecoder(
             spatial_dims, latent_channels, in_channels, channels[::-1],
             num_res_blocks if decoder_res_blocks is None else decoder_res_blocks,
-            attention_levels[::-1], mid_blocks, num_heads, norm_groups, stem, recompute,
+            attention_levels[::-1], mid_blocks, num_heads, norm_groups, stem, recompute, upsampling,
         )  # fmt: skip
         self.mean = Conv(spatial_dims, latent_channels, latent_channels, 1)
         self.log_variance = Conv(spatial_dims, latent_channels, latent_channels, 1)
