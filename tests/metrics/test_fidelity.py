@@ -154,7 +154,10 @@ def test_zero_border_is_a_convolution_padded_with_zeros(shape):
     line = torch.exp(-((torch.arange(7.0) - 3) ** 2) / (2 * 1.5**2))
     line = line / line.sum()
     kernel = torch.einsum("i,j,k->ijk", line, line, line if shape[-1] > 1 else torch.ones(1))[None, None]
-    mean = lambda image: torch.nn.functional.conv3d(image, kernel.to(image), padding=[k // 2 for k in kernel.shape[2:]])
+
+    def mean(image):
+        return torch.nn.functional.conv3d(image, kernel.to(image), padding=[k // 2 for k in kernel.shape[2:]])
+
     m_x, m_y = mean(x), mean(y)
     s_x, s_y, s_xy = mean(x * x) - m_x**2, mean(y * y) - m_y**2, mean(x * y) - m_x * m_y
     c1, c2 = 0.02**2, 0.06**2

@@ -25,6 +25,7 @@ from neurotome.nn.nd import Conv, Triple, depth_to_space, flat_axes, per_axis, s
 from neurotome.nn.rescale import Downsample, Slicewise, Upsample
 from neurotome.nn.residual import ResidualBlock, normalisation, run_stage
 from neurotome.tokenizers.base import Encoded, Tokenizer
+from neurotome.tokenizers.intensity_range import IntensityRange
 from neurotome.types import Image, Latent, ModalityIds, Scalar
 
 LOG_VARIANCE = (-30.0, 20.0)  # as in latent diffusion: beyond it exp() is of no use in single precision
@@ -183,10 +184,12 @@ class KLVAE(Tokenizer):
         stem_factor: Voxels per axis moved into channels before the first convolution and back after the last.
         recompute: Whether training computes activations again in the backward pass: less memory for more time.
         upsampling: How the decoder goes up before its convolutions: "nearest" (AutoencoderKL) or "trilinear" (MAISI).
+        intensities: The range that the weights see: what -1 and 1 of an image become before the first layer, and back
+            behind the last. MAISI's were trained on [0, 1].
 
     Raises:
         ValueError: There is not one entry of ``attention_levels`` per level, or a width does not fit ``num_heads`` or
-            ``norm_groups``; another ``upsampling``.
+            ``norm_groups``; another ``upsampling``; ``intensities`` that do not increase.
     """
 
     def __init__(
@@ -205,6 +208,7 @@ class KLVAE(Tokenizer):
         stem_factor: int = 1,
         recompute: bool = False,
         upsampling: Literal["nearest", "trilinear"] = "nearest",
+        intensities: Sequence[float] = (-1.0, 1.0),
     ) -> None:
         super().__init__()
         if len(channels) != len(attention_levels):
@@ -214,7 +218,7 @@ class KLVAE(Tokenizer):
             )
         self.modalities, self.latent_channels = tuple(modalities), latent_channels
         self.factor = per_axis(stem_factor * 2 ** (len(channels) - 1), spatial_dims)
-        self.slices = Slicewise(spatial_dims)
+        self.slices, self.range = Slicewise(spatial_dims), IntensityRange(intensities)
         stem = per_axis(stem_factor, spatial_dims)
         self.encoder = ResidualEncoder(
             spatial_dims, in_channels, latent_channels, channels, num_res_blocks, attention_levels, mid_blocks,
@@ -233,7 +237,7 @@ class KLVAE(Tokenizer):
         """See :class:`Tokenizer`; ``terms`` holds ``kl``, ``aux`` holds ``mean`` and ``log_variance``."""
         self.check_input(image, modality)
         self.slices.check(image.shape[2:])
-        h = self.slices.unfold(self.encoder(self.slices.fold(image)), len(image))
+        h = self.slices.unfold(self.encoder(self.slices.fold(self.range.enter(image))), len(image))
         mean, log_variance = self.mean(h).float(), self.log_variance(h).float().clamp(*LOG_VARIANCE)
         with torch.autocast(image.device.type, enabled=False):
             kl = kl_divergence(self.slices.fold(mean), self.slices.fold(log_variance))
@@ -247,6 +251,7 @@ class KLVAE(Tokenizer):
         h = self.slices.fold(self.from_latent(encoded.latent))
         shape = (*encoded.shape[:2], 1) if self.slices.alone else encoded.shape
         image = self.slices.unfold(self.decoder(h, shape), len(encoded.latent)).float()
+        image = self.range.leave(image)
         return image if self.training else image.clamp(-1, 1)
 
     def bits(self, shape: Sequence[int]) -> float:

@@ -233,7 +233,7 @@ def test_a_slice_along_x_goes_around_the_depth_where_the_released_code_does():
 def test_a_latent_axis_of_one_cell_is_attended_and_a_slice_is_not():
     tokenizer = neuroquant().eval()
     seen = []
-    for name, module in tokenizer.named_modules():
+    for module in tokenizer.modules():
         if type(module).__name__ == "AxisAttention":
             module.register_forward_hook(lambda m, inputs, output: seen.append(m.axis))
     x = image(3)
