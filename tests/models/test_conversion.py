@@ -11,8 +11,9 @@ from torch import nn
 from neurotome.cli.main import main
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.errors import InputError, UsageError
-from neurotome.models.conversion import convert
+from neurotome.models.conversion import _network, convert
 from neurotome.models.folder import read_folder
+from neurotome.models.published_weights import Tensors, Untraced
 from neurotome.models.self_test import compared
 from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.scans.tokenizer import ScanTokenizer
@@ -200,8 +201,20 @@ FAULTS = {
     "missing convolution": ({"decoder.blocks.0.conv.weight": None}, "missing"),
     "missing block": ({f"decoder.blocks.0.conv.{part}": None for part in ("weight", "bias")}, r"decoder\.blocks\.0\."),
     "surplus": ({"encoder.extra.weight": torch.ones(1)}, r"surplus: encoder\.extra\.weight"),
-    "another shape": ({"encoder.blocks.1.norm1.bias": torch.ones(3)}, r"of another shape: encoder.*\(3,\) for \(4,\)"),
+    "another shape": (
+        {"encoder.blocks.1.norm1.bias": torch.ones(3)},
+        r"another shape or type: encoder.*\(3,\).*for \(4,\)",
+    ),
+    "another shape of one of three": (
+        {"encoder.blocks.6.attn.to_k.weight": torch.ones(8, 7)},
+        r"type: encoder\.blocks\.6\.attn\.to_k",
+    ),
     "another type": ({"quant_conv_mu.conv.bias": torch.ones(3, dtype=torch.complex64)}, "complex"),
+    "whole numbers": (
+        {"quant_conv_mu.conv.bias": torch.ones(3, dtype=torch.int64)},
+        r"another shape or type: quant_conv_mu.*int64",
+    ),
+    "two of one name": ({"encoder.blocks.0.weight": torch.ones(1)}, "would be one"),
     "transposed convolutions": ({"decoder.blocks.7.deconv.weight": torch.ones(4, 4, 3, 3, 3)}, r"deconv\.weight"),
     "channels": ({"encoder.blocks.0.conv.weight": torch.ones(4, 2, 3, 3, 3)}, "2 channels go in and 1 come out"),
 }
@@ -235,6 +248,26 @@ def test_tensors_that_do_not_fit_are_named(fault, tmp_path, capsys):
 def test_other_networks_are_refused(make, origin, match, tmp_path):
     with pytest.raises(UsageError, match=match):
         loaded(saved(make(), tmp_path), origin)
+
+
+@pytest.mark.parametrize(("make", "origin"), [(autoencoder_kl, "monai"), (vqvae, "monai"), (Released, "neuroquant")])
+def test_whatever_is_wrong_with_a_tensor_is_named(make, origin):
+    state, generator = make().state_dict(), torch.Generator().manual_seed(0)
+    untraced = Untraced(norm_groups=4, num_heads=2)
+    _network(Tensors(state), origin, untraced)
+    names = [name for name in state if not name.startswith(("modality_adversary", "quantizer.init"))]
+    changes = (
+        lambda t: None, lambda t: t.new_zeros(()), lambda t: t.new_zeros((0, *t.shape[1:])), lambda t: t[None],
+        lambda t: torch.cat([t, t]), lambda t: t.flatten(), lambda t: t.to(torch.int32), lambda t: t.new_zeros(1),
+    )  # fmt: skip
+    for change in changes:
+        for name in (names[int(i)] for i in torch.randint(len(names), (6,), generator=generator)):
+            changed = {n: v for n, v in state.items() if n != name}
+            value = change(state[name])
+            if value is not None and value.shape == state[name].shape and value.dtype == state[name].dtype:
+                continue  # nothing has changed
+            with pytest.raises(ValueError, match=r"\S"):
+                _network(Tensors(changed | ({} if value is None else {name: value})), origin, untraced)
 
 
 @pytest.mark.parametrize("ending", [".pt", ".pth", ".ckpt", ".safetensors"])

@@ -133,7 +133,7 @@ def _network(theirs: Tensors, origin: Origin, untraced: Untraced) -> Tokenizer:
         found = _translated(theirs, origin, untraced)
     state = found.state(theirs)
     with torch.random.fork_rng(devices=[]):  # parts that only training needs are drawn anew
-        found.network.adopt({name: value.clone() for name, value in state.items()})
+        found.network.adopt(state)
     return found.network.eval().requires_grad_(False)
 
 

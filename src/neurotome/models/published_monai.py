@@ -42,14 +42,14 @@ def autoencoder_kl(theirs: Tensors, untraced: Untraced, upsampling: Literal["nea
     if attention != [attends for _, attends in up][::-1]:
         raise UsageError("encoder and decoder do not attend at the same levels; ours do")
     for number, attends in down:
-        widths.append(theirs.shape(f"encoder.blocks.{block}.conv2.weight")[0])
+        widths.append(theirs.kernel(f"encoder.blocks.{block}.conv2.weight")[0])
         block += number * (2 if attends else 1) + 1
-    kernel = theirs.shape("encoder.blocks.0.weight")
-    _same_channels(kernel[1], theirs.shape(f"decoder.blocks.{len(decoder) - 1}.weight")[0])
+    kernel = theirs.kernel("encoder.blocks.0.weight")
+    _same_channels(kernel[1], theirs.kernel(f"decoder.blocks.{len(decoder) - 1}.weight")[0])
     with torch.device("meta"):
         network = KLVAE(
             len(kernel) - 2, kernel[1], untraced.modalities, widths, one([n for n, _ in down], "encoder"),
-            one([n for n, _ in up], "decoder"), attention, mid, 1, theirs.shape("quant_conv_mu.weight")[0],
+            one([n for n, _ in up], "decoder"), attention, mid, 1, theirs.kernel("quant_conv_mu.weight")[0],
             untraced.norm_groups, upsampling=upsampling, intensities=untraced.intensities,
         )  # fmt: skip
     found = Translation(network)
@@ -98,7 +98,7 @@ def _walk(found: Translation, theirs: Tensors, part: str, order: Sequence[str], 
             if theirs.has(f"{block}.attn.out_proj."):
                 found.layer(f"{own}.out", f"{block}.attn.out_proj")
             else:  # without a last layer what it would get is what it gives
-                width = theirs.shape(f"{block}.norm.weight")[0]
+                width = theirs.shape(f"{block}.norm.weight", 1)[0]
                 found.constants |= {f"{own}.out.weight": torch.eye(width), f"{own}.out.bias": torch.zeros(width)}
         else:
             found.layer(own, block)
@@ -121,21 +121,20 @@ def vqvae(theirs: Tensors, untraced: Untraced) -> Translation:
         raise UsageError(f"the blocks are {encoder} and {decoder}, not those of a VQVAE")
     step = number + 1
     starts = [f"encoder.blocks.{i * step}.weight" for i in range(len(levels))]
-    odd = [name for name in starts if set(theirs.shape(name)[2:]) != {4}]
+    odd = [name for name in starts if set(theirs.kernel(name)[2:]) != {4}]
     if odd:
         raise UsageError(
-            f"{theirs.original(odd[0])} has windows of {theirs.shape(odd[0])[2:]}; ours go down by 4 with stride 2"
+            f"{theirs.original(odd[0])} has windows of {theirs.kernel(odd[0])[2:]}; ours go down with windows of 4"
         )
-    kernel, last = theirs.shape(starts[0]), f"decoder.blocks.{len(decoder) - 1}.weight"
-    _same_channels(kernel[1], theirs.shape(last)[1])
-    inner = (
-        [theirs.shape(f"encoder.blocks.{i * step + 1}.conv1.weight")[0] for i in range(len(levels))] if number else None
-    )
+    kernel, last = theirs.kernel(starts[0]), f"decoder.blocks.{len(decoder) - 1}.weight"
+    _same_channels(kernel[1], theirs.kernel(last)[1])
+    units = [f"encoder.blocks.{i * step + 1}.conv1.weight" for i in range(len(levels))]
+    inner = [theirs.kernel(name)[0] for name in units] if number else None
     embedding = "quantizer.quantizer.embedding.weight"
     with torch.device("meta"):
         network = VQVAE(
-            len(kernel) - 2, kernel[1], untraced.modalities, "plain", [theirs.shape(name)[0] for name in starts],
-            number, inner, quantizer=EMAQuantizer(*theirs.shape(embedding)), intensities=untraced.intensities,
+            len(kernel) - 2, kernel[1], untraced.modalities, "plain", [theirs.kernel(name)[0] for name in starts],
+            number, inner, quantizer=EMAQuantizer(*theirs.shape(embedding, 2)), intensities=untraced.intensities,
         )  # fmt: skip
     found = Translation(network)
     for i in range(len(levels)):

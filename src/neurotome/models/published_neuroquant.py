@@ -19,27 +19,27 @@ def neuroquant(theirs: Tensors, untraced: Untraced) -> Translation:
     Raises:
         UsageError: Their network cannot be told from the tensors, or has what ours has not.
     """
-    contrasts, embedding = theirs.shape("modality_embedding.weight")
+    contrasts, embedding = theirs.shape("modality_embedding.weight", 2)
     if contrasts != len(untraced.modalities):
         raise UsageError(f"the network knows {contrasts} contrasts; give --modalities so many, in the order of its ids")
-    if "quantizer.initialized" in theirs.tensors and not bool(theirs.tensors["quantizer.initialized"]):
+    if "quantizer.initialized" in theirs.tensors and not bool(theirs.tensors["quantizer.initialized"].all()):
         raise UsageError("the codebook has not started (quantizer.initialized): these are weights of before")
     stages = range(theirs.count("encoder.down_blocks."))
     number = one([theirs.count(f"encoder.down_blocks.{i}.res.") for i in stages], "encoder")
     attention = [theirs.has(f"encoder.down_blocks.{i}.attn.") for i in stages]
-    widths = [theirs.shape(f"encoder.down_blocks.{i}.res.0.conv1.spatial_conv.weight")[0] for i in stages]
+    widths = [theirs.kernel(f"encoder.down_blocks.{i}.res.0.conv1.spatial_conv.weight")[0] for i in stages]
     trunk = Trunk(
         widths, number, attention_levels=attention, num_heads=untraced.num_heads, norm_groups=untraced.norm_groups,
         skip_depth=True,
     )  # fmt: skip
     appearance = Appearance(
-        theirs.shape("encoder.head_mod.weight")[0], embedding_channels=embedding,
-        film_hidden=theirs.shape("film_generator.mlp.0.weight")[0],
+        theirs.kernel("encoder.head_mod.weight")[0], embedding_channels=embedding,
+        film_hidden=theirs.shape("film_generator.mlp.0.weight", 2)[0],
     )  # fmt: skip
     with torch.device("meta"):
         network = NeuroQuant(
-            3, theirs.shape("encoder.conv_in.weight")[1], untraced.modalities, trunk, appearance,
-            EMAQuantizer(*theirs.shape("quantizer.embedding")),
+            3, theirs.kernel("encoder.conv_in.weight")[1], untraced.modalities, trunk, appearance,
+            EMAQuantizer(*theirs.shape("quantizer.embedding", 2)),
         )  # fmt: skip
     unused = ("modality_adversary.", "quantizer.initialized", "quantizer.init_reservoir")
     found = Translation(network, unused=unused)

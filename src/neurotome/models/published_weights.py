@@ -71,15 +71,15 @@ class Translation:
         }
         own, state, wrong = self.network.exported_state(), dict(self.constants), []
         for name, names in self.sources.items():
-            if any(n not in theirs.tensors for n in names):
-                continue
-            state[name] = torch.cat([theirs.tensors[n] for n in names])
-            if state[name].ndim == own[name].ndim - 1 > 3:
-                state[name] = state[name].unsqueeze(-1)  # kernels of slices
-            if state[name].shape != own[name].shape:
-                shapes = f"{tuple(state[name].shape)} for {tuple(own[name].shape)}"
-                wrong.append(f"{theirs.original(names[0])} ({shapes})")
-        faults["of another shape"] = sorted(wrong)
+            first, *others = own[name].shape
+            parts = [_lifted(theirs.tensors[n], own[name]) for n in names if n in theirs.tensors]
+            for part, source in zip(parts, [n for n in names if n in theirs.tensors], strict=True):
+                expected = (first // len(names), *others)
+                if part.shape != expected or part.is_floating_point() != own[name].is_floating_point():
+                    wrong.append(f"{theirs.original(source)} ({tuple(part.shape)} {part.dtype} for {expected})")
+            if not wrong and len(parts) == len(names):
+                state[name] = torch.cat(parts)
+        faults["of another shape or type"] = sorted(wrong)
         found = [f"{what}: {_shown(names)}" for what, names in faults.items() if names]
         if found:
             raise UsageError(f"the tensors do not fit {type(self.network).__name__}; {'; '.join(found)}")
@@ -91,6 +91,9 @@ class Tensors:
 
     Args:
         tensors: By the names in the file.
+
+    Raises:
+        UsageError: Two of them have the same plain name.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -98,21 +101,31 @@ class Tensors:
         self._originals: dict[str, str] = {}
         for name, value in tensors.items():
             plain = re.sub(r"(\.(conv|postconv))+(?=\.(weight|bias)$)", "", name.removeprefix("module."))
+            if plain in self.tensors:
+                raise UsageError(f"the tensors {self._originals[plain]} and {name} would be one; leave one of them out")
             self.tensors[plain], self._originals[plain] = value, name
 
     def original(self, plain: str) -> str:
         """Return the name in the file; the plain one of what is not there."""
         return self._originals.get(plain, plain)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return a shape.
+    def shape(self, name: str, *axes: int) -> tuple[int, ...]:
+        """Return a shape of one of some numbers of axes.
 
         Raises:
-            UsageError: There is no such tensor.
+            UsageError: There is no such tensor, it has another number of axes, or one of length 0.
         """
         if name not in self.tensors:
             raise UsageError(f"the tensor {name} is missing")
-        return tuple(self.tensors[name].shape)
+        shape = tuple(self.tensors[name].shape)
+        if len(shape) not in axes or 0 in shape:
+            words = " or ".join(map(str, axes))
+            raise UsageError(f"the tensor {self.original(name)} has shape {shape}; it should have {words} axes")
+        return shape
+
+    def kernel(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a convolution's weight."""
+        return self.shape(name, 4, 5)
 
     def has(self, beginning: str) -> bool:
         """Return whether a name begins so."""
@@ -150,10 +163,10 @@ class Tensors:
         raise UsageError(f"the tensor {self.original(block + min(inner))} belongs to a block that is not known here")
 
 
-def codebook(found: Translation, codebook: str, beginning: str) -> None:
+def codebook(found: Translation, vectors: str, beginning: str) -> None:
     """Note a codebook that has started."""
     found.sources |= {
-        "quantizer.codebook": (codebook,),
+        "quantizer.codebook": (vectors,),
         "quantizer.counts": (f"{beginning}ema_cluster_size",),
         "quantizer.sums": (f"{beginning}ema_w",),
     }
@@ -169,6 +182,11 @@ def one(numbers: Sequence[int], part: str) -> int:
     if len(set(numbers)) > 1:
         raise UsageError(f"the {part}'s levels have {list(numbers)} residual blocks; ours have one number for all")
     return numbers[0]
+
+
+def _lifted(theirs: Tensor, ours: Tensor) -> Tensor:
+    """Return a kernel of slices as one of volumes with a last axis of 1; what is none as it is."""
+    return theirs.unsqueeze(-1) if theirs.ndim == ours.ndim - 1 > 3 else theirs
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -224,7 +224,7 @@ def test_entropy_of_signs_is_that_of_all_tokens(kind):
     tokens = 0.01 * z.movedim(1, -1).reshape(1, -1, 5)
     _, parts = quantizer.layer(tokens, return_loss_breakdown=True)
     theirs = parts.per_sample_entropy - parts.batch_entropy
-    assert float(ours) == pytest.approx(float(theirs), abs=1e-4)
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-4)
     gradients = [torch.autograd.grad(term, z)[0] for term in (ours, theirs)]
     assert torch.allclose(*gradients, atol=1e-5)
     assert float(quantizer.eval()(z).terms["entropy"]) == 0
