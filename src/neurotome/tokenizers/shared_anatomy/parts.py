@@ -146,9 +146,12 @@ class Middle(nn.ModuleList):
     """Residual block, attention, residual block at the coarsest resolution, or nothing."""
 
     def __init__(self, parts: Parts, channels: int) -> None:
-        blocks = [parts.residual(channels, channels), parts.attention(channels), parts.residual(channels, channels)]
-        super().__init__(blocks if parts.trunk.mid_blocks else [])
+        super().__init__()
         self.parts = parts
+        if parts.trunk.mid_blocks:
+            self.extend(
+                [parts.residual(channels, channels), parts.attention(channels), parts.residual(channels, channels)]
+            )
 
     def forward(self, x: Tensor, flat: Flat) -> Tensor:
         """Map ``(b, c, x, y, z)`` to the same shape; ``flat`` says along which axes the image is a slice."""
