@@ -19,7 +19,7 @@ from neurotome.files.tensors import read_bounded, read_tensors
 from neurotome.models.folder import WEIGHT_BYTES, write_model_folder
 from neurotome.models.published_monai import autoencoder_kl, vqvae
 from neurotome.models.published_neuroquant import neuroquant
-from neurotome.models.published_weights import Tensors, Translation, Untraced
+from neurotome.models.published_weights import Correspondence, Tensors, Untraced
 from neurotome.nn.recorded import bounded_modules
 from neurotome.tokenizers.base import Tokenizer
 
@@ -137,7 +137,7 @@ def _network(theirs: Tensors, origin: Origin, untraced: Untraced) -> Tokenizer:
     return found.network.eval().requires_grad_(False)
 
 
-def _translated(theirs: Tensors, origin: Origin, untraced: Untraced) -> Translation:
+def _translated(theirs: Tensors, origin: Origin, untraced: Untraced) -> Correspondence:
     if theirs.has("encoder.down_blocks."):
         if origin != "neuroquant":
             raise UsageError("these are NeuroQuant's tensors; give --from neuroquant")

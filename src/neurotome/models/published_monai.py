@@ -11,13 +11,22 @@ from typing import Literal
 import torch
 
 from neurotome.errors import UsageError
-from neurotome.models.published_weights import ATTENTION, CONV, RESIDUAL, Tensors, Translation, Untraced, codebook, one
+from neurotome.models.published_weights import (
+    ATTENTION,
+    CONV,
+    RESIDUAL,
+    Correspondence,
+    Tensors,
+    Untraced,
+    codebook,
+    one,
+)
 from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.tokenizers.kl_vae import KLVAE
 from neurotome.tokenizers.vq_vae import VQVAE
 
 
-def autoencoder_kl(theirs: Tensors, untraced: Untraced, upsampling: Literal["nearest", "trilinear"]) -> Translation:
+def autoencoder_kl(theirs: Tensors, untraced: Untraced, upsampling: Literal["nearest", "trilinear"]) -> Correspondence:
     """Return our network for an AutoencoderKL.
 
     Args:
@@ -52,7 +61,7 @@ def autoencoder_kl(theirs: Tensors, untraced: Untraced, upsampling: Literal["nea
             one([n for n, _ in up], "decoder"), attention, mid, 1, theirs.kernel("quant_conv_mu.weight")[0],
             untraced.norm_groups, upsampling=upsampling, intensities=untraced.intensities,
         )  # fmt: skip
-    found = Translation(network)
+    found = Correspondence(network)
     middle = [f"mid.{i}" for i in range(3)] if mid else []
     levels = [[f"levels.{i}.blocks.{k}" for k in range(n * (2 if a else 1))] for i, (n, a) in enumerate(down)]
     order = ["conv_in", *_between(levels, "down.{}.conv"), *middle, "norm", "conv_out"]
@@ -82,7 +91,7 @@ def _between(levels: Sequence[Sequence[str]], resize: str) -> list[str]:
     return found
 
 
-def _walk(found: Translation, theirs: Tensors, part: str, order: Sequence[str], kinds: str) -> None:
+def _walk(found: Correspondence, theirs: Tensors, part: str, order: Sequence[str], kinds: str) -> None:
     """Note MONAI's blocks in their order."""
     for i, (ours, kind) in enumerate(zip(order, kinds, strict=True)):
         own, block = f"{part}.{ours}", f"{part}.blocks.{i}"
@@ -104,7 +113,7 @@ def _walk(found: Translation, theirs: Tensors, part: str, order: Sequence[str], 
             found.layer(own, block)
 
 
-def vqvae(theirs: Tensors, untraced: Untraced) -> Translation:
+def vqvae(theirs: Tensors, untraced: Untraced) -> Correspondence:
     """Return our network for a VQVAE.
 
     Args:
@@ -136,7 +145,7 @@ def vqvae(theirs: Tensors, untraced: Untraced) -> Translation:
             len(kernel) - 2, kernel[1], untraced.modalities, "plain", [theirs.kernel(name)[0] for name in starts],
             number, inner, quantizer=EMAQuantizer(*theirs.shape(embedding, 2)), intensities=untraced.intensities,
         )  # fmt: skip
-    found = Translation(network)
+    found = Correspondence(network)
     for i in range(len(levels)):
         found.layer(f"encoder.levels.{i * (number + 2)}", f"encoder.blocks.{i * step}")
         found.layer(f"decoder.up.{i}", f"decoder.blocks.{(i + 1) * step}")

@@ -3,13 +3,13 @@
 import torch
 
 from neurotome.errors import UsageError
-from neurotome.models.published_weights import Tensors, Translation, Untraced, codebook, one
+from neurotome.models.published_weights import Correspondence, Tensors, Untraced, codebook, one
 from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.tokenizers.shared_anatomy.neuroquant import NeuroQuant
 from neurotome.tokenizers.shared_anatomy.parts import Appearance, Trunk
 
 
-def neuroquant(theirs: Tensors, untraced: Untraced) -> Translation:
+def neuroquant(theirs: Tensors, untraced: Untraced) -> Correspondence:
     """Return our network for theirs.
 
     Args:
@@ -42,7 +42,7 @@ def neuroquant(theirs: Tensors, untraced: Untraced) -> Translation:
             EMAQuantizer(*theirs.shape("quantizer.embedding", 2)),
         )  # fmt: skip
     unused = ("modality_adversary.", "quantizer.initialized", "quantizer.init_reservoir")
-    found = Translation(network, unused=unused)
+    found = Correspondence(network, unused=unused)
     for i in stages:
         _stage(found, f"encoder.stages.{i}", f"encoder.down_blocks.{i}", number, attention[i])
         found.layer(f"encoder.stages.{i}.down", f"encoder.down_blocks.{i}.down")
@@ -69,14 +69,14 @@ def neuroquant(theirs: Tensors, untraced: Untraced) -> Translation:
     return found
 
 
-def _stage(found: Translation, ours: str, theirs: str, number: int, attends: bool) -> None:
+def _stage(found: Correspondence, ours: str, theirs: str, number: int, attends: bool) -> None:
     for k in range(number):
         _residual(found, f"{ours}.blocks.{k}", f"{theirs}.res.{k}")
     if attends:
         _axes(found, f"{ours}.attention", f"{theirs}.attn")
 
 
-def _residual(found: Translation, ours: str, theirs: str) -> None:
+def _residual(found: Correspondence, ours: str, theirs: str) -> None:
     for i in (1, 2):
         found.layer(f"{ours}.norm{i}", f"{theirs}.norm{i}")
         for own, name in (("plane", "spatial_conv"), ("depth", "depth_conv")):
@@ -85,7 +85,7 @@ def _residual(found: Translation, ours: str, theirs: str) -> None:
         found.layer(f"{ours}.skip", f"{theirs}.skip")
 
 
-def _axes(found: Translation, ours: str, theirs: str) -> None:
+def _axes(found: Correspondence, ours: str, theirs: str) -> None:
     for i, axis in enumerate("dhw"):
         for own, name in (("norm", "norm"), ("qkv", "qkv"), ("out", "proj")):
             found.layer(f"{ours}.{i}.{own}", f"{theirs}.attn_{axis}.{name}")

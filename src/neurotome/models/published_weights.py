@@ -36,7 +36,7 @@ class Untraced:
 
 
 @dataclass
-class Translation:
+class Correspondence:
     """A network of ours, and where its tensors come from.
 
     Args:
@@ -163,7 +163,7 @@ class Tensors:
         raise UsageError(f"the tensor {self.original(block + min(inner))} belongs to a block that is not known here")
 
 
-def codebook(found: Translation, vectors: str, beginning: str) -> None:
+def codebook(found: Correspondence, vectors: str, beginning: str) -> None:
     """Note a codebook that has started."""
     found.sources |= {
         "quantizer.codebook": (vectors,),
