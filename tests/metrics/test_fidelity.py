@@ -148,9 +148,31 @@ def test_ssim_computes_in_single_precision_whatever_the_input():
     torch.testing.assert_close(inside_fine, fine_detail(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 8, 9, 7), (2, 1, 8, 9, 1)])
+def test_zero_border_is_a_convolution_padded_with_zeros(shape):
+    x, y = pair(shape)
+    line = torch.exp(-((torch.arange(7.0) - 3) ** 2) / (2 * 1.5**2))
+    line = line / line.sum()
+    kernel = torch.einsum("i,j,k->ijk", line, line, line if shape[-1] > 1 else torch.ones(1))[None, None]
+
+    def mean(image):
+        return torch.nn.functional.conv3d(image, kernel.to(image), padding=[k // 2 for k in kernel.shape[2:]])
+
+    m_x, m_y = mean(x), mean(y)
+    s_x, s_y, s_xy = mean(x * x) - m_x**2, mean(y * y) - m_y**2, mean(x * y) - m_x * m_y
+    c1, c2 = 0.02**2, 0.06**2
+    expected = (2 * m_x * m_y + c1) * (2 * s_xy + c2) / ((m_x**2 + m_y**2 + c1) * (s_x + s_y + c2))
+    found = ssim(x, y, window="gaussian", border="zero")
+    assert torch.allclose(found, expected.mean((1, 2, 3, 4)).to(found), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"window": "box"}, "uniform.*gaussian"), ({"border": "zero"}, "valid.*same"), ({"size": 9}, "does not fit")],
+    [
+        ({"window": "box"}, "uniform.*gaussian"),
+        ({"border": "wrap"}, "valid.*same.*zero"),
+        ({"size": 9}, "does not fit"),
+    ],
 )
 def test_ssim_refuses(change, message):
     x, y = pair((1, 1, 8, 8, 8))

@@ -65,15 +65,18 @@ def attention_by_hand(layer: AxisAttention, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_axis_attention_equals_a_loop(axis):
-    layer, x = AxisAttention(8, 2, axis, norm_groups=4), torch.randn(2, 8, 3, 4, 5)
+@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 1)])
+def test_axis_attention_equals_a_loop(axis, shape):
+    layer, x = AxisAttention(8, 2, axis, norm_groups=4), torch.randn(2, 8, *shape)
     assert torch.allclose(layer(x), attention_by_hand(layer, x), atol=1e-5)
 
 
 def test_attention_skips_a_flat_axis_and_reaches_every_parameter():
     block = MultiAxisAttention(3, 8, 2, 4)
     x = torch.randn(1, 8, 1, 4, 5)
-    assert torch.equal(block[0](x), x)
+    expected = block[2](block[1](x))
+    assert torch.equal(block(x, (True, False, False)), expected)
+    assert not torch.allclose(block(x), expected, atol=1e-3)  # an axis that was halved to 1 is not skipped
     block(torch.randn(1, 8, 3, 4, 5)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters() if p.ndim > 1)
     assert len(MultiAxisAttention(2, 8, 2, 4)) == 2
@@ -127,3 +130,14 @@ def test_attention_on_a_cpu_is_in_single_precision_whatever_comes_in():
     assert found.dtype == torch.bfloat16
     # rounded once, at the end; torch's kernel in bfloat16 rounds the weights too
     assert torch.equal(found, expected.float().bfloat16())
+
+
+def test_a_factored_block_can_leave_its_depth_out():
+    block, x = ResidualBlock(3, 8, 8, 4, factored=True), torch.randn(1, 8, 1, 4, 5)
+    torch.nn.init.normal_(block.conv1.depth.weight)
+    plane = block(x, skip_depth=True)
+    expected = x + block.conv2.plane(block.act(block.norm2(block.conv1.plane(block.act(block.norm1(x))))))
+    assert torch.allclose(plane, expected, atol=1e-5)
+    assert not torch.allclose(block(x), expected, atol=1e-2)
+    whole = ResidualBlock(3, 8, 8, 4)
+    assert torch.equal(whole(x, skip_depth=True), whole(x))  # nothing to leave out

@@ -88,3 +88,17 @@ def test_bfloat16_gradients_are_right_where_the_window_is_longer_than_the_axis()
             y = conv(x)
         (grad,) = torch.autograd.grad(y.float().square().sum(), conv.weight)
         assert torch.allclose(grad, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+
+
+def test_upsampling_interpolates_where_asked():
+    up, x = Upsample(3, 2, "trilinear"), torch.randn(1, 2, 4, 5, 6)
+    finer = F.interpolate(x, scale_factor=2, mode="trilinear")
+    expected = F.conv3d(finer, up.conv.weight, up.conv.bias, padding=1)
+    assert torch.allclose(up(x, (False,) * 3), expected, atol=1e-5)
+    assert not torch.allclose(Upsample(3, 2)(x, (False,) * 3), expected, atol=1e-2)
+    plane = up(x[..., :1], (False, False, True))
+    finer = F.interpolate(x[..., 0], scale_factor=2, mode="bilinear")
+    expected = F.conv2d(finer, up.conv.weight[..., 1], up.conv.bias, padding=1)
+    assert torch.allclose(plane[..., 0], expected, atol=1e-5)
+    with pytest.raises(ValueError, match="admissible are nearest and trilinear"):
+        Upsample(3, 2, "cubic")

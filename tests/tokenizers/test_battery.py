@@ -104,6 +104,7 @@ LEARNED = {
     "neuroquant-gain": lambda dims: demo(dims, appearance=replace(DEMO_APPEARANCE, gain_factor=2)),
     "neuroquant-aligned": aligned,
     "kl-vae": lambda dims: KLVAE(dims, **RESIDUAL),
+    "maisi-vae": lambda dims: KLVAE(dims, **RESIDUAL, upsampling="trilinear"),
     "kl-vae-demo": lambda dims: KLVAE(
         dims, channels=(16,), attention_levels=(False,), num_res_blocks=1, norm_groups=0, stem_factor=2
     ),
@@ -115,6 +116,9 @@ LEARNED = {
     "vq-vae-bsq": lambda dims: plain_vqvae(dims, BinarySphericalQuantizer(16, 4)),
     "dc-ae": lambda dims: DCAE(dims, **COMPRESSED),
     "dc-ae-structured": lambda dims: DCAE(dims, **COMPRESSED, structured_from=4, structured_step=2),
+    "dc-ae-published": lambda dims: DCAE(
+        dims, **COMPRESSED, output_activation="relu", batch_norm_levels=1, axis_order=(2, 0, 1)
+    ),
     "vq-vae2": lambda dims: VQVAE2(dims, **HIERARCHY, quantizers=[codebook(), codebook()]),
     "anatome": lambda dims: Anatome(
         dims,

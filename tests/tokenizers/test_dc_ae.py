@@ -322,3 +322,82 @@ def test_another_number_of_channels_is_refused_where_the_latent_is_plain():
         network.encode(x, IDS, channels=4)
     with pytest.raises(ValueError, match="4 latent channels"):
         network.decode(Encoded(torch.zeros(2, 4, 4, 4, 8), {}, None, {}, (16, 16, 16)), IDS)
+
+
+def test_shortcuts_average_in_the_plane_where_z_comes_first():
+    x = torch.randn(1, 4, 4, 6, 8)
+    down = ShortcutDownsample(3, 4, 8, (2, 2, 2), order=(2, 0, 1))
+    torch.nn.init.zeros_(down.conv.weight)
+    torch.nn.init.zeros_(down.conv.bias)
+    planes = x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1))  # (1, 4, 2, 3, 8)
+    expected = torch.stack([planes[..., 0::2], planes[..., 1::2]], dim=2).flatten(1, 2)  # z even, z odd of each channel
+    assert torch.allclose(down(x), expected, atol=1e-6)
+    up = ShortcutUpsample(3, 8, 4, (2, 2, 2), order=(2, 0, 1))
+    torch.nn.init.zeros_(up.conv.weight)
+    torch.nn.init.zeros_(up.conv.bias)
+    whole = planes.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    assert torch.allclose(up(expected, (4, 6, 8)), whole, atol=1e-6)
+
+
+def test_the_authors_volumes_take_the_mean_in_the_plane_and_ours_do_not():
+    x = torch.zeros(1, 8, 8, 8, 4)
+    x[..., 1] = 1  # one plane
+    encoded = []
+    for order in ((2, 0, 1), (0, 1, 2)):
+        network = tiny(axis_order=order).eval()
+        for parameter in network.encoder.parameters():
+            torch.nn.init.zeros_(parameter)
+        encoded.append(network.encoder.downs[0](x))
+    assert set(encoded[0].unique().tolist()) == {0.0, 1.0}  # a block's two planes stay apart
+    assert 0.5 in encoded[1].unique().tolist()
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_the_last_convolution_sees_the_activation_asked_for(activation):
+    decoder = tiny(output_activation=activation).eval().decoder
+    seen = []
+    decoder.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    norms = []
+    decoder.norm.register_forward_hook(lambda module, inputs, output: norms.append(output))
+    decoder(torch.randn(1, 32, 2, 2, 4), (8, 8, 8))
+    assert torch.equal(seen[0], getattr(F, activation)(norms[0]))
+
+
+def test_the_finest_levels_of_the_decoder_are_batch_normalised_where_asked():
+    network = tiny(batch_norm_levels=2, num_res_blocks=(0, 1, 1))
+    blocks = [block for stage in network.decoder.stages for block in stage]
+    assert [type(getattr(block, "norm", None)).__name__ for block in blocks] == ["NoneType", "BatchNorm"]
+    block, x = blocks[-1].eval(), torch.randn(2, 16, 4, 4, 4)
+    torch.nn.init.normal_(block.norm.running_mean)
+    h = F.conv3d(F.relu(F.conv3d(x, block.conv1.weight, block.conv1.bias, padding=1)), block.conv2.weight, padding=1)
+    norm = block.norm
+    scaled = (h - norm.running_mean.view(-1, 1, 1, 1)) / (norm.running_var.view(-1, 1, 1, 1) + 1e-5).sqrt()
+    assert torch.allclose(block(x), x + scaled * norm.weight.view(-1, 1, 1, 1), atol=1e-5)
+    assert not any("BatchNorm" in type(m).__name__ for m in network.encoder.modules())
+
+
+def test_recomputing_does_not_move_running_statistics_twice():
+    found = []
+    for recompute in (False, True):
+        network = tiny(batch_norm_levels=2, recompute=recompute).train()
+        torch.manual_seed(1)
+        image = torch.randn(2, 1, 8, 8, 8)
+        network.decode(network.encode(image, IDS), IDS).square().mean().backward()
+        found.append(network.decoder.stages[-1][0].norm.running_mean.clone())
+    assert found[0].abs().max() > 0
+    assert torch.allclose(*found, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"batch_norm_levels": 3}, "give 0 to 2, the finest levels without attention"),
+        ({"batch_norm_levels": -1}, "give 0 to 2"),
+        ({"axis_order": (0, 1)}, "each of 0 .x., 1 .y. and 2 .z. once"),
+        ({"axis_order": (0, 1, 1)}, "once"),
+        ({"output_activation": "gelu"}, "admissible are silu and relu"),
+    ],
+)
+def test_decoders_that_there_are_not_are_refused(changes, match):
+    with pytest.raises(ValueError, match=match):
+        tiny(**changes)

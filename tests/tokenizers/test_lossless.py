@@ -17,6 +17,7 @@ ALL = {
     "identity": Identity,
     "space-to-depth": SpaceToDepth,
     "haar": HaarWavelet,
+    "haar-medgen": lambda *a, **k: HaarWavelet(*a, axis_order=(2, 1, 0), **k),
     "haar-wdm": lambda *a, **k: HaarWavelet(*a, low_divisor=3.0, **k),
     "mask": lambda *a, **k: MaskCodec(*a, layout="k8x8", **k),
 }
@@ -182,3 +183,19 @@ def test_planes_of_a_network_are_read_by_their_sign():
 def test_what_is_not_admissible_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_bands_are_counted_in_the_order_asked_for():
+    x = image((4, 4, 4))[:1]
+    ours, theirs = HaarWavelet(), HaarWavelet(axis_order=(2, 1, 0))
+    bands, ids = ours.encode(x, IDS[:1]).latent, IDS[:1]
+    reversed_bits = [int(f"{band:03b}"[::-1], 2) for band in range(8)]
+    assert torch.allclose(theirs.encode(x, ids).latent, bands[:, reversed_bits], atol=1e-6)
+    # high along z alone is the fifth band where z is counted in front
+    waves = torch.tensor([1.0, -1.0]).repeat(2).expand(1, 1, 4, 4, 4)
+    energy = theirs.encode(waves, ids).latent.square().sum((0, 2, 3, 4))
+    assert energy.argmax() == 4
+    assert energy[4] == pytest.approx(64)
+    assert torch.allclose(theirs.decode(theirs.encode(x, ids), ids), x, atol=1e-5)
+    with pytest.raises(ValueError, match="axis_order is"):
+        HaarWavelet(axis_order=(0, 1))

@@ -26,7 +26,7 @@ from neurotome.errors import Interrupted, NeurotomeError, UsageError, printable
 
 VERB_FILES = (
     "demo", "phantom", "inspect", "check", "prepare", "train", "configs", "evaluate", "report", "apply", "bench",
-    "doctor",
+    "doctor", "convert",
 )  # fmt: skip
 
 _OUTPUT_ERRNO = {

@@ -6,12 +6,13 @@ r"""How far a reconstruction is from its image.
           + ab sum e |x - y| / sum e                         e = max_3 x - min_3 x, large at the boundaries of x
 
 The paper (Li et al., 2026, eq. 12) has a1 = 1, as = lambda_SSIM = 0.5 and nothing else; its released code weights
-bright voxels. D is the finite difference; its term penalises displaced edges. The pairwise distances are the loss
-of Baur et al. (2019) as multiview-crl trains with it, at ap = 1e-5: sums over voxels, hence the small weight. All terms
-are for images in [-1, 1].
+bright voxels, and its similarity has a Gaussian window with zeros outside the image. D is the finite difference; its
+term penalises displaced edges. The pairwise distances are the loss of Baur et al. (2019) as multiview-crl trains with
+it, at ap = 1e-5: sums over voxels, hence the small weight. All terms are for images in [-1, 1].
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,10 @@ class ReconstructionLoss(Ranged):
         l2_weight: a2, mean squared error.
         gradient_weight: ag, mean absolute error of finite differences.
         ssim_weight: as, one minus structural similarity.
-        ssim_size: Window length of the similarity in voxels; shorter where an axis is.
+        ssim_size: Window length of the similarity in voxels; shorter where an axis is, unless the border is "zero".
+        ssim_window: "uniform", or "gaussian" of standard deviation 1.5 (released code of NeuroQuant).
+        ssim_border: "valid" takes windows that lie inside the image, "zero" one per voxel with zeros outside (released
+            code of NeuroQuant).
         foreground_weight: Weight of voxels brighter than ``foreground_above`` in the L1 term, renormalised to mean 1
             (released code: 5).
         foreground_above: Threshold of the foreground in [-1, 1].
@@ -73,7 +77,7 @@ class ReconstructionLoss(Ranged):
         boundary_weight: ab, absolute error at boundaries.
 
     Raises:
-        ValueError: A weight is negative, or none is positive.
+        ValueError: A weight is negative, or none is positive; another window or border.
     """
 
     l1_weight: Weight = 1.0
@@ -81,6 +85,8 @@ class ReconstructionLoss(Ranged):
     gradient_weight: Weight = 0.0
     ssim_weight: Weight = 0.5
     ssim_size: Size = 7
+    ssim_window: Literal["uniform", "gaussian"] = "uniform"
+    ssim_border: Literal["valid", "zero"] = "valid"
     foreground_weight: Weight = 1.0
     foreground_above: Finite = -0.9
     pairwise_weight: Weight = 0.0
@@ -106,8 +112,9 @@ class ReconstructionLoss(Ranged):
             terms["gradient"] = torch.stack(steps).mean()
             loss = loss + self.gradient_weight * terms["gradient"]
         if self.ssim_weight:
-            size = min([self.ssim_size, *(s for s in x.shape[2:] if s > 1)])
-            terms["ssim"] = ssim(y, x, size=size).mean()
+            inside = [s for s in x.shape[2:] if s > 1 and self.ssim_border == "valid"]
+            size = min([self.ssim_size, *inside])
+            terms["ssim"] = ssim(y, x, size=size, window=self.ssim_window, border=self.ssim_border).mean()
             loss = loss + self.ssim_weight * (1 - terms["ssim"])
         further = (("pairwise", pairwise), ("spectral", spectral), ("boundary", boundary_error))
         for name, term in further:

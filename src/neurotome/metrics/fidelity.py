@@ -61,7 +61,8 @@ def ssim(
         size: Places per axis; an axis of length 1 takes one.
         sigma: Standard deviation of the Gaussian in voxels.
         data_range: Largest admissible minus smallest admissible value.
-        border: "valid" takes windows that lie fully inside, "same" one per voxel with the border voxel repeated.
+        border: "valid" takes windows that lie fully inside, "same" one per voxel with the border voxel repeated, "zero"
+            one per voxel with zeros outside.
 
     Raises:
         ValueError: Shapes differ, or the window does not fit.
@@ -87,12 +88,13 @@ def ssim_map(
     _same_shape(x, y)
     if window not in ("uniform", "gaussian"):
         raise ValueError(f'window is {window!r}; admissible are "uniform" and "gaussian"')
-    if border not in ("valid", "same"):
-        raise ValueError(f'border is {border!r}; admissible are "valid" and "same"')
+    if border not in ("valid", "same", "zero"):
+        raise ValueError(f'border is {border!r}; admissible are "valid", "same" and "zero"')
     x, y = _at_least_single(x), _at_least_single(y)
-    if border == "same":
+    if border != "valid":
         pads = [p for s in x.shape[:1:-1] for p in ((size - 1) // 2 * (s > 1), size // 2 * (s > 1))]
-        x, y = F.pad(x, pads, mode="replicate"), F.pad(y, pads, mode="replicate")
+        mode = "replicate" if border == "same" else "constant"
+        x, y = F.pad(x, pads, mode=mode), F.pad(y, pads, mode=mode)
     shape = x.shape[2:]
     slider: Window = BoxWindow(shape, size) if window == "uniform" else GaussianWindow(shape, size, sigma, x)
     constants = ((0.01 * data_range) ** 2, (0.03 * data_range) ** 2)

@@ -71,6 +71,7 @@ class ModelFolder(Generic[N]):
         stats: Content of ``latent_stats.json``; empty where there is none.
         styles: Tensors of ``styles.safetensors`` by name.
         self_test: Tensors of ``self_test.safetensors``; None in format 1.
+        provenance: Where the weights come from; empty where from a training here.
     """
 
     network: N
@@ -85,6 +86,7 @@ class ModelFolder(Generic[N]):
     stats: Mapping[str, Any] = field(default_factory=dict)
     styles: Mapping[str, Tensor] = field(default_factory=dict)
     self_test: Mapping[str, Tensor] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def subject_hash(salt: str, subject: str) -> str:
@@ -103,6 +105,7 @@ def write_model_folder(
     frozen: Mapping[str, str] | None = None,
     stats: Mapping[str, Any] | None = None,
     styles: Mapping[str, Tensor] | None = None,
+    provenance: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> str:
     """Write a model folder whole or not at all.
@@ -117,6 +120,7 @@ def write_model_folder(
         frozen: Digests of the networks that its training only read, by name.
         stats: Goes to ``latent_stats.json``; None for a network without.
         styles: Go to ``styles.safetensors``; None for a network without.
+        provenance: Where the weights come from, if not from a training here.
         overwrite: Whether a folder that is there may be replaced.
 
     Returns:
@@ -160,6 +164,7 @@ def write_model_folder(
         "frozen": dict(frozen or {}),
         "training_subjects": {"salt": salt, "sha256": sorted(hashed)},
         "sha256": hashes,
+        **({"provenance": dict(provenance)} if provenance else {}),
         **({"unready": unready} if (unready := network.unready()) else {}),
     }
     write_folder(folder, {**contents, CONFIG: _json(config)})
@@ -227,6 +232,7 @@ def read_folder(folder: Path, kind: type[N]) -> ModelFolder[N]:
         stats=_parsed(contents.get("latent_stats.json", b"{}"), folder / "latent_stats.json"),
         styles=_tensors(contents, "styles.safetensors", folder),
         self_test=_tensors(contents, SELF_TEST, folder) if version > 1 else None,
+        provenance=config.get("provenance", {}),
     )
 
 

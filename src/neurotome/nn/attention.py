@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
+from neurotome.nn.nd import SOLID, Flat
 from neurotome.nn.residual import normalisation
 
 
@@ -56,9 +57,7 @@ class AxisAttention(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(b, c, x, y, z)`` to the same shape; the identity along an axis of length 1."""
-        if x.shape[2 + self.axis] == 1:
-            return x
+        """Map ``(b, c, x, y, z)`` to the same shape; along an axis of length 1 every voxel attends to itself."""
         return x + along_lines(self._attend, self.norm(x), self.axis)
 
     def _attend(self, x: Tensor) -> Tensor:
@@ -71,8 +70,8 @@ class AxisAttention(nn.Module):
         return y.movedim(-2, 1 + self.axis).movedim(-1, 1)
 
 
-class MultiAxisAttention(nn.Sequential):
-    """Attention along x, then y, then z.
+class MultiAxisAttention(nn.ModuleList):
+    """Attention along x, then y, then z, but for the axes that an image does not have.
 
     Args:
         spatial_dims: 2 or 3; two-dimensional networks have no attention along z.
@@ -82,7 +81,19 @@ class MultiAxisAttention(nn.Sequential):
     """
 
     def __init__(self, spatial_dims: int, channels: int, num_heads: int, norm_groups: int = 32) -> None:
-        super().__init__(*(AxisAttention(channels, num_heads, axis, norm_groups) for axis in range(spatial_dims)))
+        super().__init__(AxisAttention(channels, num_heads, axis, norm_groups) for axis in range(spatial_dims))
+
+    def forward(self, x: Tensor, flat: Flat = SOLID) -> Tensor:
+        """Map ``(b, c, x, y, z)`` to the same shape.
+
+        Args:
+            x: Features.
+            flat: Axes along which the image is a slice; they are left out. An axis of length 1 for having been halved
+                often enough is none of them.
+        """
+        for layer, is_flat in zip(self, flat, strict=False):
+            x = x if is_flat else layer(x)
+        return x
 
 
 class FullAttention(nn.Module):

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
 Triple = tuple[int, int, int]
+Flat = tuple[bool, bool, bool]
+XYZ: Triple = (0, 1, 2)
+SOLID: Flat = (False, False, False)
 
 
 def per_axis(value: int, spatial_dims: int) -> Triple:
@@ -29,7 +32,7 @@ def per_axis(value: int, spatial_dims: int) -> Triple:
     return (value, value, value if spatial_dims == 3 else 1)
 
 
-def flat_axes(shape: Sequence[int]) -> tuple[bool, bool, bool]:
+def flat_axes(shape: Sequence[int]) -> Flat:
     """Return which of the last three axes have length 1."""
     x, y, z = shape[-3:]
     return x == 1, y == 1, z == 1
@@ -121,9 +124,10 @@ class FactoredConv(nn.Module):
         if self.depth.bias is not None:
             nn.init.zeros_(self.depth.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(b, c, x, y, z)`` to ``(b, out, x, y, z)``."""
-        return self.depth(self.plane(x))
+    def forward(self, x: Tensor, skip_depth: bool = False) -> Tensor:
+        """Map ``(b, c, x, y, z)`` to ``(b, out, x, y, z)``; ``skip_depth`` leaves the second one out."""
+        h = self.plane(x)
+        return h if skip_depth else self.depth(h)
 
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -131,11 +135,24 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
 
 
-@wrap_torch_function(lambda x, factor: (x,))
-def space_to_depth(x: Tensor, factor: Triple) -> Tensor:
+def checked_order(order: Sequence[int]) -> Triple:
+    """Return an order of the three axes.
+
+    Raises:
+        ValueError: Not each of 0, 1 and 2 once.
+    """
+    if sorted(order) != [0, 1, 2]:
+        raise ValueError(f"axis_order is {tuple(order)}; give each of 0 (x), 1 (y) and 2 (z) once")
+    first, second, third = order
+    return first, second, third
+
+
+@wrap_torch_function(lambda x, factor, order=XYZ: (x,))
+def space_to_depth(x: Tensor, factor: Triple, order: Triple = XYZ) -> Tensor:
     """Move blocks of ``factor`` voxels into channels, ``(b, c, x, y, z)`` to ``(b, c * prod(factor), x/f, y/f, z/f)``.
 
-    Along an axis of length 1 the voxel stands for the whole block.
+    Of a block's voxels, those along the last axis of ``order`` become neighbouring channels. Along an axis of length 1
+    the voxel stands for the whole block.
     """
     for axis, (f, is_flat) in enumerate(zip(factor, flat_axes(x.shape), strict=True)):
         if is_flat and f > 1:
@@ -143,15 +160,18 @@ def space_to_depth(x: Tensor, factor: Triple) -> Tensor:
     b, c, *size = x.shape
     i, j, k = factor
     x = x.reshape(b, c, size[0] // i, i, size[1] // j, j, size[2] // k, k)
-    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * i * j * k, size[0] // i, size[1] // j, size[2] // k)
+    inner = (3 + 2 * axis for axis in order)
+    return x.permute(0, 1, *inner, 2, 4, 6).reshape(b, c * i * j * k, size[0] // i, size[1] // j, size[2] // k)
 
 
-@wrap_torch_function(lambda x, factor, shape: (x,))
-def depth_to_space(x: Tensor, factor: Triple, shape: Sequence[int]) -> Tensor:
+@wrap_torch_function(lambda x, factor, shape, order=XYZ: (x,))
+def depth_to_space(x: Tensor, factor: Triple, shape: Sequence[int], order: Triple = XYZ) -> Tensor:
     """Undo :func:`space_to_depth` for an image of spatial ``shape``; along an axis of length 1 blocks are averaged."""
     i, j, k = factor
     b, c, *size = x.shape
-    x = x.reshape(b, c // (i * j * k), i, j, k, *size).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    x = x.reshape(b, c // (i * j * k), *(factor[axis] for axis in order), *size)
+    along_x, along_y, along_z = (2 + order.index(axis) for axis in range(3))
+    x = x.permute(0, 1, 5, along_x, 6, along_y, 7, along_z)
     x = x.reshape(b, c // (i * j * k), size[0] * i, size[1] * j, size[2] * k)
     for axis, (f, is_flat) in enumerate(zip(factor, flat_axes(shape), strict=True)):
         if is_flat and f > 1:

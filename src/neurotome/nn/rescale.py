@@ -6,14 +6,13 @@ are so, because a latent's axis may have length 1 for having been halved often e
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neurotome.nn.nd import Conv, Triple, flat_axes, per_axis
-
-Flat = tuple[bool, bool, bool]
+from neurotome.nn.nd import Conv, Flat, Triple, flat_axes, per_axis, upsample
 
 
 def doubled(size: Sequence[int], flat: Flat, step: Triple) -> Triple:
@@ -47,21 +46,30 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repeat every voxel, then a convolution of width 3.
+    """Repeat every voxel or interpolate between them, then a convolution of width 3.
 
     Args:
         spatial_dims: 2 or 3.
         channels: Channels in and out.
+        upsampling: "nearest" repeats (AutoencoderKL), "trilinear" interpolates (MAISI).
+
+    Raises:
+        ValueError: Another ``upsampling``.
     """
 
-    def __init__(self, spatial_dims: int, channels: int) -> None:
+    def __init__(
+        self, spatial_dims: int, channels: int, upsampling: Literal["nearest", "trilinear"] = "nearest"
+    ) -> None:
         super().__init__()
-        self.step = per_axis(2, spatial_dims)
+        if upsampling not in ("nearest", "trilinear"):
+            raise ValueError(f"upsampling is {upsampling!r}; admissible are nearest and trilinear")
+        self.step, self.upsampling = per_axis(2, spatial_dims), upsampling
         self.conv = Conv(spatial_dims, channels, channels)
 
     def forward(self, x: Tensor, flat: Flat) -> Tensor:
         """Map ``(b, c, x, y, z)`` to ``(b, c, 2x, 2y, 2z)``; flat axes stay."""
-        return self.conv(F.interpolate(x, size=doubled(x.shape[2:], flat, self.step), mode="nearest"))
+        size = doubled(x.shape[2:], flat, self.step)
+        return self.conv(upsample(x, size) if self.upsampling == "trilinear" else F.interpolate(x, size=size))
 
 
 class TransposedConv(nn.Module):

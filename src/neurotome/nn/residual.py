@@ -1,5 +1,7 @@
 """Residual blocks, with or without normalisation, one code path for slices and volumes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from neurotome.nn.modulation import Modulation, modulate
-from neurotome.nn.nd import Conv, FactoredConv
+from neurotome.nn.nd import BatchNorm, Conv, FactoredConv
 
 
 def normalisation(channels: int, groups: int) -> nn.Module:
@@ -62,12 +64,19 @@ class ResidualBlock(nn.Module):
             nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
             nn.init.zeros_(self.conv2.weight)
 
-    def forward(self, x: Tensor, film: Modulation | None = None) -> Tensor:
-        """Map ``(b, c, x, y, z)`` to ``(b, out, x, y, z)``; ``film`` modulates between the two convolutions."""
-        h = self.conv1(self.act(self.norm1(x)))
+    def forward(self, x: Tensor, film: Modulation | None = None, skip_depth: bool = False) -> Tensor:
+        """Map ``(b, c, x, y, z)`` to ``(b, out, x, y, z)``.
+
+        Args:
+            x: Features.
+            film: Modulates between the two convolutions.
+            skip_depth: Leave the depth convolutions out; those of a factored block.
+        """
+        around = {"skip_depth": True} if skip_depth and isinstance(self.conv1, FactoredConv) else {}
+        h = self.conv1(self.act(self.norm1(x)), **around)
         if film is not None:
             h = modulate(h, film)
-        h, kept = self.conv2(activated(self.norm2(h))), self.skip(x)
+        h, kept = self.conv2(activated(self.norm2(h)), **around), self.skip(x)
         # where no gradient asks for it later, the sum takes the memory of what came last
         return kept + h if torch.is_grad_enabled() or h.dtype != kept.dtype else h.add_(kept)
 
@@ -75,5 +84,19 @@ class ResidualBlock(nn.Module):
 def run_stage(stage: nn.Module, again: bool, *inputs: Any) -> Tensor:
     """Run a stage; with ``again`` its activations are not kept in training but computed again in the backward pass."""
     if again and stage.training and torch.is_grad_enabled():
-        return checkpoint(stage, *inputs, use_reentrant=False)
+        context = lambda: (nullcontext(), _still_statistics(stage))  # noqa: E731  # first and second time
+        return checkpoint(stage, *inputs, use_reentrant=False, context_fn=context)
     return stage(*inputs)
+
+
+@contextmanager
+def _still_statistics(stage: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch normalisation: they have seen this batch the first time."""
+    norms = [(module, module.momentum) for module in stage.modules() if isinstance(module, BatchNorm)]
+    for module, _ in norms:
+        module.momentum = 0.0
+    try:
+        yield
+    finally:
+        for module, momentum in norms:
+            module.momentum = momentum

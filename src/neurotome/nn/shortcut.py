@@ -4,7 +4,8 @@ r"""Resampling that learns residuals on voxels moved into channels (Chen et al.,
     up:    unfold(conv(x)) + unfold(repeat(x))      unfold: the inverse
 
 The second term has no weights: it averages groups of neighbouring channels, or repeats each channel. With convolutions
-that give zero the network is a fixed, lossy average; what is learned is what is missing in it.
+that give zero the network is a fixed, lossy average; what is learned is what is missing in it. Which voxels of a block
+are neighbouring channels, and so averaged with each other, is a choice: the order of the axes in the fold.
 """
 
 import math
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from neurotome.nn.nd import Conv, Triple, depth_to_space, space_to_depth
+from neurotome.nn.nd import XYZ, BatchNorm, Conv, Triple, depth_to_space, space_to_depth
 
 
 def average_channels(x: Tensor, channels: int) -> Tensor:
@@ -47,13 +48,20 @@ class ShortcutDownsample(nn.Module):
         out_channels: Channels out, a multiple of the voxels of a block.
         factor: Voxels of a block along x, y, z.
         shortcut: Whether the averaged fold is added.
+        order: Axes of a block in its channels, the last one changing fastest.
 
     Raises:
         ValueError: The channels do not fit the block.
     """
 
     def __init__(
-        self, spatial_dims: int, in_channels: int, out_channels: int, factor: Triple, shortcut: bool = True
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        factor: Triple,
+        shortcut: bool = True,
+        order: Triple = XYZ,
     ) -> None:
         super().__init__()
         block = math.prod(factor)
@@ -61,14 +69,14 @@ class ShortcutDownsample(nn.Module):
             raise ValueError(f"channels go to {out_channels} in blocks of {factor}; give a multiple of {block}")
         if shortcut and in_channels * block % out_channels:
             raise ValueError(f"{in_channels} channels in blocks of {factor} cannot be averaged to {out_channels}")
-        self.out_channels, self.factor, self.shortcut = out_channels, factor, shortcut
+        self.out_channels, self.factor, self.shortcut, self.order = out_channels, factor, shortcut, order
         self.conv = Conv(spatial_dims, in_channels, out_channels // block)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(b, c, x, y, z)`` to ``(b, out, x/f, y/f, z/f)``; an axis of length 1 stays."""
-        y = space_to_depth(self.conv(x), self.factor)
+        y = space_to_depth(self.conv(x), self.factor, self.order)
         if self.shortcut:
-            y = y + average_channels(space_to_depth(x, self.factor), self.out_channels)
+            y = y + average_channels(space_to_depth(x, self.factor, self.order), self.out_channels)
         return y
 
 
@@ -81,19 +89,26 @@ class ShortcutUpsample(nn.Module):
         out_channels: Channels out.
         factor: Voxels of a block along x, y, z.
         shortcut: Whether the repetition is added.
+        order: Axes of a block in its channels, the last one changing fastest.
 
     Raises:
         ValueError: The channels do not fit the block.
     """
 
     def __init__(
-        self, spatial_dims: int, in_channels: int, out_channels: int, factor: Triple, shortcut: bool = True
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        factor: Triple,
+        shortcut: bool = True,
+        order: Triple = XYZ,
     ) -> None:
         super().__init__()
         self.folded = out_channels * math.prod(factor)
         if shortcut and self.folded % in_channels:
             raise ValueError(f"{in_channels} channels cannot be repeated to {out_channels} in blocks of {factor}")
-        self.factor, self.shortcut = factor, shortcut
+        self.factor, self.shortcut, self.order = factor, shortcut, order
         self.conv = Conv(spatial_dims, in_channels, self.folded)
 
     def forward(self, x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -101,7 +116,7 @@ class ShortcutUpsample(nn.Module):
         y = self.conv(x)
         if self.shortcut:
             y = y + repeat_channels(x, self.folded)
-        return depth_to_space(y, self.factor, shape)
+        return depth_to_space(y, self.factor, shape, self.order)
 
 
 class ChannelNorm(nn.Module):
@@ -125,19 +140,20 @@ class ChannelNorm(nn.Module):
 
 
 class PostNormBlock(nn.Module):
-    """``x + norm(conv(silu(conv(x))))``, the residual block of DC-AE.
+    """``x + norm(conv(act(conv(x))))``, the residual block of DC-AE.
 
     Args:
         spatial_dims: 2 or 3.
         channels: Channels in and out.
+        batch_norm: Whether batch normalisation and ReLU take the place of the norm over channels and SiLU.
     """
 
-    def __init__(self, spatial_dims: int, channels: int) -> None:
+    def __init__(self, spatial_dims: int, channels: int, batch_norm: bool = False) -> None:
         super().__init__()
         self.conv1 = Conv(spatial_dims, channels, channels)
-        self.act = nn.SiLU()
+        self.act: nn.Module = nn.ReLU() if batch_norm else nn.SiLU()
         self.conv2 = Conv(spatial_dims, channels, channels, bias=False)
-        self.norm = ChannelNorm(channels)
+        self.norm: nn.Module = BatchNorm(channels) if batch_norm else ChannelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(b, c, x, y, z)`` to the same shape."""

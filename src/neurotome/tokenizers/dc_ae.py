@@ -19,11 +19,11 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 
 from neurotome.nn.linear_attention import EfficientViTBlock
-from neurotome.nn.nd import Conv, Triple, per_axis
+from neurotome.nn.nd import XYZ, Conv, Triple, checked_order, per_axis
 from neurotome.nn.rescale import Slicewise
+from neurotome.nn.residual import run_stage
 from neurotome.nn.shortcut import (
     ChannelNorm,
     PostNormBlock,
@@ -49,14 +49,25 @@ class Sizes:
     factors: tuple[Triple, ...]
     scales: tuple[int, ...]
     head_channels: int
+    order: Triple
 
-    def blocks(self, level: int, number: int) -> nn.Sequential:
-        """Return the blocks of a level."""
+    def blocks(self, level: int, number: int, batch_norm: bool = False) -> nn.Sequential:
+        """Return the blocks of a level; ``batch_norm`` is for residual ones."""
         width = self.channels[level]
         if self.attention_levels[level]:
             kind = [EfficientViTBlock(self.spatial_dims, width, self.head_channels, self.scales) for _ in range(number)]
             return nn.Sequential(*kind)
-        return nn.Sequential(*(PostNormBlock(self.spatial_dims, width) for _ in range(number)))
+        return nn.Sequential(*(PostNormBlock(self.spatial_dims, width, batch_norm) for _ in range(number)))
+
+    def down(self, in_channels: int, level: int, shortcut: bool = True) -> ShortcutDownsample:
+        """Return what goes down to a level from the finer one."""
+        width, factor = self.channels[level], self.factors[level - 1]
+        return ShortcutDownsample(self.spatial_dims, in_channels, width, factor, shortcut, self.order)
+
+    def up(self, level: int, out_channels: int, shortcut: bool = True) -> ShortcutUpsample:
+        """Return what goes up from a level to the finer one."""
+        width, factor = self.channels[level], self.factors[level - 1]
+        return ShortcutUpsample(self.spatial_dims, width, out_channels, factor, shortcut, self.order)
 
     def shapes(self, shape: Sequence[int]) -> list[Triple]:
         """Return the spatial shape of every level; an axis of length 1 stays so."""
@@ -76,20 +87,17 @@ class DeepCompressionEncoder(nn.Module):
         dims, channels, self.first = sizes.spatial_dims, sizes.channels, int(num_blocks[0] == 0)
         self.stem: nn.Module = Conv(dims, in_channels, channels[0])
         if self.first:
-            self.stem = ShortcutDownsample(dims, in_channels, channels[1], sizes.factors[0], shortcut=False)
+            self.stem = sizes.down(in_channels, 1, shortcut=False)
         levels = range(self.first, len(channels))
         self.stages = nn.ModuleList(sizes.blocks(level, num_blocks[level]) for level in levels)
-        self.downs = nn.ModuleList(
-            ShortcutDownsample(dims, channels[level], channels[level + 1], sizes.factors[level])
-            for level in levels[:-1]
-        )
+        self.downs = nn.ModuleList(sizes.down(channels[level], level + 1) for level in levels[:-1])
         self.recompute = False
 
     def forward(self, image: Image) -> Tensor:
         """Map ``(b, c, x, y, z)`` to ``(b, c', x/f, y/f, z/f)``."""
         h = self.stem(image)
         for level, stage in enumerate(self.stages):
-            h = run(stage, h, self.recompute)
+            h = run_stage(stage, self.recompute, h)
             if level < len(self.downs):
                 h = self.downs[level](h)
         return h
@@ -98,19 +106,24 @@ class DeepCompressionEncoder(nn.Module):
 class DeepCompressionDecoder(nn.Module):
     """Features behind the latent to the image, coarse to fine."""
 
-    def __init__(self, sizes: Sizes, out_channels: int, num_blocks: Sequence[int]) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        out_channels: int,
+        num_blocks: Sequence[int],
+        batch_norm_levels: int,
+        activation: Literal["silu", "relu"],
+    ) -> None:
         super().__init__()
         dims, channels, self.sizes = sizes.spatial_dims, sizes.channels, sizes
         self.first = int(num_blocks[0] == 0)
         levels = range(len(channels) - 1, self.first - 1, -1)
-        self.stages = nn.ModuleList(sizes.blocks(level, num_blocks[level]) for level in levels)
-        self.ups = nn.ModuleList(
-            ShortcutUpsample(dims, channels[level + 1], channels[level], sizes.factors[level]) for level in levels[1:]
-        )
-        self.norm, self.act = ChannelNorm(channels[self.first]), nn.SiLU()
+        self.stages = nn.ModuleList(sizes.blocks(lv, num_blocks[lv], lv < batch_norm_levels) for lv in levels)
+        self.ups = nn.ModuleList(sizes.up(level + 1, channels[level]) for level in levels[1:])
+        self.norm, self.act = ChannelNorm(channels[self.first]), nn.ReLU() if activation == "relu" else nn.SiLU()
         self.head: nn.Module = Conv(dims, channels[0], out_channels)
         if self.first:
-            self.head = ShortcutUpsample(dims, channels[1], out_channels, sizes.factors[0], shortcut=False)
+            self.head = sizes.up(1, out_channels, shortcut=False)
         self.recompute = False
 
     def forward(self, h: Tensor, shape: Sequence[int]) -> Image:
@@ -119,17 +132,10 @@ class DeepCompressionDecoder(nn.Module):
         for index, stage in enumerate(self.stages):
             if index:
                 h = self.ups[index - 1](h, shapes[len(shapes) - 1 - index])
-            h = run(stage, h, self.recompute)
+            h = run_stage(stage, self.recompute, h)
         h = self.act(self.norm(h))
         image: Image = self.head(h, shapes[0]) if self.first else self.head(h)
         return image
-
-
-def run(stage: nn.Module, h: Tensor, again: bool) -> Tensor:
-    """Run blocks; with ``again`` their activations are not kept in training but computed again."""
-    if again and stage.training and torch.is_grad_enabled():
-        return checkpoint(stage, h, use_reentrant=False)
-    return stage(h)
 
 
 class DCAE(Tokenizer):
@@ -150,12 +156,18 @@ class DCAE(Tokenizer):
         structured_from: Smallest number of latent channels that training draws; None for an ordinary latent.
         structured_step: From one admissible number of channels to the next.
         recompute: Save memory in training by computing blocks twice.
+        output_activation: Before the last convolution: "relu" in DC-AE 1.0, "silu" in 1.5 and in MedGen's volumes.
+        batch_norm_levels: How many of the decoder's levels, from the finest on, have batch normalisation and ReLU in
+            their residual blocks; 3 in DC-AE 1.0.
+        axis_order: Order of the axes (0 is x) in which the voxels of a block become channels; neighbours are averaged
+            by the shortcuts. (2, 0, 1) averages in the plane first, as MedGen's volumes do.
 
     Attributes:
         channel_choices: Numbers of latent channels that can be encoded and decoded, ascending, the last one is all.
 
     Raises:
-        ValueError: Lists of different lengths, no blocks at a level but the first, or channels that do not fit.
+        ValueError: Lists of different lengths, no blocks at a level but the first, channels that do not fit, or batch
+            normalisation where a level attends.
     """
 
     window = None  # the output is linear
@@ -176,14 +188,19 @@ class DCAE(Tokenizer):
         structured_from: Size | None = None,
         structured_step: Size = 4,
         recompute: bool = False,
+        output_activation: Literal["silu", "relu"] = "silu",
+        batch_norm_levels: int = 0,
+        axis_order: Sequence[int] = XYZ,
     ) -> None:
         super().__init__()
         decoder_blocks = num_res_blocks if decoder_res_blocks is None else decoder_res_blocks
         _check_levels(channels, num_res_blocks, decoder_blocks, attention_levels, depth_factors)
+        _check_decoder(output_activation, batch_norm_levels, attention_levels)
         plane = per_axis(2, spatial_dims)[:2]
         factors = tuple((*plane, per_axis(depth, spatial_dims)[2]) for depth in depth_factors)
         sizes = Sizes(
-            spatial_dims, tuple(channels), tuple(attention_levels), factors, tuple(scales), head_channels
+            spatial_dims, tuple(channels), tuple(attention_levels), factors, tuple(scales), head_channels,
+            checked_order(axis_order),
         )  # fmt: skip
         self.modalities, self.latent_channels = tuple(modalities), latent_channels
         x, y, z = (math.prod(axis) for axis in zip(*factors, strict=True))
@@ -195,7 +212,9 @@ class DCAE(Tokenizer):
         self.encoder = DeepCompressionEncoder(sizes, in_channels, num_res_blocks)
         self.to_latent = Conv(spatial_dims, channels[-1], latent_channels)
         self.from_latent = Conv(spatial_dims, latent_channels, channels[-1])
-        self.decoder = DeepCompressionDecoder(sizes, in_channels, decoder_blocks)
+        self.decoder = DeepCompressionDecoder(
+            sizes, in_channels, decoder_blocks, batch_norm_levels, output_activation
+        )  # fmt: skip
         self.encoder.recompute = self.decoder.recompute = recompute
 
     def encode(self, image: Image, modality: ModalityIds, channels: int | None = None) -> Encoded:
@@ -308,3 +327,13 @@ def _check_levels(
         raise ValueError(f"depth_factors is {tuple(depth_factors)}; give {levels - 1} numbers")
     if any(min(n[1:]) < 1 for n in (num_res_blocks, decoder_res_blocks)):
         raise ValueError("every level needs a block; the first one alone may have 0")
+
+
+def _check_decoder(activation: str, batch_norm_levels: int, attention_levels: Sequence[bool]) -> None:
+    if activation not in ("silu", "relu"):
+        raise ValueError(f"output_activation is {activation!r}; admissible are silu and relu")
+    plain = next((level for level, attends in enumerate(attention_levels) if attends), len(attention_levels))
+    if not 0 <= batch_norm_levels <= plain:
+        raise ValueError(
+            f"batch_norm_levels is {batch_norm_levels}; give 0 to {plain}, the finest levels without attention"
+        )

@@ -15,6 +15,7 @@ are the parameter counts: 9 674 248 with the defaults (MedGen's volumes), 53.76 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from neurotome.nn.rescale import Downsample, Slicewise, Upsample
 from neurotome.nn.residual import ResidualBlock, normalisation, run_stage
 from neurotome.ranges import Dims, Size, SizeOrNone
 from neurotome.tokenizers.base import Encoded, Tokenizer
+from neurotome.tokenizers.intensity_range import IntensityRange
 from neurotome.types import Image, Latent, ModalityIds, Scalar
 
 LOG_VARIANCE = (-30.0, 20.0)  # as in latent diffusion: beyond it exp() is of no use in single precision
@@ -125,7 +127,10 @@ class ResidualEncoder(nn.Module):
 
 
 class ResidualDecoder(nn.Module):
-    """Latent to image, the mirror of :class:`ResidualEncoder`; arguments as there, ``channels`` coarse to fine."""
+    """Latent to image, the mirror of :class:`ResidualEncoder`; arguments as there, ``channels`` coarse to fine.
+
+    ``upsampling`` is that of :class:`neurotome.nn.rescale.Upsample`.
+    """
 
     def __init__(
         self,
@@ -140,6 +145,7 @@ class ResidualDecoder(nn.Module):
         norm_groups: int,
         stem: Triple,
         recompute: bool,
+        upsampling: Literal["nearest", "trilinear"] = "nearest",
     ) -> None:
         super().__init__()
         self.stem, self.recompute = stem, recompute
@@ -148,7 +154,7 @@ class ResidualDecoder(nn.Module):
         self.levels, self.up = nn.ModuleList(), nn.ModuleList()
         for (a, b), attention in zip(pairwise((channels[0], *channels)), attention_levels, strict=True):
             self.levels.append(Level(spatial_dims, a, b, num_res_blocks, attention, num_heads, norm_groups))
-            self.up.append(Upsample(spatial_dims, b))
+            self.up.append(Upsample(spatial_dims, b, upsampling))
         del self.up[-1]
         self.norm = normalisation(channels[-1], norm_groups)
         self.conv_out = Conv(spatial_dims, channels[-1], out_channels * math.prod(stem))
@@ -178,10 +184,13 @@ class KLVAE(Tokenizer):
         norm_groups: Groups of the normalisations; 0 removes them (crops and whole volumes then see the same network).
         stem_factor: Voxels per axis moved into channels before the first convolution and back after the last.
         recompute: Whether training computes activations again in the backward pass: less memory for more time.
+        upsampling: How the decoder goes up before its convolutions: "nearest" (AutoencoderKL) or "trilinear" (MAISI).
+        intensities: The range that the weights see: what -1 and 1 of an image become before the first layer, and back
+            behind the last. MAISI's were trained on [0, 1].
 
     Raises:
         ValueError: There is not one entry of ``attention_levels`` per level, or a width does not fit ``num_heads`` or
-            ``norm_groups``.
+            ``norm_groups``; another ``upsampling``; ``intensities`` that do not increase.
     """
 
     def __init__(
@@ -199,6 +208,8 @@ class KLVAE(Tokenizer):
         norm_groups: SizeOrNone = 32,
         stem_factor: Size = 1,
         recompute: bool = False,
+        upsampling: Literal["nearest", "trilinear"] = "nearest",
+        intensities: Sequence[float] = (-1.0, 1.0),
     ) -> None:
         super().__init__()
         if len(channels) != len(attention_levels):
@@ -208,7 +219,7 @@ class KLVAE(Tokenizer):
             )
         self.modalities, self.latent_channels = tuple(modalities), latent_channels
         self.factor = per_axis(stem_factor * 2 ** (len(channels) - 1), spatial_dims)
-        self.slices = Slicewise(spatial_dims)
+        self.slices, self.range = Slicewise(spatial_dims), IntensityRange(intensities)
         stem = per_axis(stem_factor, spatial_dims)
         self.encoder = ResidualEncoder(
             spatial_dims, in_channels, latent_channels, channels, num_res_blocks, attention_levels, mid_blocks,
@@ -217,7 +228,7 @@ class KLVAE(Tokenizer):
         self.decoder = ResidualDecoder(
             spatial_dims, latent_channels, in_channels, channels[::-1],
             num_res_blocks if decoder_res_blocks is None else decoder_res_blocks,
-            attention_levels[::-1], mid_blocks, num_heads, norm_groups, stem, recompute,
+            attention_levels[::-1], mid_blocks, num_heads, norm_groups, stem, recompute, upsampling,
         )  # fmt: skip
         self.mean = Conv(spatial_dims, latent_channels, latent_channels, 1)
         self.log_variance = Conv(spatial_dims, latent_channels, latent_channels, 1)
@@ -227,7 +238,7 @@ class KLVAE(Tokenizer):
         """See :class:`Tokenizer`; ``terms`` holds ``kl``, ``aux`` holds ``mean`` and ``log_variance``."""
         self.check_input(image, modality)
         self.slices.check(image.shape[2:])
-        h = self.slices.unfold(self.encoder(self.slices.fold(image)), len(image))
+        h = self.slices.unfold(self.encoder(self.slices.fold(self.range.enter(image))), len(image))
         mean, log_variance = self.mean(h).float(), self.log_variance(h).float().clamp(*LOG_VARIANCE)
         with torch.autocast(image.device.type, enabled=False):
             kl = kl_divergence(self.slices.fold(mean), self.slices.fold(log_variance))
@@ -241,6 +252,7 @@ class KLVAE(Tokenizer):
         h = self.slices.fold(self.from_latent(encoded.latent))
         shape = (*encoded.shape[:2], 1) if self.slices.alone else encoded.shape
         image = self.slices.unfold(self.decoder(h, shape), len(encoded.latent)).float()
+        image = self.range.leave(image)
         return image if self.training else image.clamp(-1, 1)
 
     def bits(self, shape: Sequence[int]) -> float:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neurotome.nn.nd import depth_to_space, flat_axes, per_axis, space_to_depth
+from neurotome.nn.nd import XYZ, checked_order, depth_to_space, flat_axes, per_axis, space_to_depth
 from neurotome.ranges import Dims, Positive, Size
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, ModalityIds
@@ -104,8 +104,8 @@ class HaarWavelet(_Lossless):
     """One level of the orthonormal Haar wavelet: 8 bands of a volume, 4 of a slice.
 
     Along each axis two neighbours a, b become (a + b) / sqrt(2) and (a - b) / sqrt(2). Bands are counted in binary with
-    x in front: LLL, LLH, LHL, LHH, HLL, HLH, HHL, HHH; band after band, each with all channels of the image. An axis of
-    length 1 has no neighbours: its low band is the voxel, its high band is zero.
+    the first axis of ``axis_order`` in front: LLL, LLH, LHL, LHH, HLL, HLH, HHL, HHH; band after band, each with all
+    channels of the image. An axis of length 1 has no neighbours: its low band is the voxel, its high band is zero.
 
     Args:
         spatial_dims: 2 or 3.
@@ -113,9 +113,11 @@ class HaarWavelet(_Lossless):
         modalities: Contrasts it is used for.
         low_divisor: What the lowest band is divided by, and multiplied with when decoding; 3 in wavelet diffusion
             (Friedrich et al., 2024, WDM), which brings it near the range of the image but costs orthonormality.
+        axis_order: Order of the axes (0 is x) in a band's number. MedGen's code has (2, 1, 0): its arrays are z, x, y,
+            and it counts z in front, then y, then x, where its text says z, x, y.
 
     Raises:
-        ValueError: ``low_divisor`` is not positive.
+        ValueError: ``low_divisor`` is not positive, or ``axis_order`` is no order of the axes.
     """
 
     def __init__(
@@ -124,10 +126,11 @@ class HaarWavelet(_Lossless):
         in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
         low_divisor: Positive = 1.0,
+        axis_order: Sequence[int] = XYZ,
     ) -> None:
         super().__init__()
         self.modalities, self.factor = tuple(modalities), per_axis(2, spatial_dims)
-        self.low_divisor = low_divisor
+        self.low_divisor, self.order = low_divisor, checked_order(axis_order)
         self.latent_channels = in_channels * math.prod(self.factor)
 
     def encode(self, image: Image, modality: ModalityIds) -> Encoded:
@@ -135,7 +138,7 @@ class HaarWavelet(_Lossless):
         self.check_input(image, modality)
         bands = image[:, None]  # (b, band, c, x, y, z)
         flat = flat_axes(image.shape)
-        for axis in (a for a in range(3) if self.factor[a] == 2):
+        for axis in (a for a in self.order if self.factor[a] == 2):
             if flat[axis]:
                 low, high = bands, torch.zeros_like(bands)
             else:
@@ -150,7 +153,7 @@ class HaarWavelet(_Lossless):
         bands = torch.unflatten(encoded.latent, 1, (-1, self.in_channels))
         bands = torch.cat([bands[:, :1] * self.low_divisor, bands[:, 1:]], dim=1)
         flat = [s == 1 for s in encoded.shape]
-        for axis in (a for a in (2, 1, 0) if self.factor[a] == 2):
+        for axis in (a for a in reversed(self.order) if self.factor[a] == 2):
             low, high = torch.unflatten(bands, 1, (-1, 2)).unbind(2)
             if flat[axis]:
                 bands = low

@@ -20,8 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neurotome.nn.nd import BatchNorm, Conv, Triple, flat_axes, per_axis, upsample
-from neurotome.nn.rescale import Flat, MaxPool, Slicewise, TransposedConv
+from neurotome.nn.nd import BatchNorm, Conv, Flat, Triple, flat_axes, per_axis, upsample
+from neurotome.nn.rescale import MaxPool, Slicewise, TransposedConv
 from neurotome.ranges import Dims, Size, SizeOrNone
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, ModalityIds

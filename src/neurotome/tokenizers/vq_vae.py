@@ -23,6 +23,7 @@ from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.nn.rescale import Slicewise, TransposedConv
 from neurotome.ranges import MAY_BE_EMPTY, Dims, Size, SizeOrNone
 from neurotome.tokenizers.base import Encoded, Tokenizer
+from neurotome.tokenizers.intensity_range import IntensityRange
 from neurotome.tokenizers.kl_vae import ResidualDecoder, ResidualEncoder
 from neurotome.types import Codes, Image, Latent, ModalityIds
 
@@ -125,6 +126,8 @@ class VQVAE(Tokenizer):
         stem_factor: Voxels per axis moved into channels first (residual blocks).
         quantizer: Its ``dim`` is d, the channels of the latent; None for 512 codes of 4 numbers.
         recompute: Whether training computes activations again in the backward pass (residual blocks).
+        intensities: The range that the weights see: what -1 and 1 of an image become before the first layer, and back
+            behind the last. MAISI's were trained on [0, 1].
 
     Raises:
         ValueError: A list has not one entry per level, or plain blocks are given what only residual ones have.
@@ -145,6 +148,7 @@ class VQVAE(Tokenizer):
         stem_factor: Size = 1,
         quantizer: Quantizer | None = None,
         recompute: bool = False,
+        intensities: Sequence[float] = (-1.0, 1.0),
     ) -> None:
         super().__init__()
         inner = tuple(channels) if res_channels is None else tuple(res_channels)
@@ -161,7 +165,7 @@ class VQVAE(Tokenizer):
         latent_channels = quantizer.dim
         self.modalities, self.latent_channels = tuple(modalities), latent_channels
         self.factor = per_axis(2 ** len(channels) if plain else stem_factor * 2 ** (len(channels) - 1), spatial_dims)
-        self.slices = Slicewise(spatial_dims)
+        self.slices, self.range = Slicewise(spatial_dims), IntensityRange(intensities)
         self.encoder: nn.Module
         self.decoder: nn.Module
         if plain:
@@ -187,7 +191,7 @@ class VQVAE(Tokenizer):
         """See :class:`Tokenizer`; ``aux`` holds ``anatomy``, the latent before quantisation."""
         self.check_input(image, modality)
         self.slices.check(image.shape[2:])
-        h = self.slices.unfold(self.encoder(self.slices.fold(image)), len(image)).float()
+        h = self.slices.unfold(self.encoder(self.slices.fold(self.range.enter(image))), len(image)).float()
         found = self.quantizer(h)
         codes = dict(zip(self.codebook_sizes, found.codes, strict=True))
         x, y, z = image.shape[2:]
@@ -198,6 +202,7 @@ class VQVAE(Tokenizer):
         self.check_code(encoded, modality)
         shape = (*encoded.shape[:2], 1) if self.slices.alone else encoded.shape
         image = self.slices.unfold(self.decoder(self.slices.fold(encoded.latent), shape), len(encoded.latent)).float()
+        image = self.range.leave(image)
         return image if self.training else image.clamp(-1, 1)
 
     def lookup(self, codes: Sequence[Codes]) -> Latent:

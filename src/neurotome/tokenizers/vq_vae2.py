@@ -23,10 +23,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neurotome.nn.nd import BatchNorm, Conv, Triple, flat_axes, per_axis, upsample
+from neurotome.nn.nd import BatchNorm, Conv, Flat, Triple, flat_axes, per_axis, upsample
 from neurotome.nn.quantize.base import Coding
 from neurotome.nn.quantize.ema import EMAQuantizer
-from neurotome.nn.rescale import Flat, Slicewise, TransposedConv
+from neurotome.nn.rescale import Slicewise, TransposedConv
 from neurotome.ranges import Dims, Share, Size
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Codes, Image, Latent, ModalityIds

@@ -16,7 +16,6 @@ from neurotome.nn.quantize import (
     Quantizer,
     ResidualQuantizer,
 )
-from neurotome.nn.quantize.library import ENTROPY_CELLS
 
 KINDS = {
     "ema": lambda: EMAQuantizer(16, 4, reservoir=64),
@@ -216,10 +215,25 @@ def test_entropy_of_signs_is_lowest_when_all_codes_are_sure_and_used():
     assert float(quantizer(corners[:, :, :1]).terms["entropy"]) == pytest.approx(0, abs=1e-3)
 
 
-def test_entropy_of_signs_looks_at_a_share_of_many_tokens():
-    quantizer = LookupFreeQuantizer(4096, 4)
-    quantizer(torch.randn(1, 4, 16, 16, 16))
-    assert quantizer.layer.frac_per_sample_entropy == ENTROPY_CELLS / (4096 * 4096)
+@pytest.mark.parametrize("kind", [LookupFreeQuantizer, BinarySphericalQuantizer])
+def test_entropy_of_signs_is_that_of_all_tokens(kind):
+    torch.manual_seed(0)
+    quantizer, z = kind(2**7, 5).train(), torch.randn(1, 5, 10, 10, 4, requires_grad=True)
+    ours = quantizer(0.01 * z).terms["entropy"]
+    quantizer.layer.frac_per_sample_entropy = 1.0
+    tokens = 0.01 * z.movedim(1, -1).reshape(1, -1, 5)
+    _, parts = quantizer.layer(tokens, return_loss_breakdown=True)
+    theirs = parts.per_sample_entropy - parts.batch_entropy
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-4)
+    gradients = [torch.autograd.grad(term, z)[0] for term in (ours, theirs)]
+    assert torch.allclose(*gradients, atol=1e-5)
+    assert float(quantizer.eval()(z).terms["entropy"]) == 0
+
+
+def test_entropy_of_signs_does_not_saturate_at_the_number_of_a_few_tokens():
+    torch.manual_seed(0)
+    quantizer, z = LookupFreeQuantizer(2**16, 16).train(), torch.randn(2, 16, 32, 32, 4)
+    assert float(quantizer(z).terms["entropy"]) < -0.95 * math.log(8192)
 
 
 @pytest.mark.parametrize(

@@ -212,3 +212,33 @@ def test_a_handed_in_codebook_decides_the_channels_and_a_seed_the_weights():
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert made[0].quantizer.codebook.any()
     assert made[0].private.codebook.any()
+
+
+def test_a_slice_along_x_goes_around_the_depth_where_the_released_code_does():
+    tokenizer = neuroquant(trunk=replace(neuroquant().arguments["trunk"], skip_depth=True)).eval()
+    volume, slab = image(3), image(3)[:, :, 8:9]
+    before = [tokenizer.respond({"image": x, "modality": IDS}) for x in (volume, slab)]
+    depths = [m for name, m in tokenizer.named_modules() if name.endswith((".depth", ".down")) and hasattr(m, "weight")]
+    assert any(name.endswith(".depth") for name, _ in tokenizer.named_modules())
+    for module in depths:
+        torch.nn.init.normal_(module.weight)
+    after = [tokenizer.respond({"image": x, "modality": IDS}) for x in (volume, slab)]
+    assert torch.equal(before[1], after[1])
+    assert not torch.allclose(before[0], after[0], atol=1e-4)
+    central = neuroquant().eval()
+    central.load_state_dict(tokenizer.state_dict())
+    assert not torch.allclose(central.respond({"image": slab, "modality": IDS}), after[1], atol=1e-4)
+
+
+def test_a_latent_axis_of_one_cell_is_attended_and_a_slice_is_not():
+    tokenizer = neuroquant().eval()
+    seen = []
+    for module in tokenizer.modules():
+        if type(module).__name__ == "AxisAttention":
+            module.register_forward_hook(lambda m, inputs, output: seen.append(m.axis))
+    x = image(3)
+    tokenizer.encode(x[:, :, : tokenizer.factor[0]], IDS)  # one cell along x
+    assert 0 in seen
+    seen.clear()
+    tokenizer.encode(x[:, :, :1], IDS)
+    assert set(seen) == {1, 2}

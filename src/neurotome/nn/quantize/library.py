@@ -5,8 +5,10 @@ r"""Quantizers of the library vector-quantize-pytorch.
     lookup-free        z_q = sign(W z)                                 2^d corners of the cube (Yu et al., 2024)
     binary spherical   z_q = sign(u) / sqrt(d),  u = W z / |W z|       2^d corners on the sphere (Zhao et al., 2024)
 
-Residual codebooks and sign codes hold n x K distances in training, as the library makes them; the moving averages of
-:mod:`neurotome.nn.quantize.ema` hold O(n + K).
+Residual codebooks hold n x K distances in training, as the library makes them; the moving averages of
+:mod:`neurotome.nn.quantize.ema` hold O(n + K), and sign codes, whose bits are independent given z, O(n sqrt(K) + K):
+
+    p(k | z) = prod_i p(k_i | z),   H(k | z) = sum_i H(k_i | z),   p(k) = mean_z p(front half | z) p(back half | z)
 """
 
 import math
@@ -15,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neurotome.errors import UsageError
@@ -24,8 +27,7 @@ from neurotome.nn.quantize.search import straight_through
 from neurotome.ranges import Count, Decay, NumCodes, Range, Size, Weight
 from neurotome.types import Codes, Latent, Scalar, Vectors
 
-# products token x code that enter the entropy of sign codes in one step; beyond it a random share of the tokens enters
-ENTROPY_CELLS = 1 << 22
+INVERSE_TEMPERATURE = 100.0  # of the soft assignment to sign codes, the library's
 
 
 class LibraryQuantizer(Quantizer):
@@ -169,8 +171,8 @@ class FiniteScalarQuantizer(LibraryQuantizer):
 class LookupFreeQuantizer(LibraryQuantizer):
     """The signs of log2 K channels are the code (Yu et al., 2024, arXiv:2310.05737).
 
-    ``entropy`` is H(k | z) - H(k): low when each token is sure of its code and all codes are used. At most
-    ``ENTROPY_CELLS`` products of token and code enter it.
+    ``entropy`` is H(k | z) - H(k) over all tokens: low when each is sure of its code and all codes are used. H(k) of a
+    few of them would be at most the logarithm of their number, so none is left out.
 
     Args:
         num_codes: K, a power of 2.
@@ -194,10 +196,21 @@ class LookupFreeQuantizer(LibraryQuantizer):
 
     def batched(self, z: Tensor) -> tuple[Tensor, Sequence[Tensor], dict[str, Scalar]]:
         """See :class:`LibraryQuantizer`."""
-        self.layer.frac_per_sample_entropy = min(1.0, ENTROPY_CELLS / (z.shape[1] * self.sizes[0]))
+        self.layer.frac_per_sample_entropy = 1.5 / z.shape[1]  # of one token: the library's own is not used
         (vectors, codes, _), parts = self.layer(z, return_loss_breakdown=True)
-        entropy = parts.per_sample_entropy - parts.batch_entropy
+        entropy = self._entropy(z[0]) if self.training else z.new_zeros(())
         return vectors, (codes,), {"commitment": parts.commitment, "entropy": entropy}
+
+    def _entropy(self, z: Vectors) -> Scalar:
+        """Return H(k | z) - H(k) in nats, of the library's soft assignment to the corners."""
+        u = self.layer.maybe_l2norm(self.layer.project_in(z))  # (n, bits)
+        corner = u.shape[1] ** -0.5 if self.spherical else 1.0
+        logits = 4 * INVERSE_TEMPERATURE * corner * u  # of a bit being 1: twice 2 / T times its coordinate
+        ones = logits.sigmoid()
+        sure = (F.softplus(logits) - logits * ones).sum(1).mean()
+        front, back = (_joint(half) for half in ones.tensor_split([u.shape[1] // 2], dim=1))
+        used = library().lookup_free_quantization.maybe_distributed_mean(front.t() @ back / len(z))
+        return sure + (used * used.clamp_min(torch.finfo(used.dtype).tiny).log()).sum()
 
 
 class BinarySphericalQuantizer(LookupFreeQuantizer):
@@ -207,6 +220,14 @@ class BinarySphericalQuantizer(LookupFreeQuantizer):
     """
 
     spherical = True
+
+
+def _joint(ones: Tensor) -> Tensor:
+    """Return the probabilities ``(n, 2^b)`` of all words of b independent bits from those of ones, ``(n, b)``."""
+    words = ones.new_ones(len(ones), 1)
+    for one in ones.unbind(1):
+        words = torch.cat([words * (1 - one)[:, None], words * one[:, None]], dim=1)
+    return words
 
 
 def library() -> Any:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neurotome.nn.nd import flat_axes
+from neurotome.nn.nd import XYZ, flat_axes
 from neurotome.nn.slabs.maps import Map
 
 Operation = Callable[..., Map | tuple[Map, ...] | None]
@@ -238,18 +238,20 @@ def narrow(func: Any, x: Map, dim: int, start: int, length: int) -> Map | None:
     )  # fmt: skip
 
 
-def space_to_depth(func: Any, x: Map, factor: Sequence[int]) -> Map | None:
+def space_to_depth(func: Any, x: Map, factor: Sequence[int], order: Sequence[int] = XYZ) -> Map | None:
     """See :func:`neurotome.nn.nd.space_to_depth`."""
     step = 1 if x.shape[2] == 1 else factor[0]
     size = [max(n // f, 1) for n, f in zip(x.shape[2:], factor, strict=True)]
     shape = (x.shape[0], x.shape[1] * math.prod(factor), *size)
     return Map(
-        lambda lo, hi: func(x.read(lo * step, hi * step), factor), [x], shape, x.dtype, x.device,
+        lambda lo, hi: func(x.read(lo * step, hi * step), factor, order), [x], shape, x.dtype, x.device,
         kept=False, first=lambda lo: lo * step,
     )  # fmt: skip
 
 
-def depth_to_space(func: Any, x: Map, factor: Sequence[int], shape: Sequence[int]) -> Map | None:
+def depth_to_space(
+    func: Any, x: Map, factor: Sequence[int], shape: Sequence[int], order: Sequence[int] = XYZ
+) -> Map | None:
     """See :func:`neurotome.nn.nd.depth_to_space`."""
     flat = flat_axes(shape)
     step = 1 if flat[0] else factor[0]
@@ -257,7 +259,7 @@ def depth_to_space(func: Any, x: Map, factor: Sequence[int], shape: Sequence[int
 
     def planes(lo: int, hi: int) -> Tensor:
         a = lo // step
-        made: Tensor = func(x.read(a, -(-hi // step)), factor, shape)
+        made: Tensor = func(x.read(a, -(-hi // step)), factor, shape, order)
         return made.narrow(2, lo - a * step, hi - lo)
 
     out = (x.shape[0], x.shape[1] // math.prod(factor), *size)

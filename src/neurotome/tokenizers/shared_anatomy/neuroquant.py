@@ -6,7 +6,7 @@ r"""NeuroQuant: one encoder, two streams (Li et al., 2026, arXiv:2604.05171).
     x_hat  = D(q, {(gamma_l, beta_l)(u_m)})                     eq. 9-11
 
 The anatomy is quantised with one codebook for all contrasts; the appearance modulates the decoder. The constructor's
-defaults are the published sizes. Departures from the paper are arguments, listed in ``docs/explanation/neuroquant.md``;
+defaults are the published sizes. Departures from the paper are arguments, listed in ``docs/explanation/fidelity.md``;
 they have not been ablated one by one.
 """
 

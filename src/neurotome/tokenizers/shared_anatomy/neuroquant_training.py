@@ -7,7 +7,7 @@ r"""How NeuroQuant is trained (Li et al., 2026, arXiv:2604.05171), and how its s
 
 The first three lines are the paper's. With them alone the codes name their contrast, because the decoder can learn two
 dialects; :class:`Alignment` adds the fourth. Departures from the paper are marked and listed in
-``docs/explanation/neuroquant.md``.
+``docs/explanation/fidelity.md``.
 """
 
 from collections.abc import Sequence

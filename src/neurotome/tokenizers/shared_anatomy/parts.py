@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from neurotome.nn.attention import MultiAxisAttention
 from neurotome.nn.modulation import FiLM, Modulation, modulate
-from neurotome.nn.nd import Conv, Triple, depth_to_space, per_axis, space_to_depth, upsample
+from neurotome.nn.nd import Conv, Flat, Triple, depth_to_space, flat_axes, per_axis, space_to_depth, upsample
 from neurotome.nn.residual import ResidualBlock, activated, normalisation, run_stage
 from neurotome.ranges import MAY_BE_EMPTY, Finite, Ranged, Size, SizeOrNone
 from neurotome.types import Image, ModalityIds, Style
@@ -34,6 +34,8 @@ class Trunk(Ranged):
         stem_factor: Voxels per axis moved into channels before the first convolution and back after the last.
         norm_groups: Groups of the normalisations; 0 removes them (crops and whole volumes then see the same network).
         factored: Whether convolutions in residual blocks are factored into plane and depth.
+        skip_depth: Whether a slice along x goes around the depth convolutions, and is halved by interpolation in place
+            of the strided convolutions (released code); else it sees the central slice of their kernels.
 
     Raises:
         ValueError: The lists have not one entry per level.
@@ -49,6 +51,7 @@ class Trunk(Ranged):
     stem_factor: Size = 1
     norm_groups: SizeOrNone = 32
     factored: bool = True
+    skip_depth: bool = False
 
     def __post_init__(self) -> None:
         """Refuse lists of different lengths."""
@@ -133,17 +136,32 @@ class Parts:
         """Return attention along every axis."""
         return MultiAxisAttention(self.spatial_dims, channels, self.trunk.num_heads, self.trunk.norm_groups)
 
-    def middle(self, channels: int) -> nn.Module:
-        """Return residual block, attention, residual block, or nothing."""
-        if not self.trunk.mid_blocks:
-            return nn.Identity()
-        return nn.Sequential(
-            self.residual(channels, channels), self.attention(channels), self.residual(channels, channels)
-        )
+    def skips_depth(self, flat: Flat) -> bool:
+        """Return whether an image with these flat axes goes around what the depth has."""
+        return self.trunk.skip_depth and flat[0]
 
     def strided(self, widths: Sequence[int]) -> list[nn.Module]:
         """Return stages that halve the resolution, from each width to the next."""
         return [nn.Sequential(self.conv(a, b, stride=2), self.residual(b, b)) for a, b in pairwise(widths)]
+
+
+class Middle(nn.ModuleList):
+    """Residual block, attention, residual block at the coarsest resolution, or nothing."""
+
+    def __init__(self, parts: Parts, channels: int) -> None:
+        super().__init__()
+        self.parts = parts
+        if parts.trunk.mid_blocks:
+            self.extend(
+                [parts.residual(channels, channels), parts.attention(channels), parts.residual(channels, channels)]
+            )
+
+    def forward(self, x: Tensor, flat: Flat) -> Tensor:
+        """Map ``(b, c, x, y, z)`` to the same shape; ``flat`` says along which axes the image is a slice."""
+        for block in self:
+            attends = isinstance(block, MultiAxisAttention)
+            x = block(x, flat) if attends else block(x, skip_depth=self.parts.skips_depth(flat))
+        return x
 
 
 class AnatomyStage(nn.Module):
@@ -159,19 +177,31 @@ class AnatomyStage(nn.Module):
         resize: Literal["down", "up", "none"],
     ) -> None:
         super().__init__()
-        widths = (in_channels, *(out_channels,) * num_res_blocks)
+        widths, self.parts = (in_channels, *(out_channels,) * num_res_blocks), parts
         self.up: nn.Module = parts.conv(in_channels, in_channels) if resize == "up" else nn.Identity()
         self.blocks = nn.ModuleList(parts.residual(a, b) for a, b in pairwise(widths))
-        self.attention: nn.Module = parts.attention(out_channels) if attention else nn.Identity()
+        self.attention = parts.attention(out_channels) if attention else None
         self.down: nn.Module = parts.conv(out_channels, out_channels, stride=2) if resize == "down" else nn.Identity()
 
-    def forward(self, x: Tensor, films: Sequence[Modulation] = (), size: Sequence[int] = ()) -> Tensor:
-        """Map ``(b, c, x, y, z)``; ``films`` holds one modulation per block, ``size`` the resolution to go up to."""
+    def forward(self, x: Tensor, flat: Flat, films: Sequence[Modulation] = (), size: Sequence[int] = ()) -> Tensor:
+        """Map ``(b, c, x, y, z)`` to the next resolution.
+
+        Args:
+            x: Features.
+            flat: Axes along which the image is a slice.
+            films: One modulation per block, or none.
+            size: The resolution to go up to, if any.
+        """
+        skip_depth = self.parts.skips_depth(flat)
         if size and tuple(size) != tuple(x.shape[2:]):
             x = self.up(upsample(x, size))
         for i, block in enumerate(self.blocks):
-            x = block(x, films[i] if films else None)
-        return self.down(self.attention(x))
+            x = block(x, films[i] if films else None, skip_depth)
+        if self.attention is not None:
+            x = self.attention(x, flat)
+        if skip_depth and isinstance(self.down, Conv):
+            return upsample(x, [max(n // s, 1) for n, s in zip(x.shape[2:], self.down.stride, strict=True)])
+        return self.down(x)
 
 
 class AnatomyEncoder(nn.Module):
@@ -199,7 +229,7 @@ class AnatomyEncoder(nn.Module):
                 pairwise((channels[0], *channels)), trunk.attention_levels, trunk.halved, strict=True
             )
         )
-        self.mid = parts.middle(channels[-1])
+        self.mid = Middle(parts, channels[-1])
         self.norm = normalisation(channels[-1], trunk.norm_groups)
         if contrasts:
             sites = [c for c in channels for _ in range(trunk.num_res_blocks)]
@@ -208,12 +238,12 @@ class AnatomyEncoder(nn.Module):
 
     def forward(self, image: Image, modality: ModalityIds) -> Tensor:
         """Map ``(b, c, x, y, z)`` to ``(b, c', x/f, y/f, z/f)``."""
-        h = self._enter(space_to_depth(image, self.stem), modality)
+        h, flat = self._enter(space_to_depth(image, self.stem), modality), flat_axes(image.shape)
         films: list[Modulation] = self.film(self.embedding(modality)) if self.contrasts else []
         for i, stage in enumerate(self.stages):
             of_stage = films[i * self.num_res_blocks : (i + 1) * self.num_res_blocks]
-            h = run_stage(stage, self.recompute, h, of_stage)
-        return activated(self.norm(self.mid(h)))
+            h = run_stage(stage, self.recompute, h, flat, of_stage)
+        return activated(self.norm(self.mid(h, flat)))
 
     def _enter(self, x: Tensor, modality: ModalityIds) -> Tensor:
         """Return what the stem of every image's contrast makes of it."""
@@ -254,7 +284,7 @@ class AnatomyDecoder(nn.Module):
         num_res_blocks = trunk.num_res_blocks if trunk.decoder_res_blocks is None else trunk.decoder_res_blocks
         self.stem, self.film_sites, self.doubled, self.recompute = parts.stem, film_sites, trunk.halved[::-1], False
         self.conv_in = parts.conv(latent_channels, channels[0])
-        self.mid = parts.middle(channels[0])
+        self.mid = Middle(parts, channels[0])
         self.stages = nn.ModuleList(
             AnatomyStage(parts, a, b, num_res_blocks, attention, "up" if doubled else "none")
             for (a, b), attention, doubled in zip(
@@ -276,15 +306,16 @@ class AnatomyDecoder(nn.Module):
 
     def features(self, latent: Tensor, films: Sequence[Modulation], shape: Sequence[int]) -> Tensor:
         """Return what the last convolution reads, ``(b, c, x/s, y/s, z/s)`` with s the stem's factor."""
-        h, sizes = self.mid(self.conv_in(latent)), self._sizes(shape)
+        flat, sizes = flat_axes(shape), self._sizes(shape)
+        h = self.mid(self.conv_in(latent), flat)
         if self.film_sites == "stage":
             h = modulate(h, films[0])
             for stage, size, film in zip(self.stages, sizes, films[1:], strict=True):
-                h = modulate(run_stage(stage, self.recompute, h, (), size), film)
+                h = modulate(run_stage(stage, self.recompute, h, flat, (), size), film)
         else:
             n = len(films) // len(self.stages)
             for i, (stage, size) in enumerate(zip(self.stages, sizes, strict=True)):
-                h = run_stage(stage, self.recompute, h, films[i * n : (i + 1) * n], size)
+                h = run_stage(stage, self.recompute, h, flat, films[i * n : (i + 1) * n], size)
         return self.act(self.norm(h))
 
     def _sizes(self, shape: Sequence[int]) -> list[Triple]:
