@@ -65,6 +65,12 @@ class InputError(NeurotomeError, ValueError):
         body = self.reason if self.reason.endswith((".", "!", "?")) else f"{self.reason}."
         return f"{head}{body if tail else self.reason}{tail}"
 
+    @property
+    def unreadable(self) -> bool:
+        """Whether the system refused to read what is there; that says nothing about its content."""
+        absent = FileNotFoundError | NotADirectoryError | IsADirectoryError
+        return isinstance(self.__cause__, OSError) and not isinstance(self.__cause__, absent)
+
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the way from a worker process, keyword arguments included."""
         return _input_error, (self.reason, None if self.file is None else str(self.file), self.remedy)
@@ -72,6 +78,16 @@ class InputError(NeurotomeError, ValueError):
 
 def _input_error(reason: str, file: str | None, remedy: str | None) -> InputError:
     return InputError(reason, file=file, remedy=remedy)
+
+
+def cannot_be_read(path: Path, error: OSError) -> InputError:
+    """Return the error of a file that the system did not let us read; raise it from ``error``."""
+    return InputError(
+        f"cannot be read ({error.strerror or error})",
+        file=error.filename or path,
+        remedy="check its owner and permissions, the limit of open files and the network drive, then run again; "
+        "nothing was changed",
+    )
 
 
 class OutputError(NeurotomeError, OSError):

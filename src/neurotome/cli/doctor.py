@@ -48,6 +48,7 @@ def _model(args: argparse.Namespace) -> int:
         "images": content.images.to_json(),
         **(content.capabilities or content.network.capabilities(content.preparation.shape)),
         **({"frozen": dict(content.frozen)} if content.frozen else {}),
+        **({"origin": list(content.origin)} if content.origin else {}),
         "preparation": content.preparation.describe(),
         "training_subjects": len(content.training_subjects[1]),
         "self_test": None if found is None else {"share_within_1e-3": found.share, "largest": found.largest},

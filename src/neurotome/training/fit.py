@@ -8,6 +8,7 @@ that was never stopped. One Lightning epoch is the whole run. Validation, checkp
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -23,6 +24,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from neurotome.errors import Interrupted, NeurotomeError, OutputError, UsageError
+from neurotome.files.pool import WorkerKilled
 from neurotome.files.progress import Progress
 from neurotome.training.averages import EMA
 from neurotome.training.base import Method
@@ -32,6 +34,8 @@ from neurotome.training.run_folder import RunFolder, environment
 from neurotome.types import Batch
 
 _LIGHTNING_LOGS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+# what torch's loader says of a process that ended or does not answer
+_LOADER_GONE = re.compile(r"DataLoader (worker \(pid|timed out)")
 log = logging.getLogger("neurotome")
 
 
@@ -141,11 +145,37 @@ class _Stream:
         generators = random_state()
         batches = iter(self.datamodule.train_dataloader())
         set_random_state(generators)  # a loader draws a seed when it starts, once more after a resume
-        for batch in batches:
+        while (batch := self._next(batches, step)) is not None:
             yield batch
             step += 1
         if step < self.method.max_steps:
             raise RuntimeError(f"the data ended after {step} of {self.method.max_steps} steps; it must last for all")
+
+    def _next(self, batches: Iterator[Any], step: int) -> Batch | None:
+        """Return the next batch, None after the last.
+
+        Raises:
+            WorkerKilled: A loader process was killed, or made no batch in the time it has.
+            NeurotomeError: What making the batch raised.
+        """
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if not _LOADER_GONE.search(str(error)):
+                raise
+            named = getattr(self.datamodule, "subjects", lambda step: ())(step)
+            who = f" (subjects {', '.join(named)}, or those of the steps after it)" if named else ""
+            late = "timed out" in str(error)
+            raise WorkerKilled(
+                f"a loader process {'was stopped: it made no batch in time' if late else 'was killed'} while the batch "
+                f"of step {step + 1} was made{who}. "
+                f"{'Look for a stopped process or a network drive that hangs' if late else 'Most often memory ran out'}"
+                ". Remedy: run the same command again to resume from the last checkpoint, with fewer --workers if it "
+                "recurs."
+            ) from error
+        if isinstance(batch, NeurotomeError):
+            raise batch
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the position is the step."""
@@ -190,6 +220,9 @@ def fit(
     run_dir: str | Path,
     config: TrainerConfig,
     config_text: str | None = None,
+    origin: Mapping[str, Any] | None = None,
+    *,
+    extend: bool = False,
 ) -> FitResult:
     """Train ``method`` into ``run_dir``, from where an earlier call stopped.
 
@@ -200,10 +233,14 @@ def fit(
         run_dir: The run folder; made if it is not there.
         config: How long and on what.
         config_text: The whole resolved configuration as YAML; ``config`` alone if None.
+        origin: What the method's weights start from, with its digest as ``model``; None for freshly drawn ones.
+        extend: Whether a run of fewer steps may go on to ``max_steps``: its next step is the one that a run of so many
+            steps would take there (rates, kinds of batches), with the weights that it has.
 
     Raises:
         Interrupted: A signal came; all is saved, the same call resumes.
-        UsageError: The folder holds a run with another configuration, other data, or one that is running.
+        UsageError: The folder holds a run with another configuration, other first weights or other data, or one that
+            is running; there is no run to extend.
         OutputError: The disk is full, or the folder cannot be written to.
         Diverged: A loss or gradient is not finite.
     """
@@ -212,7 +249,7 @@ def fit(
     method.step, method.max_steps, method.log_every_steps = 0, config.max_steps, config.log_every_steps
     method.seed = config.seed
     with folder.alone(), StopFlag() as stop, num_threads(config.threads), _hushed():
-        folder.claim(text)
+        folder.claim(text, origin, extend=extend)
         checkpoints = CheckpointFolder(folder.root / "checkpoints", config.keep)
         checkpoints.sweep()
         callback = _callback(method, datamodule, config, folder, checkpoints, stop)

@@ -4,10 +4,11 @@ A journal beside the index lists finished entries, so that a killed run keeps wh
 right are kept, all others are made. A session that fails does not stop the others.
 """
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +27,15 @@ from neurotome.data.stores.entries import (
 )
 from neurotome.data.stores.store import INDEX_NAME, Store
 from neurotome.errors import InputError, NeurotomeError, OutputError, UsageError, printable
-from neurotome.files.atomic import sweep, write_atomically
+from neurotome.files.atomic import output_error, sweep, write_atomically
 from neurotome.files.json_text import parse_json
+from neurotome.files.lock import alone
 from neurotome.files.pool import results
 from neurotome.files.progress import Report
 from neurotome.files.verified import file_sha256
 from neurotome.modality import canonical
 
-JOURNAL_NAME = "journal.jsonl"
+JOURNAL_NAME, LOCK = "journal.jsonl", ".lock"
 
 
 @dataclass(frozen=True)
@@ -141,15 +143,16 @@ def prepare(
         table = _own_splits(manifest, subjects) if sizes is None else {}
         table = table or split_subjects(subjects, seed, sizes or DEFAULT_FRACTIONS)
     folder = Path(store)
-    known = _open_folder(folder, preparation, wanted, overwrite)
-    jobs = [
-        _Job(s, views, preparation, wanted, folder, table[s.subject], manifest.root, known, allow_head)
-        for s, views in chosen
-    ]
-    entries, failures, num_built = _run(jobs, folder / JOURNAL_NAME, workers, progress)
-    _write_tables(folder, manifest, {s: table[s] for s in subjects})
-    result = Store.create(folder, preparation, wanted, entries, manifest.root)
-    (folder / JOURNAL_NAME).unlink(missing_ok=True)
+    with _alone(folder):
+        known = _open_folder(folder, preparation, wanted, overwrite)
+        jobs = [
+            _Job(s, views, preparation, wanted, folder, table[s.subject], manifest.root, known, allow_head)
+            for s, views in chosen
+        ]
+        entries, failures, num_built = _run(jobs, folder / JOURNAL_NAME, workers, progress)
+        _write_tables(folder, manifest, {s: table[s] for s in subjects})
+        result = Store.create(folder, preparation, wanted, entries, manifest.root)
+        (folder / JOURNAL_NAME).unlink(missing_ok=True)
     return PrepareReport(result, num_built, len(entries) - num_built, tuple(failures))
 
 
@@ -169,6 +172,27 @@ def _own_splits(manifest: Manifest, subjects: Iterable[str]) -> dict[str, str]:
     return table
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a store's folder for this process.
+
+    Raises:
+        UsageError: Another process prepares into it, or it holds something else; nothing is written there.
+        OutputError: It cannot be written to.
+    """
+    names = {part.name for part in folder.iterdir()} if folder.is_dir() else {""} if folder.exists() else set()
+    if names - {LOCK} and not names & {INDEX_NAME, JOURNAL_NAME}:
+        # never emptied, not even with --overwrite: what lies there is not ours
+        raise UsageError(f"{printable(folder)}: the folder is not empty and holds no store; choose another one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    held = f"{printable(folder)}: another process prepares into this folder; wait for it, or choose another one"
+    with alone(folder / LOCK, UsageError(held)):
+        yield
+
+
 def _open_folder(
     folder: Path, preparation: Preparation, modalities: tuple[str, ...], overwrite: bool
 ) -> dict[str, str]:
@@ -177,7 +201,9 @@ def _open_folder(
     if (folder / INDEX_NAME).exists():
         try:
             earlier = Store.open(folder)
-        except InputError:
+        except InputError as error:
+            if error.unreadable:
+                raise
             earlier = None  # a damaged index is written anew; entries are found by the journal or made again
         if earlier is not None and (earlier.preparation, earlier.modalities) != (preparation, modalities):
             if not overwrite:
@@ -188,11 +214,7 @@ def _open_folder(
             shutil.rmtree(folder / "entries", ignore_errors=True)
         elif earlier is not None:
             known = {s.digest: s.sha256 for s in earlier.sessions}
-    elif folder.exists() and not (folder / JOURNAL_NAME).exists() and any(folder.iterdir()):
-        # never emptied, not even with --overwrite: what lies there is not ours
-        raise UsageError(f"{printable(folder)}: the folder is not empty and holds no store; choose another one")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         # first of all, so that whatever a killed run leaves is known to be a store's
         (folder / JOURNAL_NAME).touch()
         (folder / "entries").mkdir(exist_ok=True)
