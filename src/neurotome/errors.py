@@ -9,8 +9,15 @@
 The text of each is one paragraph: what was given, what is admissible, what to do.
 """
 
+import errno
 import os
+import re
 from pathlib import Path
+
+# what torch says of CUDA and MPS, of the CPU on each system, of C++ and of the libraries of a GPU
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory|bad_alloc|_STATUS_ALLOC_FAILED"
+)
 
 
 def printable(text: str | os.PathLike[str]) -> str:
@@ -23,6 +30,13 @@ def printable(text: str | os.PathLike[str]) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, as Python, numpy, the allocators of torch or the system say it."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 class NeurotomeError(Exception):

@@ -258,7 +258,7 @@ class Method(lightning.LightningModule, ABC):
             raise ValueError(f"loss() returned {sorted(terms)}; the term to minimise must be named 'loss'")
         total = terms["loss"]
         if self._must_check(total) and not math.isfinite(total.item()):
-            raise Diverged(self._divergence("the loss is not finite", terms))
+            raise Diverged(self._divergence("the loss is not finite", terms, self.step + 1))
         return {name: term if name == "loss" else term.detach() for name, term in terms.items()}
 
     def configure_gradient_clipping(
@@ -280,7 +280,7 @@ class Method(lightning.LightningModule, ABC):
                 self.gradient_norm = norm
             if self._must_check(norm) and not math.isfinite(norm.item()):
                 what = f"the gradient{f' of the {part}' if part else ''} is not finite"
-                raise Diverged(self._divergence(what, {"norm": norm}))
+                raise Diverged(self._divergence(what, {"norm": norm}, self.step + 1))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch; on the CPU it is already there."""
@@ -301,12 +301,12 @@ class Method(lightning.LightningModule, ABC):
         """
         for name, value in {**self.state_dict(), **others}.items():
             if not is_finite(value):
-                raise Diverged(self._divergence(f"{name} is not finite", {}))
+                raise Diverged(self._divergence(f"{name} is not finite", {}, self.step))
 
-    def _divergence(self, what: str, terms: Mapping[str, Tensor]) -> str:
+    def _divergence(self, what: str, terms: Mapping[str, Tensor], step: int) -> str:
         values = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
         return (
-            f"{what} at step {self.step + 1} of {self.max_steps}{f' ({values})' if values else ''} on the batch of "
+            f"{what} at step {step} of {self.max_steps}{f' ({values})' if values else ''} on the batch of "
             f"subjects {', '.join(self._subjects) or 'unknown'}; check these scans with `neurotome check`, or "
             "lower the learning rate and train into a new run folder"
         )

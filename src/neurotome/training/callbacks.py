@@ -289,9 +289,9 @@ class RunCallback(Callback):
     def _kept(self, trainer: Trainer) -> dict[str, torch.Tensor]:
         """Return the tensors that a checkpoint keeps beside the method's own: moments and averaged weights."""
         kept = {
-            f"{name} of the optimiser": value
+            f"{name} of the optimiser ({number})": value
             for optimizer in trainer.optimizers
-            for moments in optimizer.state.values()
+            for number, moments in enumerate(optimizer.state.values())
             for name, value in moments.items()
             if isinstance(value, torch.Tensor)
         }

@@ -145,34 +145,24 @@ class _Stream:
         generators = random_state()
         batches = iter(self.datamodule.train_dataloader())
         set_random_state(generators)  # a loader draws a seed when it starts, once more after a resume
-        while (batch := self._next(batches, step)) is not None:
+        while (batch := self._next(batches)) is not None:
             yield batch
             step += 1
         if step < self.method.max_steps:
             raise RuntimeError(f"the data ended after {step} of {self.method.max_steps} steps; it must last for all")
 
-    def _next(self, batches: Iterator[Any], step: int) -> Batch | None:
+    def _next(self, batches: Any) -> Batch | None:
         """Return the next batch, None after the last.
 
         Raises:
-            WorkerKilled: A loader process was killed, or made no batch in the time it has.
             NeurotomeError: What making the batch raised.
         """
         try:
             batch = next(batches, None)
-        except RuntimeError as error:
-            if not _LOADER_GONE.search(str(error)):
-                raise
-            named = getattr(self.datamodule, "subjects", lambda step: ())(step)
-            who = f" (subjects {', '.join(named)}, or those of the steps after it)" if named else ""
-            late = "timed out" in str(error)
-            raise WorkerKilled(
-                f"a loader process {'was stopped: it made no batch in time' if late else 'was killed'} while the batch "
-                f"of step {step + 1} was made{who}. "
-                f"{'Look for a stopped process or a network drive that hangs' if late else 'Most often memory ran out'}"
-                ". Remedy: run the same command again to resume from the last checkpoint, with fewer --workers if it "
-                "recurs."
-            ) from error
+        except RuntimeError:
+            for worker in getattr(batches, "_workers", ()):  # a stopped one does not obey when Python ends
+                worker.kill()
+            raise
         if isinstance(batch, NeurotomeError):
             raise batch
         return batch
@@ -183,6 +173,29 @@ class _Stream:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See :meth:`state_dict`."""
+
+
+def _loader_gone(error: BaseException | None, datamodule: Any, step: int) -> WorkerKilled | None:
+    """Return what to say where a loader process was killed or does not answer; None for other errors.
+
+    Torch raises it in a signal handler, so wherever this process happens to be.
+    """
+    while error is not None and not (isinstance(error, RuntimeError) and _LOADER_GONE.search(str(error))):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    named = ", ".join(getattr(datamodule, "subjects", lambda step: ())(step))
+    late = "timed out" in str(error)
+    what, why = (
+        ("made no batch in time", "Look for a stopped process, or a network drive that hangs")
+        if late
+        else ("was killed", "Most often memory had run out")
+    )
+    return WorkerKilled(
+        f"a loader process {what}; the next batch is that of step {step + 1}"
+        f"{f' (subjects {named})' if named else ''}. {why}. Remedy: run the same command again, which resumes "
+        "from the last checkpoint, with fewer --workers if it recurs."
+    )
 
 
 @contextmanager
@@ -258,11 +271,14 @@ def fit(
             if newest is not None and step_of(newest) == config.max_steps:
                 return _finished(method, callback, newest)
             return _train(method, callback, config, newest)
-        except BaseException as error:
+        except BaseException as raised:
+            error = _loader_gone(raised, datamodule, method.step) or raised
             state = "interrupted" if isinstance(error, Interrupted) else "failed"
             message = str(error) if isinstance(error, NeurotomeError) else f"{type(error).__name__}: {error}"
             with suppress(OutputError):
                 folder.status(state, method.step, method.max_steps, callback.seconds, message)
+            if error is not raised:
+                raise error from raised
             raise
         finally:
             callback.progress.close()

@@ -36,7 +36,9 @@ def test_batches_are_raw_latents_of_a_pure_order(shards):
                 assert bool(batch.present[row, column]) == there
                 expected = latent_of(entry.number, name) if there else np.zeros((3, 2, 3, 5))
                 assert np.array_equal(batch.image[row, column].numpy(), expected)
-    orders = [[e.number for s in range(10) for e in LatentBatches(latents, 2, 10, seed=s0).sessions(s)] for s0 in (1, 2)]
+    orders = [
+        [e.number for s in range(10) for e in LatentBatches(latents, 2, 10, seed=s0).sessions(s)] for s0 in (1, 2)
+    ]
     assert orders[0] != orders[1]
     assert len(batches) == 10
     with pytest.raises(IndexError):
