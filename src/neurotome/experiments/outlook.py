@@ -46,7 +46,7 @@ def outlook(method: Method, settings: TrainerConfig) -> list[str]:
     weights = sum(p.numel() for p in method.parameters() if p.requires_grad)
     if not weights:
         return []
-    where = settings.device
+    where: str = settings.device
     if where == "cpu":
         threads = settings.threads or torch.get_num_threads()
         where = f"cpu, {threads} {'thread' if threads == 1 else 'threads'}"

@@ -176,9 +176,9 @@ def line_chart(
             parts += [
                 element("circle", class_=f"dot-{(i - 1) % 6 + 1}", cx=f"{a:.1f}", cy=f"{b:.1f}", r=2.6) for a, b in dots
             ]
-    for i, (name, step) in enumerate(sorted((marks or {}).items(), key=lambda mark: mark[1])):
-        if start <= step <= end:
-            parts += _mark(name, LEFT + (step - start) / span * inner[0], TOP + 9 + 11 * (i % 3), width, height)
+    for i, (name, place) in enumerate(sorted((marks or {}).items(), key=lambda mark: mark[1])):
+        if start <= place <= end:
+            parts += _mark(name, LEFT + (place - start) / span * inner[0], TOP + 9 + 11 * (i % 3), width, height)
     legend = tuple(names) if len(lines) > 1 else ()
     last = f"{lines[0].value[-1]:.4g} at the end" if len(lines) == 1 else ""
     return Chart(title, drawing(width, height, f"{title} over steps", parts), legend, last)
