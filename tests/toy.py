@@ -207,3 +207,13 @@ seed: 3
 tiny:
   trainer: {max_steps: 1}
 """
+
+
+def exported_with(subjects: Sequence[str], store: Path, folder: Path) -> str:
+    """Write the model folder of a toy that was trained on other subjects than those of the store."""
+    from neurotome.models.folder import write_model_folder
+
+    preparation = Store.open(store).preparation
+    return write_model_folder(
+        folder, ToyTokenizer(), preparation=preparation, subjects=subjects, card="", stats={}, styles={}
+    )

@@ -10,9 +10,16 @@ The text of each is one paragraph: what was given, what is admissible, what to d
 """
 
 import difflib
+import errno
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+# what torch says of CUDA and MPS, of the CPU on each system, of C++ and of the libraries of a GPU
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory|bad_alloc|_STATUS_ALLOC_FAILED"
+)
 
 
 def printable(text: str | os.PathLike[str]) -> str:
@@ -31,6 +38,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean …?`` with the word of ``known`` that is nearest, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, as Python, numpy, the allocators of torch or the system say it."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 class NeurotomeError(Exception):
@@ -75,6 +89,12 @@ class InputError(NeurotomeError, ValueError):
         lines = f"{body if tail else self.reason}{tail}".split("\n")
         return head + "\n".join(map(printable, lines))
 
+    @property
+    def unreadable(self) -> bool:
+        """Whether the system refused to read what is there; that says nothing about its content."""
+        absent = FileNotFoundError | NotADirectoryError | IsADirectoryError
+        return isinstance(self.__cause__, OSError) and not isinstance(self.__cause__, absent)
+
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the way from a worker process, keyword arguments included."""
         return _input_error, (self.reason, None if self.file is None else str(self.file), self.remedy)
@@ -82,6 +102,16 @@ class InputError(NeurotomeError, ValueError):
 
 def _input_error(reason: str, file: str | None, remedy: str | None) -> InputError:
     return InputError(reason, file=file, remedy=remedy)
+
+
+def cannot_be_read(path: Path, error: OSError) -> InputError:
+    """Return the error of a file that the system did not let us read; raise it from ``error``."""
+    return InputError(
+        f"cannot be read ({error.strerror or error})",
+        file=error.filename or path,
+        remedy="check its owner and permissions, the limit of open files and the network drive, then run again; "
+        "nothing was changed",
+    )
 
 
 class OutputError(NeurotomeError, OSError):

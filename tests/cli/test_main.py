@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from neurotome.cli import main as cli
 from neurotome.cli import say
@@ -255,3 +256,35 @@ def test_explain_names_the_file_of_an_os_error_literally() -> None:
     text, code = explain(OSError(errno.ENOSPC, "No space", "a\x1b.nii"))
     assert code == 1
     assert text.startswith("a\\x1b.nii: the disk is full")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_memory_that_runs_out_is_named_whoever_says_it(error: BaseException) -> None:
+    text, code = explain(error)
+    assert text.startswith("memory ran out (")
+    assert "a smaller batch" in text
+    assert code == 1
+
+
+def test_memory_that_runs_out_in_a_constructor_is_no_value_of_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    from neurotome.experiments.config import load_config
+    from neurotome.experiments.experiment import check_experiment
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 16000000000 bytes.")
+
+    experiment = check_experiment(load_config("vq-vae-demo"), ("T1w", "T2w"))
+    monkeypatch.setattr(torch.Tensor, "normal_", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        experiment.build_method()

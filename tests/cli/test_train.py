@@ -233,15 +233,15 @@ def test_a_term_without_a_weight_is_named_before_anything_is_written(
 def test_a_codebook_that_has_not_started_is_said_everywhere_and_used_nowhere(
     tmp_path: Path, vae: str, toy_store: Path, toy_raw: Path, capsys: pytest.CaptureFixture[str], caplog
 ) -> None:
-    run, late = tmp_path / "run", ["--method.tokenizer.quantizer.start_after", "50"]
-    waits = "a codebook starts after 50 of them (start_after) and once it has collected 64 latent cells"
+    run, late = tmp_path / "run", ["--method.tokenizer.quantizer.reservoir", "4000", "--trainer.max_steps", "13"]
+    waits = "a codebook starts after 0 of them (start_after) and once it has collected 4000 latent cells"
     for _ in range(2):  # also where the finished run is asked for again
         caplog.clear()
         assert train(vae, toy_store, run, *late, "--json") == 0
         assert json.loads(capsys.readouterr().out)["unready"] != ""
         assert waits in caplog.text
         status = json.loads((run / "status.json").read_text())
-        assert (status["state"], status["step"]) == ("finished", 2)
+        assert (status["state"], status["step"]) == ("finished", 13)
         assert waits in status["message"]
     assert waits in json.loads((run / "model" / "config.json").read_text())["unready"]
     assert "NOT READY" in (run / "model" / "README.md").read_text()
@@ -256,10 +256,12 @@ def test_a_codebook_that_has_not_started_is_said_everywhere_and_used_nowhere(
         assert main([*words, "--device", "cpu"]) == 3
         assert waits in capsys.readouterr().err
     assert names(tmp_path) == ["run", "vae.yaml"]
-    assert train(vae, toy_store, tmp_path / "more", "--init-from", model, "--json") == 0  # it is a start like another
+    assert train(vae, toy_store, tmp_path / "more", "--init-from", model) == 3
+    assert waits in capsys.readouterr().err
+    assert train(vae, toy_store, run, *late, "--extend-to", "30", "--json") == 0
     assert json.loads(capsys.readouterr().out)["unready"] == ""
-    assert "unready" not in json.loads((tmp_path / "more" / "model" / "config.json").read_text())
-    words = ["reconstruct", str(tmp_path / "more" / "model"), str(scan), f"{out}.nii.gz"]
+    assert "unready" not in json.loads((run / "model" / "config.json").read_text())
+    words = ["reconstruct", model, str(scan), f"{out}.nii.gz"]
     assert main([*words, "--device", "cpu", "--quiet"]) == 0
 
 

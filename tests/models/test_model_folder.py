@@ -464,3 +464,18 @@ def test_a_model_whose_codebook_has_not_started_is_not_used(tmp_path: Path) -> N
     assert network.unready() == ""
     write(tmp_path / "started", network)
     check_usable(toy.read(tmp_path / "started"), tmp_path / "started")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"stats": {"mean": [0.0], "card": "x" * 65 * 2**20}}, {"styles": {"T1w/" + "a" * 300: torch.zeros(2)}},
+     {"styles": {"T1w/all/mean": torch.tensor([float("nan"), 0.0])}}],
+)  # fmt: skip
+def test_what_reading_refuses_is_not_written(tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="would be refused when it is read"):
+        write(tmp_path / "model", **change)
+    assert names(tmp_path) == []
+    digest = write(tmp_path / "model")
+    with pytest.raises(InputError, match="would be refused when it is read"):
+        write(tmp_path / "model", **change, overwrite=True)
+    assert read_folder(tmp_path / "model", Tokenizer).digest == digest

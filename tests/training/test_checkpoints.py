@@ -208,6 +208,41 @@ def test_a_damaged_newest_is_set_aside_and_named(tmp_path: Path, name: str, dama
     assert folder.all() == [folder.path(1), folder.path(2)]
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.ESTALE, errno.EIO])
+def test_one_that_may_not_be_read_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder = CheckpointFolder(tmp_path)
+    for step in (1, 2):
+        folder.save_checkpoint({**STATE, "step": step}, folder.path(step))
+    real = Path.open
+
+    def refuse(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self.name == "tensors.safetensors":
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(InputError, match=f"step-00000002.*cannot be read .{os.strerror(number)}.*nothing was"):
+            folder.newest_good()
+        with pytest.raises(InputError, match="cannot be read"):
+            folder.load_checkpoint(folder.path(2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+    assert folder.newest_good() == folder.path(2)
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        CheckpointFolder(tmp_path).save_checkpoint(STATE, tmp_path / "step-00000001")
+    finally:
+        os.umask(before)
+    rights = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "step-00000001").iterdir()}
+    assert rights == dict.fromkeys(("tensors.safetensors", "state.json", "SHA256SUMS"), 0o666 & ~mask)
+
+
 def test_no_good_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
     assert folder.newest_good() is None

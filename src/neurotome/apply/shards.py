@@ -353,7 +353,7 @@ def _packed(mask: Bool[np.ndarray, "x y z"]) -> bytes:
 
 
 def _standing(out: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the index of an earlier run of the same request; what cannot be read is made again."""
+    """Return the index of an earlier run of the same request; a damaged one is made again."""
     try:
         index = read_json(out / INDEX_NAME) if (out / INDEX_NAME).is_file() else {}
         if index.get("format_version") != FORMAT_VERSION or index.get("kind") != KIND:
@@ -362,5 +362,7 @@ def _standing(out: Path, request: Mapping[str, Any]) -> dict[str, Any]:
             return {}
         plain = all(s["file"] == shard_name(i) and isinstance(s["sha256"], str) for i, s in enumerate(index["shards"]))
         return index if plain and all(isinstance(index["size"][key], int) for key in ("view", "entry")) else {}
-    except (InputError, KeyError, TypeError):
+    except (InputError, KeyError, TypeError) as error:
+        if isinstance(error, InputError) and error.unreadable:
+            raise
         return {}

@@ -7,19 +7,20 @@ import argparse
 import contextlib
 import io
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from neurotome.cli import add_common, answer, natural, positive, say
 from neurotome.errors import NeurotomeError, UsageError, printable
+from neurotome.files.atomic import remove
 from neurotome.files.json_text import parse_json
 
 DEFAULT_CONFIG = "neuroquant-aligned-demo"
 # the default cohort: 3 mm phantoms, whose brain box fits this grid (a multiple of 8, which three halvings need)
 SPACING_MM = "3"
 SHAPE = ("48", "64", "56")
+MARKER = "demo.json"
 STAGES = ("phantom", "prepare", "train", "evaluate", "translate", "report")
 
 
@@ -47,8 +48,16 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the stages that are left."""
+    """Run the stages that are left, while no other process works in the folder."""
+    from neurotome.training.run_folder import RunFolder
+
     out = Path(args.out)
+    _check_folder(out)
+    with RunFolder(out).alone():
+        return _run(args, out)
+
+
+def _run(args: argparse.Namespace, out: Path) -> int:
     settings = {
         "config": args.config,
         "max_steps": args.max_steps,
@@ -81,15 +90,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that holds something else, before anything is written.
+
+    Raises:
+        UsageError: OUT is a file, or is not empty and holds no demo.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{printable(out)}: is a file; name a folder")
+    from neurotome.training.run_folder import LOCK
+
+    left = [part for part in out.iterdir() if part.name != LOCK] if out.is_dir() else []
+    if left and not (out / MARKER).exists():
+        raise UsageError(f"{printable(out)}: is not empty and holds no demo; choose another OUT")
+
+
 def _prepare_folder(out: Path, settings: dict[str, Any], *, overwrite: bool) -> dict[str, float]:
     """Return the stages that are done, with their seconds.
 
     Raises:
-        UsageError: OUT holds something else, or a demo with other settings.
+        UsageError: OUT holds a demo with other settings.
     """
-    marker = out / "demo.json"
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{printable(out)}: is a file; name a folder")
+    from neurotome.experiments.train import remove_run
+
+    marker = out / MARKER
     if marker.exists() and not overwrite:
         before = _read_json(marker)
         changed = [key for key, value in settings.items() if before.get(key) != value]
@@ -100,14 +124,9 @@ def _prepare_folder(out: Path, settings: dict[str, Any], *, overwrite: bool) -> 
                 "choose another OUT, or give --overwrite to start again"
             )
         return {k: float(v) for k, v in _read_json(out / "timing.json").items() if k in STAGES}
-    if out.is_dir() and any(out.iterdir()):
-        if not marker.exists():
-            raise UsageError(f"{printable(out)}: is not empty and holds no demo; choose another OUT")
-        for part in ("cohort", "store", "checkpoints", "model", "example"):
-            shutil.rmtree(out / part, ignore_errors=True)
-        for part in ("config.yaml", "status.json", "environment.json", "metrics.jsonl", "metrics.json", "timing.json"):
-            (out / part).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+    for name in ("timing.json", "metrics.json", "panels.safetensors", "cohort", "store", "example"):
+        remove(out / name)  # the times first: without them no stage counts as done
+    remove_run(out)
     _write_json(marker, settings)
     return {}
 

@@ -49,6 +49,7 @@ def _model(args: argparse.Namespace) -> int:
         **(content.capabilities or content.network.capabilities(content.preparation.shape)),
         **({"frozen": dict(content.frozen)} if content.frozen else {}),
         **({"provenance": dict(content.provenance)} if content.provenance else {}),
+        **({"origin": list(content.origin)} if content.origin else {}),
         "preparation": content.preparation.describe(),
         "training_subjects": len(content.training_subjects[1]),
         "self_test": None if found is None else {"share_within_1e-3": found.share, "largest": found.largest},

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import neurotome
 from neurotome.cli.surroundings import settle
-from neurotome.errors import Interrupted, NeurotomeError, UsageError, printable
+from neurotome.errors import Interrupted, NeurotomeError, UsageError, is_out_of_memory, printable
 
 VERB_FILES = (
     "demo", "phantom", "inspect", "check", "prepare", "train", "configs", "evaluate", "report", "apply", "bench",
@@ -148,11 +148,9 @@ def explain(error: BaseException, *, verbose: bool = False) -> tuple[str, int]:
         return f"{where}: the name is too long for the file system; choose a shorter one.", UsageError.exit_code
     if isinstance(error, FileNotFoundError):
         return f"{where}: there is no such file or folder; check the path.", UsageError.exit_code
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
-        return (
-            f"memory ran out ({_paragraph(str(error)) or 'no details'}). Remedy: a smaller batch, or --device cpu.",
-            1,
-        )
+    if is_out_of_memory(error):
+        why = _paragraph(str(error)) or "no details"
+        return f"memory ran out ({why}). Remedy: a smaller batch, crop or network, or another --device.", 1
     head = f"internal error, {type(error).__name__}: {_paragraph(str(error))}"
     if not verbose:
         return f"{head}. Run again with --verbose to keep the traceback, and report it.", 1

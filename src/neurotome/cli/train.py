@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurotome.cli import add_common, answer, existing, say
+from neurotome.cli import add_common, answer, existing, positive, say
 
 if TYPE_CHECKING:
     from neurotome.experiments.train import Training
@@ -16,8 +16,8 @@ def add_parser(subparsers: Any) -> None:
         "train",
         help="train a method on a store; the same command resumes",
         description="Train a shipped config (`neurotome configs`) or a YAML file of yours on a prepared store. The "
-        "same command resumes a run that was stopped. Any key of the config can be set: --trainer.max_steps 100, "
-        "--optimizer.lr 1e-3, --method.tokenizer.quantizer.num_codes 512.",
+        "same command resumes a run that was stopped; --extend-to gives a run more steps. Any key of the config can be "
+        "set: --trainer.max_steps 100, --optimizer.lr 1e-3, --method.tokenizer.quantizer.num_codes 512.",
     )
     parser.add_argument("config", metavar="CONFIG", help="name of a shipped config, or a .yaml file")
     parser.add_argument(
@@ -26,7 +26,16 @@ def add_parser(subparsers: Any) -> None:
         help="folder that `neurotome prepare` wrote; for a config of latents, of `encode --shards`",
     )
     parser.add_argument("--out", required=True, metavar="RUN", help="run folder; one that holds this run is resumed")
-    parser.add_argument("--init-from", metavar="MODEL", help="model folder whose weights the network starts from")
+    parser.add_argument(
+        "--init-from", metavar="MODEL",
+        help="model folder, or run, whose weights the network starts from; the subjects it has seen count as seen",
+    )  # fmt: skip
+    parser.add_argument(
+        "--extend-to", type=positive, metavar="STEPS",
+        help="go on with the run in RUN, finished or not, to so many steps in all: each further step is the one that a "
+        "run of STEPS would take there (learning rate, kind of batch), from the weights that RUN has; rerun with the "
+        "same flag to resume",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="check all, print the resolved config, train nothing")
     add_common(parser, compute=True, overwrite=True)
     parser.add_argument("--seed", type=int, default=None, metavar="S", help="seed (default: the config's)")
@@ -49,16 +58,21 @@ def run(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace, out: Path) -> int:
     """Run an experiment into ``out`` and write its model folder."""
-    from neurotome.experiments.train import Training
+    from neurotome.experiments.outlook import outlook
+    from neurotome.experiments.train import Training, extension
 
     overrides = [*args.overrides, *([("seed", str(args.seed))] if args.seed is not None else [])]
+    if args.extend_to is not None:
+        overrides.append(extension(args.extend_to, overwrite=args.overwrite))
     training = Training.prepare(
         args.config, args.store, overrides, args.device, args.precision, args.threads, args.init_from,
         quiet=args.quiet or args.json,
     )  # fmt: skip
     if args.dry_run:
         return _dry_run(args, training)
-    done = training.run(out, workers=args.workers, overwrite=args.overwrite)
+    for line in outlook(training.method, training.settings):
+        say(args, line)
+    done = training.run(out, workers=args.workers, overwrite=args.overwrite, extend=args.extend_to is not None)
     say(args, done.message)
     summary = {
         "run": str(done.run),
@@ -74,11 +88,13 @@ def train(args: argparse.Namespace, out: Path) -> int:
 
 
 def _dry_run(args: argparse.Namespace, training: "Training") -> int:
+    from neurotome.experiments.outlook import codebooks_start
     from neurotome.files.yaml_text import parse_yaml
 
     grid = training.reader.preparation.shape
     facts = {
         "parameters": sum(p.numel() for p in training.method.parameters()),
+        "codebooks_start_in_step": codebooks_start(training.method),
         **training.method.product().capabilities(grid),
         "training_sessions": len(training.reader.sessions("train", training.method.product().modalities)),
         "grid": list(grid),

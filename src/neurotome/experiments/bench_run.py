@@ -23,9 +23,10 @@ from neurotome.experiments.bench_plan import BenchPlan, BenchRun, BenchSettings,
 from neurotome.experiments.config import shipped_benches
 from neurotome.experiments.evaluate import read_truth
 from neurotome.files.atomic import write_atomically
+from neurotome.files.lock import alone
 from neurotome.report.bench import markdown, page
 from neurotome.scans.segmenter import ScanSegmenter
-from neurotome.training.run_folder import differences
+from neurotome.training.run_folder import LOCK, differences
 
 
 def load_plan(name: str) -> BenchPlan:
@@ -79,6 +80,16 @@ def run_bench(
     shared = machine(settings, store)
     facts = {"budget": plan.budget(shared["device"]), "split": settings.split, **shared}
     _claim(out, facts, settings.store)
+    held = f"{printable(out)}: another process runs this bench; wait for it, or choose another OUT"
+    with alone(out / LOCK, UsageError(held)):
+        return _run_cells(plan, cells, wanted, truth, facts)
+
+
+def _run_cells(
+    plan: BenchPlan, cells: Cells, wanted: Sequence[BenchRun], truth: Truth | None, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Run what is left of a bench and write its tables."""
+    out, store, settings = cells.out, cells.store, cells.settings
     failed: list[str] = []
     open_runs = [one for one in wanted if any(cells.read(one.name, seed) is None for seed in plan.seeds)]
     steps, problems = steps_within(plan, open_runs, cells)

@@ -19,7 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from neurotome.errors import InputError, UsageError, did_you_mean, printable
+from neurotome.errors import InputError, UsageError, did_you_mean, is_out_of_memory, printable
 from neurotome.models.registry import constructor_words, public_classes
 from neurotome.nn.recorded import bounded_modules
 from neurotome.ranges import check_ranges
@@ -54,6 +54,8 @@ class Call:
         except InputError:
             raise
         except Exception as error:  # whatever a constructor trips over, it is the config's value
+            if is_out_of_memory(error):
+                raise
             raise UsageError(f"{self.path}: {constructor_words(error)}") from error
 
     def resolved(self) -> dict[str, Any]:

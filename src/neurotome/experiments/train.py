@@ -8,7 +8,6 @@ The same call again resumes. Everything that can be wrong is said before anythin
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,10 +22,10 @@ from neurotome.errors import UsageError, printable
 from neurotome.experiments.arguments import check_number, check_path
 from neurotome.experiments.config import load_config
 from neurotome.experiments.experiment import Experiment, check_experiment
-from neurotome.files.atomic import write_atomically
+from neurotome.experiments.outlook import check_budget
+from neurotome.files.atomic import HIDDEN, remove_folder, write_atomically
 from neurotome.files.progress import Progress
-from neurotome.models.folder import read_folder
-from neurotome.nn.exported import Exportable
+from neurotome.models.starting_model import StartingModel, start_from
 from neurotome.scans.export import export
 from neurotome.training.base import Method
 from neurotome.training.device import Precision, chosen_device, trainer_precision
@@ -35,9 +34,10 @@ from neurotome.training.run_folder import LOCK, RunFolder, environment
 
 MOST_PROCESSES = 1024
 log = logging.getLogger("neurotome")
+# what a run writes; the last one makes a folder a run, and is therefore removed last
 OWN_FILES = (
-    "checkpoints", "model", "events", "data.json", "config.yaml", "environment.json", "metrics.jsonl", "status.json",
-    "report.html", "worst_batch.safetensors",
+    "checkpoints", "model", "events", "data.json", "environment.json", "metrics.jsonl", "status.json",
+    "report.html", "worst_batch.safetensors", "origin.json", "config.yaml",
 )  # fmt: skip
 
 
@@ -78,6 +78,7 @@ def train(
     threads: int | None = None,
     workers: int = 0,
     init_from: str | Path | None = None,
+    extend_to: int | None = None,
     overwrite: bool = False,
     quiet: bool = True,
 ) -> Trained:
@@ -93,7 +94,8 @@ def train(
         precision: ``fp32`` or ``bf16``; None for the config's.
         threads: CPU threads, at least 1; None for all.
         workers: Loader processes.
-        init_from: Model folder whose weights the product starts from.
+        init_from: Model folder whose weights the product starts from, or a run folder that holds it.
+        extend_to: Steps of the whole run, more than the run in ``out`` has: it goes on to them.
         overwrite: Remove a run that is there.
         quiet: Show no progress.
 
@@ -114,8 +116,22 @@ def train(
     if seed is not None:
         check_number("seed", seed, 0)
         texts.append(("seed", str(seed)))
+    if extend_to is not None:
+        texts.append(extension(extend_to, overwrite=overwrite))
     training = Training.prepare(config, data, texts, device, precision, threads, init_from, quiet=quiet)
-    return training.run(Path(out), workers=workers, overwrite=overwrite)
+    return training.run(Path(out), workers=workers, overwrite=overwrite, extend=extend_to is not None)
+
+
+def extension(steps: int, *, overwrite: bool) -> tuple[str, str]:
+    """Return the override by which a run goes on to so many steps.
+
+    Raises:
+        UsageError: Not a number of steps, or the run shall be removed first.
+    """
+    check_number("extend_to", steps, 1, 10**9)
+    if overwrite:
+        raise UsageError("--extend-to continues the run that --overwrite would remove; give one of them")
+    return "trainer.max_steps", str(steps)
 
 
 def _texts(overrides: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -151,15 +167,23 @@ def check_out(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{printable(out)}: is a file; --out names a folder")
-    if out.is_dir() and any(part.name != LOCK for part in out.iterdir()) and not (out / "config.yaml").exists():
+    if out.is_dir() and not (out / "config.yaml").exists() and not all(map(_is_leftover, out.iterdir())):
         raise UsageError(f"{printable(out)}: is not empty and holds no run; choose another --out")
 
 
+def _is_leftover(part: Path) -> bool:
+    """Return whether a start that was stopped before it wrote its config has left this."""
+    return part.name in (LOCK, "origin.json") or part.name.startswith(HIDDEN)
+
+
 def remove_run(out: Path) -> None:
-    """Remove the run in a folder, and nothing else."""
+    """Remove the run in a folder, and nothing else; where that is stopped half-way, it is still a run."""
     for name in OWN_FILES:
         part = out / name
-        shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink(missing_ok=True)
+        if part.is_dir() and not part.is_symlink():
+            remove_folder(part)
+        else:
+            part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -171,12 +195,14 @@ class Training:
         reader: What it reads.
         method: With freshly drawn weights, or those of a model folder.
         settings: How long and on what.
+        origin: What the weights start from; None for freshly drawn ones.
     """
 
     experiment: Experiment
     reader: Reader
     method: Method
     settings: TrainerConfig
+    origin: StartingModel | None = None
 
     @classmethod
     def prepare(
@@ -204,33 +230,35 @@ class Training:
             seed=experiment.seed, device=chosen_device(device), threads=threads, quiet=quiet
         )
         method = experiment.method_for(reader)
-        if init_from is not None:
-            start_from(method.product(), Path(init_from))
-        return cls(experiment, reader, method, settings)
+        origin = None if init_from is None else start_from(method.product(), Path(init_from))
+        check_budget(method, settings.max_steps)
+        return cls(experiment, reader, method, settings, origin)
 
-    def run(self, out: Path, *, workers: int = 0, overwrite: bool = False) -> Trained:
+    def run(self, out: Path, *, workers: int = 0, overwrite: bool = False, extend: bool = False) -> Trained:
         """Fit and export; arguments and errors as those of :func:`train`."""
         with RunFolder(out).alone():
             if overwrite:  # only now: a call that cannot work costs no run
                 remove_run(out)
-            return self._run(out, workers)
+            return self._run(out, workers, extend)
 
-    def _run(self, out: Path, workers: int) -> Trained:
+    def _run(self, out: Path, workers: int, extend: bool) -> Trained:
         text, product = self.experiment.resolved(), self.method.product()
         learns = any(True for _ in product.parameters())
         if learns:
             steps, seed = self.settings.max_steps, self.experiment.seed
             module = TrainingModule(self.reader, steps, seed, workers, modalities=product.modalities)
-            result = fit(self.method, module, out, self.settings, text)
+            origin = None if self.origin is None else self.origin.to_json()
+            result = fit(self.method, module, out, self.settings, text, origin, extend=extend)
         else:
-            result = self._without_a_step(out, text)
-        if not (result.already_finished and (out / "model" / "config.json").exists()):
+            result = self._without_a_step(out, text, extend)
+        exported = RunFolder(out).read_json("status.json").get("exported", result.step)
+        if not (result.already_finished and exported == result.step and (out / "model" / "config.json").exists()):
             self._export(out, result)
+            RunFolder(out).exported(result.step)
         if unready := product.unready():
             log.warning(
-                "after %d steps %s. No command will use the model. Train with --overwrite, or into another --out "
-                "(--init-from goes on from these weights)",
-                result.step, unready,
+                "after %d steps %s. No command will use the model. Go on with --extend-to and more steps than %d",
+                result.step, unready, result.step,
             )  # fmt: skip
             RunFolder(out).status("finished", result.step, self.method.max_steps, result.seconds, unready)
         message = result.message if learns else f"{type(product).__name__} has no parameters: nothing to train"
@@ -245,14 +273,14 @@ class Training:
             result.validation,
         )
 
-    def _without_a_step(self, out: Path, text: str) -> FitResult:
+    def _without_a_step(self, out: Path, text: str, extend: bool) -> FitResult:
         """Return the result of a method without parameters, and make its run folder.
 
         Raises:
             UsageError: The folder holds the model of other data.
         """
         folder = RunFolder(out)
-        folder.claim(text)
+        folder.claim(text, extend=extend)
         folder.start(environment(self.experiment.seed, torch.get_num_threads(), "cpu"))
         folder.status("finished", 0, 0, 0.0)
         done = (out / "model" / "config.json").exists()
@@ -280,30 +308,14 @@ class Training:
             self.method.finish(sessions[i] for i in range(len(sessions)))
             with Progress("encoded for the statistics", self.settings.quiet) as progress:
                 folder, frozen = out / "model", self.method.frozen()
-                export(product, self.reader, folder, facts=facts, frozen=frozen, overwrite=True, progress=progress)
+                export(
+                    product, self.reader, folder, facts=facts, frozen=frozen, origin=self._origin(out),
+                    overwrite=True, progress=progress,
+                )  # fmt: skip
         seconds = time.monotonic() - start
         log.info("wrote %s (%.0f s for statistics over the training subjects)", out / "model", seconds)
 
-
-def start_from(product: Exportable, folder: Path) -> None:
-    """Load the weights of a model folder into a network.
-
-    Raises:
-        UsageError: Another network, other contrasts or other sizes; the message names them.
-        InputError: The folder is damaged.
-    """
-    source = read_folder(folder, Exportable).network  # type: ignore[type-abstract]  # the registry holds concrete ones
-    if type(source) is not type(product):
-        raise UsageError(
-            f"--init-from {printable(folder)} is a {type(source).__name__}, the config trains a "
-            f"{type(product).__name__}"
-        )
-    if source.modalities != product.modalities:
-        raise UsageError(
-            f"--init-from {printable(folder)} knows {', '.join(source.modalities)}, the run "
-            f"{', '.join(product.modalities)}"
-        )
-    try:
-        product.load_exported(source.exported_state())
-    except ValueError as error:
-        raise UsageError(f"--init-from {printable(folder)}: {error}; use the config it was trained with") from error
+    def _origin(self, out: Path) -> StartingModel | None:
+        """Return what the run started from; a resume need not name it again."""
+        found = RunFolder(out).read_json("origin.json")
+        return StartingModel.from_json(found, out / "origin.json") if found else None

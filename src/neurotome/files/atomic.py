@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from neurotome.errors import OutputError, UsageError, printable
@@ -77,8 +77,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+def write_folder(
+    folder: Path, contents: Mapping[str, bytes], check: Callable[[Path], None] = lambda place: None
+) -> None:
     """Write a folder of files; see :func:`new_folder`.
+
+    Args:
+        folder: Where it will stand.
+        contents: The files by name.
+        check: Called with the place where the files lie until they are whole; what it raises keeps them from
+            appearing.
 
     Raises:
         OutputError: The place cannot be written to, or the disk is full; a folder that was there is as it was.
@@ -86,6 +94,7 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     with new_folder(folder) as place:
         for name, data in contents.items():
             (place / name).write_bytes(data)
+        check(place)
 
 
 def remove_folder(folder: Path) -> None:
@@ -102,10 +111,15 @@ def remove_folder(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Delete what killed processes have left unfinished anywhere below ``folder``."""
     for left in list(folder.rglob(f"{HIDDEN}*")):
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+        remove(left)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder with all in it, as far as that is possible; nothing where nothing is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:

@@ -64,7 +64,7 @@ class Progress:
             return
         self._shown = time.monotonic()
         note = f" ({printable(note)})" if note else ""
-        left = f", {_clock((total - done) / self.rate)} left" if done < total and self.rate else ""
+        left = f", {clock((total - done) / self.rate)} left" if done < total and self.rate else ""
         if not self._is_terminal:
             self._stream.write(f"{self.verb} {done} of {total}{note}{left}\n")
             self._stream.flush()
@@ -72,6 +72,16 @@ class Progress:
         if self._bar is None:
             self._bar = _bar(self.verb, self._stream)
         self._bar.update(0, completed=done, total=total, words=f"{done} of {total}{note}{left}", refresh=True)
+
+    def say(self, text: str) -> None:
+        """Write a line of its own, above the bar where there is one."""
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+            return
+        self._stream.write(f"{printable(text)}\n")
+        self._stream.flush()
 
     def close(self) -> None:
         """End the bar."""
@@ -122,7 +132,7 @@ def _bar(verb: str, stream: Any) -> Any:
     return bar
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Return ``3:07``, or ``2:03:07`` from an hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -2,7 +2,8 @@
 
     model.safetensors      averaged weights, without what only training needs
     config.json            format_version 2; network {class, arguments}, parts nested the same way; what its images are
-                           (scans, masks, latents of which model); frozen networks of its training, by digest;
+                           (scans, masks, latents of which model); frozen networks of its training, by digest; origin,
+                           the digests of the models its training started from, where it did;
                            capabilities; salted hashes of the training subjects; sha256 of every other file
     preprocess.json        the preparation it expects
     README.md              the card
@@ -17,7 +18,7 @@ Format 1, flat arguments and no self-test, is read through :mod:`neurotome.model
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from neurotome.files.atomic import write_folder
 from neurotome.files.json_text import parse_json
 from neurotome.files.tensors import read_bounded, read_tensors
 from neurotome.models.format1 import upgraded
+from neurotome.models.model_place import CONFIG, model_of
 from neurotome.models.registry import built_part, constructor_words, plain_part, public_classes
 from neurotome.models.self_test import FETCH_AGAIN, made
 from neurotome.nn.exported import Exportable, is_finite
@@ -42,7 +44,7 @@ from neurotome.types import Images, Space
 FORMAT_VERSION = 2
 JSON_BYTES = 64 * 2**20
 WEIGHT_BYTES = 32 * 2**30
-WEIGHTS, CONFIG, SELF_TEST = "model.safetensors", "config.json", "self_test.safetensors"
+WEIGHTS, SELF_TEST = "model.safetensors", "self_test.safetensors"
 NEEDED = {WEIGHTS, "preprocess.json", "README.md"}
 FILES = {*NEEDED, SELF_TEST, "latent_stats.json", "styles.safetensors"}
 # of a masks' tokenizer, what it is and what to do
@@ -72,6 +74,7 @@ class ModelFolder(Generic[N]):
         styles: Tensors of ``styles.safetensors`` by name.
         self_test: Tensors of ``self_test.safetensors``; None in format 1.
         provenance: Where the weights come from; empty where from a training here.
+        origin: Digests of the models that its training started from, the latest first.
     """
 
     network: N
@@ -87,6 +90,7 @@ class ModelFolder(Generic[N]):
     styles: Mapping[str, Tensor] = field(default_factory=dict)
     self_test: Mapping[str, Tensor] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    origin: tuple[str, ...] = ()
 
 
 def subject_hash(salt: str, subject: str) -> str:
@@ -106,6 +110,7 @@ def write_model_folder(
     stats: Mapping[str, Any] | None = None,
     styles: Mapping[str, Tensor] | None = None,
     provenance: Mapping[str, str] | None = None,
+    origin: Sequence[str] = (),
     overwrite: bool = False,
 ) -> str:
     """Write a model folder whole or not at all.
@@ -121,6 +126,7 @@ def write_model_folder(
         stats: Goes to ``latent_stats.json``; None for a network without.
         styles: Go to ``styles.safetensors``; None for a network without.
         provenance: Where the weights come from, if not from a training here.
+        origin: Digests of the models that its training started from, the latest first.
         overwrite: Whether a folder that is there may be replaced.
 
     Returns:
@@ -128,7 +134,7 @@ def write_model_folder(
 
     Raises:
         UsageError: The folder is there and ``overwrite`` is False; a class is not public; an argument is not plain.
-        InputError: A weight is not finite.
+        InputError: A weight is not finite, or something else that :func:`read_folder` would refuse.
     """
     if folder.exists() and not overwrite:
         raise UsageError(f"{printable(folder)}: there is something already; give --overwrite or another folder")
@@ -162,13 +168,23 @@ def write_model_folder(
         },
         "images": (images or Images()).to_json(),
         "frozen": dict(frozen or {}),
+        **({"origin": list(origin)} if origin else {}),
         "training_subjects": {"salt": salt, "sha256": sorted(hashed)},
         "sha256": hashes,
         **({"provenance": dict(provenance)} if provenance else {}),
         **({"unready": unready} if (unready := network.unready()) else {}),
     }
-    write_folder(folder, {**contents, CONFIG: _json(config)})
+    write_folder(folder, {**contents, CONFIG: _json(config)}, lambda place: _check_readable(place, folder))
     return _digest(config)
+
+
+def _check_readable(place: Path, folder: Path) -> None:
+    """Refuse to write what reading would refuse."""
+    try:
+        read_folder(place, Exportable)  # type: ignore[type-abstract]  # the registry holds concrete ones
+    except InputError as error:
+        file = folder if error.file is None else folder / error.file.name
+        raise InputError(f"would be refused when it is read: {error.reason}", file=file, remedy="report it") from error
 
 
 def _finite_state(network: Exportable, file: Path) -> dict[str, Tensor]:
@@ -185,22 +201,16 @@ def read_folder(folder: Path, kind: type[N]) -> ModelFolder[N]:
     """Read and verify a model folder.
 
     Args:
-        folder: The folder.
+        folder: The folder, or a run folder that holds it.
         kind: What its network must be: ``Tokenizer``, ``Segmenter``, or ``Exportable`` for any.
 
     Raises:
-        UsageError: There is no such folder.
+        UsageError: There is no such folder, or a run folder without a model yet.
         InputError: A file is missing, changed or too large; a newer format; a class that is not public or of another
             kind; arguments or weights that do not fit it; a weight that is not finite.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UsageError(
-            f"{printable(folder)}: there is no such model folder; `neurotome train` writes one as RUN/model"
-        )
+    folder = model_of(Path(folder))
     file = folder / CONFIG
-    if not file.exists() and (folder / "model" / CONFIG).exists():
-        raise UsageError(f"{printable(folder)}: is a run folder; give its model folder, {printable(folder / 'model')}")
     config = _parsed(read_bounded(file, JSON_BYTES), file)
     version = _version(config, file)
     _check_config(config, version, file)
@@ -233,6 +243,7 @@ def read_folder(folder: Path, kind: type[N]) -> ModelFolder[N]:
         styles=_tensors(contents, "styles.safetensors", folder),
         self_test=_tensors(contents, SELF_TEST, folder) if version > 1 else None,
         provenance=config.get("provenance", {}),
+        origin=tuple(config.get("origin", [])),
     )
 
 
@@ -287,6 +298,9 @@ def _check_config(config: Mapping[str, Any], version: int, file: Path) -> None:
     if not wrong:
         texts = [subjects.get("salt"), *(found if isinstance(found := subjects.get("sha256"), list) else [None])]
         wrong = [] if all(isinstance(text, str) for text in texts) else ["training_subjects"]
+    origin = config.get("origin", [])
+    if not wrong and not (isinstance(origin, list) and all(isinstance(digest, str) for digest in origin)):
+        wrong = ["origin"]
     needed = NEEDED if version == 1 else {*NEEDED, SELF_TEST}
     if not wrong and not needed <= config["sha256"].keys() <= FILES:
         wrong = ["sha256"]

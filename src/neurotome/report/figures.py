@@ -5,7 +5,7 @@ are styled by the page, so that one chart serves light and dark.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,9 +132,24 @@ def drawing(width: float, height: float, label: str, parts: Sequence[Markup]) ->
 
 
 def line_chart(
-    title: str, lines: Sequence[Series], names: Sequence[str] = (), *, width: float = 400, height: float = 220
+    title: str,
+    lines: Sequence[Series],
+    names: Sequence[str] = (),
+    marks: Mapping[str, float] | None = None,
+    *,
+    width: float = 400,
+    height: float = 220,
 ) -> Chart:
-    """Return a line chart over steps, one colour per series, with the spread of noisy series behind the line."""
+    """Return a line chart over steps, one colour per series, with the spread of noisy series behind the line.
+
+    Args:
+        title: Of the chart.
+        lines: The series.
+        names: Of the series in the legend.
+        marks: Steps by what began in them: each is a vertical line with its name.
+        width: In pixels.
+        height: In pixels.
+    """
     thin = [thinned(series) for series in lines]
     values = np.concatenate([middle for _, middle, _, _ in thin])
     low, high = axis_limits(values)
@@ -161,9 +176,24 @@ def line_chart(
             parts += [
                 element("circle", class_=f"dot-{(i - 1) % 6 + 1}", cx=f"{a:.1f}", cy=f"{b:.1f}", r=2.6) for a, b in dots
             ]
+    for i, (name, place) in enumerate(sorted((marks or {}).items(), key=lambda mark: mark[1])):
+        if start <= place <= end:
+            parts += _mark(name, LEFT + (place - start) / span * inner[0], TOP + 9 + 11 * (i % 3), width, height)
     legend = tuple(names) if len(lines) > 1 else ()
     last = f"{lines[0].value[-1]:.4g} at the end" if len(lines) == 1 else ""
     return Chart(title, drawing(width, height, f"{title} over steps", parts), legend, last)
+
+
+def _mark(name: str, x: float, y: float, width: float, height: float) -> list[Markup]:
+    """Return a vertical line at ``x`` with its name beside it, on the side that has room."""
+    right = x < width / 2
+    place = {"x": f"{x + (4 if right else -4):.1f}", "y": f"{y:.1f}", "text_anchor": "start" if right else "end"}
+    return [
+        element(
+            "line", class_="mark", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=TOP, y2=height - BOTTOM, stroke_dasharray="3 3"
+        ),
+        element("text", name, class_="tick", **place),
+    ]
 
 
 def _y_axis(low: float, high: float, width: float, height: float) -> list[Markup]:

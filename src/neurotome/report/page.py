@@ -20,7 +20,7 @@ from neurotome.files.atomic import write_atomically
 from neurotome.report import audit, headline, tables
 from neurotome.report.figures import Chart, dot_chart, gauge, line_chart, usage_chart
 from neurotome.report.panels import Figure, difference_range, draw
-from neurotome.report.run import Run, Series, flat, lookup, number, read_run
+from neurotome.report.run import BEGUN, Run, Series, flat, lookup, number, read_run
 
 PAGE_NAME = "report.html"
 # parts of data.json that have tables of their own
@@ -155,11 +155,12 @@ def _from_command(command: Any) -> str:
 
 
 def _training(run: Run) -> dict[str, Any]:
-    """Group the series: the loss first, validation by measure with one line per contrast, then every other term."""
-    series = dict(run.series)
+    """Group the series: the loss first, with what began when; validation by measure, a line per contrast; the rest."""
+    series = {name: one for name, one in run.series.items() if not name.startswith(BEGUN)}
+    marks = {n.removeprefix(BEGUN): float(one.step[0]) for n, one in run.series.items() if n.startswith(BEGUN)}
     charts: list[Chart] = []
     if "train/loss" in series:
-        charts.append(line_chart("Training loss", [series.pop("train/loss")]))
+        charts.append(line_chart("Training loss", [series.pop("train/loss")], marks=marks))
     groups: dict[str, list[Series]] = {}
     for name in sorted(k for k in series if k.startswith("val/")):
         groups.setdefault("/".join(name.split("/")[1:-1]) or name.split("/")[-1], []).append(series.pop(name))

@@ -30,6 +30,7 @@ from neurotome.report.panels import Panel, read_panels
 # A run of a million logged steps is about 200 MB; anything beyond is not one of ours and would only fill the memory.
 MAX_BYTES = 512 * 2**20
 CONFIG_CHARACTERS = 60_000
+BEGUN = "begun/"  # key of a row that marks the step in which something began, as the training's journal writes it
 
 
 @dataclass(frozen=True)

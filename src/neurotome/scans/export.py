@@ -22,6 +22,7 @@ from neurotome.data.stores.base import Reader
 from neurotome.errors import UsageError
 from neurotome.files.progress import Report
 from neurotome.models.folder import NO_SCANS, write_model_folder
+from neurotome.models.starting_model import StartingModel
 from neurotome.models.styles import ALL_SITES, named_styles
 from neurotome.nn.exported import Exportable
 from neurotome.scans.codec import Codec
@@ -119,6 +120,7 @@ def export(
     *,
     facts: Mapping[str, Any],
     frozen: Mapping[str, Frozen] | None = None,
+    origin: StartingModel | None = None,
     overwrite: bool = False,
     progress: Report | None = None,
 ) -> str:
@@ -130,6 +132,7 @@ def export(
         folder: Where the model folder will stand.
         facts: Lines of the card: config, steps, seconds, validation.
         frozen: Networks that its training only read, by name.
+        origin: What its training started from; None for freshly drawn weights.
         overwrite: Replace a model folder that is there.
         progress: Called after every training session that statistics are made of.
 
@@ -139,6 +142,9 @@ def export(
     if not reader.subjects("train"):
         raise UsageError("the store has no training session; prepare it again with a training split")
     images, stats, styles = reader.images, None, None
+    subjects: Any = reader.subjects("train")
+    if origin is not None:
+        subjects, facts = origin.seen_with(subjects), {**facts, "Started from": origin.in_words()}
     if isinstance(network, Tokenizer):
         training = network.training
         found = training_statistics(network, reader, progress)
@@ -150,12 +156,13 @@ def export(
         folder,
         network,
         preparation=reader.preparation,
-        subjects=reader.subjects("train"),
+        subjects=subjects,
         card=card(network, reader, images, facts),
         images=images,
         frozen={name: one.digest for name, one in (frozen or {}).items()},
         stats=stats,
         styles=styles,
+        origin=() if origin is None else origin.chain,
         overwrite=overwrite,
     )
 
@@ -187,7 +194,7 @@ def card(network: Exportable, reader: Reader, images: Images, facts: Mapping[str
         "## Data and protocol",
         "",
         f"- {seen} at {reader.preparation.describe()}.",
-        f"- Subjects: {counts}. The training subjects are listed in config.json as salted hashes.",
+        f"- Subjects: {counts}. All it was trained on are listed in config.json as salted hashes.",
         f"- {size} stored numbers.",
         *(f"- {line}" for line in ([_masks(images)] if of_masks else network.describe(reader.preparation.shape))),
         *(f"- {key}: {value}" for key, value in facts.items()),

@@ -53,6 +53,7 @@ class ScanTokenizer:
         slabs: Planes of a volume that the network computes at a time (:func:`neurotome.nn.slabs.computing.computing`).
         images: What the images are that it was trained on; None for scans.
         frozen: Digests of the networks that its training only read, by name.
+        origin: Digests of the models that its training started from.
 
     Raises:
         ValueError: The preparation makes images that the network cannot decode.
@@ -72,6 +73,7 @@ class ScanTokenizer:
         slabs: SlabChoice = "auto",
         images: Images | None = None,
         frozen: Mapping[str, str] | None = None,
+        origin: Sequence[str] = (),
     ) -> None:
         network.check_window(preparation.window)
         self.codec = Codec(network, preparation.shape, precision, slabs)
@@ -82,7 +84,7 @@ class ScanTokenizer:
         self.training_subjects = training_subjects
         self.digest = digest
         self.card = card
-        self.images, self.frozen = images or Images(), dict(frozen or {})
+        self.images, self.frozen, self.origin = images or Images(), dict(frozen or {}), tuple(origin)
 
     @classmethod
     def from_pretrained(
@@ -121,6 +123,7 @@ class ScanTokenizer:
             slabs,
             content.images,
             content.frozen,
+            content.origin,
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -135,6 +138,7 @@ class ScanTokenizer:
             card=self.card,
             images=self.images,
             frozen=self.frozen,
+            origin=self.origin,
             overwrite=overwrite,
         )
 

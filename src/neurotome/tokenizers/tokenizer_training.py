@@ -215,7 +215,7 @@ class TokenizerTraining(WatchedTraining):
         """
         if self.history is None:
             return
-        if self._changes():
+        if self._changes(self.step):
             self.history.forget()
         self.skip_update = self.history.is_spike(loss.detach())
         terms["skipped"] = loss.new_tensor(float(self.skip_update))
@@ -234,15 +234,22 @@ class TokenizerTraining(WatchedTraining):
                 "the learning rate and train into a new run folder"
             )
 
-    def _changes(self) -> bool:
-        """Return whether this step is the first of another objective: a term starts, or images get larger."""
-        parts = (self.adversarial, None if self.perceptual is None else self.perceptual.settings)
-        if any(part is not None and part.start == self.step for part in parts):
-            return True
-        if self.augmentation is None or self.step == 0:
-            return False
-        before, now = (self.augmentation.halved(step / self.max_steps) for step in (self.step - 1, self.step))
-        return before != now
+    def begun(self) -> Mapping[str, str]:
+        """See :class:`WatchedTraining`; also terms that have entered the objective, and images that got larger."""
+        return {**super().begun(), **self._changes(self.step - 1)}
+
+    def _changes(self, step: int) -> dict[str, str]:
+        """Return what the objective has from a step on, from 0, that it had not before; nothing at the first step."""
+        found = {}
+        if step and self.adversarial is not None and self.adversarial.start == step:
+            found["adversary"] = "the adversarial term has entered the loss"
+        if step and self.perceptual is not None and self.perceptual.settings.start == step:
+            found["perceptual"] = "the perceptual term has entered the loss"
+        if step and self.augmentation is not None:
+            before, now = (self.augmentation.halved(at / self.max_steps) for at in (step - 1, step))
+            if before != now:
+                found["resolution"] = "images have got larger"
+        return found
 
     def validate(self, batch: Batch) -> Mapping[str, float | Tensor]:
         """Return PSNR in the brain, or the overlap of masks, per contrast."""

@@ -18,7 +18,7 @@ from neurotome.tokenizers.health import ALARM_BELOW, CodebookHealth, codebooks_s
 from neurotome.training.base import Method
 from neurotome.training.optim import OptimizerConfig
 from neurotome.training.worst_batch import WorstBatch
-from neurotome.types import Image, ModalityIds, Scalar
+from neurotome.types import Batch, Image, ModalityIds, Scalar
 
 STATE = "watched_training"  # key of what a checkpoint keeps beside weights and buffers
 
@@ -47,12 +47,25 @@ class WatchedTraining(Method):
         self.tokenizer = tokenizer
         channels_last(tokenizer)
         self.window_steps = window_steps
+        self._started: bool | None = None  # before this step; None before the first of this process
         self.health, self.worst = CodebookHealth(alarm_below), WorstBatch()
         self._validated = CodebookHealth()
 
     def product(self) -> Tokenizer:
         """See :class:`Method`; codebooks are buffers, which an average copies."""
         return self.tokenizer
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """See :class:`Method`; also look whether codebooks have started before this step."""
+        super().on_train_batch_start(batch, batch_idx)
+        if not self._started:
+            self._started = codebooks_started(self.tokenizer)
+
+    def begun(self) -> Mapping[str, str]:
+        """Say in which step the codebooks have started."""
+        if self._started is not False or not codebooks_started(self.tokenizer):
+            return {}
+        return {"codebook": "the codebook has started: latents are quantised from here on, and the loss jumps"}
 
     def counted(self, encoded: Encoded) -> Mapping[str, Tensor]:
         """Return the codes by which the use of a codebook is counted; all of them unless overridden."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neurotome.errors import NeurotomeError, UsageError
-from neurotome.nn.exported import Exportable
+from neurotome.nn.exported import Exportable, is_finite
 from neurotome.ranges import check_ranges
 from neurotome.training.optim import OptimizerConfig, Schedule, build_optimizer
 from neurotome.types import Batch, Source, Space
@@ -173,6 +173,13 @@ class Method(lightning.LightningModule, ABC):
     def on_step(self) -> None:
         """Called after each optimiser step, before weights are averaged; ``self.step`` counts it already."""
 
+    def begun(self) -> Mapping[str, str]:
+        """Return what has begun in the step that is finished, and why the loss may jump there, by a short name.
+
+        Called once after each step, after :meth:`on_step`; the log says it, and the journal and the report mark it.
+        """
+        return {}
+
     def averaged_modules(self) -> dict[str, nn.Module]:
         """Return the modules whose parameters a moving average follows: the product, under its name here."""
         product = self.product()
@@ -258,7 +265,7 @@ class Method(lightning.LightningModule, ABC):
             raise ValueError(f"loss() returned {sorted(terms)}; the term to minimise must be named 'loss'")
         total = terms["loss"]
         if self._must_check(total) and not math.isfinite(total.item()):
-            raise Diverged(self._divergence("the loss", terms))
+            raise Diverged(self._divergence("the loss is not finite", terms, self.step + 1))
         return {name: term if name == "loss" else term.detach() for name, term in terms.items()}
 
     def configure_gradient_clipping(
@@ -279,7 +286,8 @@ class Method(lightning.LightningModule, ABC):
             if part == "" or "" not in parts:
                 self.gradient_norm = norm
             if self._must_check(norm) and not math.isfinite(norm.item()):
-                raise Diverged(self._divergence(f"the gradient{f' of the {part}' if part else ''}", {"norm": norm}))
+                what = f"the gradient{f' of the {part}' if part else ''} is not finite"
+                raise Diverged(self._divergence(what, {"norm": norm}, self.step + 1))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch; on the CPU it is already there."""
@@ -289,11 +297,24 @@ class Method(lightning.LightningModule, ABC):
         """Reading a number back stalls an accelerator, so there it is done when numbers are logged anyway."""
         return value.device.type == "cpu" or (self.step + 1) % self.log_every_steps == 0
 
-    def _divergence(self, what: str, terms: Mapping[str, Tensor]) -> str:
+    def check_finite(self, others: Mapping[str, Tensor]) -> None:
+        """Refuse weights and buffers that are not finite, so that no checkpoint is made of them.
+
+        Args:
+            others: Tensors that a checkpoint keeps beside them, by name.
+
+        Raises:
+            Diverged: One holds NaN or infinity.
+        """
+        for name, value in {**self.state_dict(), **others}.items():
+            if not is_finite(value):
+                raise Diverged(self._divergence(f"{name} is not finite", {}, self.step))
+
+    def _divergence(self, what: str, terms: Mapping[str, Tensor], step: int) -> str:
         values = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
         return (
-            f"{what} is not finite at step {self.step + 1} of {self.max_steps} ({values}) on the batch of subjects "
-            f"{', '.join(self._subjects) or 'unknown'}; check these scans with `neurotome check`, or "
+            f"{what} at step {step} of {self.max_steps}{f' ({values})' if values else ''} on the batch of "
+            f"subjects {', '.join(self._subjects) or 'unknown'}; check these scans with `neurotome check`, or "
             "lower the learning rate and train into a new run folder"
         )
 

@@ -6,6 +6,7 @@ The order at the end of a step is fixed, and a checkpoint is always last, so tha
 """
 
 import json
+import logging
 import signal
 import threading
 import time
@@ -20,13 +21,17 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from neurotome.errors import Interrupted, UsageError
-from neurotome.files.progress import Progress
+from neurotome.files.progress import Progress, clock
 from neurotome.training.averages import EMA
 from neurotome.training.base import Method
 from neurotome.training.checkpoint import CheckpointFolder, random_state, seed_generators, set_random_state
-from neurotome.training.journal import Journal
-from neurotome.training.run_folder import RunFolder
+from neurotome.training.cost import peak_rss_mb
+from neurotome.training.journal import BEGUN, Journal
+from neurotome.training.run_folder import RunFolder, flat
 from neurotome.types import Batch
+
+_TIMED_STEPS, _TIMED_SECONDS = 5, 20.0  # after how many steps, or seconds, the first estimate is said
+log = logging.getLogger("neurotome")
 
 
 class StopFlag:
@@ -162,6 +167,8 @@ class RunCallback(Callback):
         self.state = RunState()
         self._begin = time.perf_counter()
         self._status_at = float("-inf")
+        self._timed: tuple[int, float] | None = None  # the step from which a step's seconds are measured, and when
+        self._estimated = False
 
     def restart_clock(self) -> None:
         """Start the clock again from what a loaded state says."""
@@ -202,6 +209,7 @@ class RunCallback(Callback):
         method.step = trainer.global_step
         last = method.step == method.max_steps
         method.on_step()
+        self._note(method)
         if self.averages:
             self.averages.update()
         self.journal.add(outputs)
@@ -209,6 +217,7 @@ class RunCallback(Callback):
             self.journal.add({"grad_norm": method.gradient_norm})
         if last or method.step % self.intervals.log == 0:
             self._log(method)
+        self._estimate(method)
         if last or self.progress.due():
             words = f"loss {float(outputs['loss']):.4f}, lr {method.learning_rates()['lr']:.1e}"
             rate = f", {self.progress.rate:.1f} steps/s" if self.progress.rate else ""
@@ -227,6 +236,29 @@ class RunCallback(Callback):
                 f"all is saved in {self.folder.root}: run the same command again to resume"
             )
 
+    def _estimate(self, method: Method) -> None:
+        """Say once what time and memory the run takes, from the steps after the first, which prepares much."""
+        now = time.perf_counter()
+        if self._estimated or self._timed is None:
+            self._timed = self._timed or (method.step, now)
+            return
+        steps, seconds = method.step - self._timed[0], now - self._timed[1]
+        if steps < _TIMED_STEPS and seconds < _TIMED_SECONDS:
+            return
+        self._estimated = True
+        if left := method.max_steps - method.step:
+            self.progress.say(
+                f"{seconds / steps:.3g} s a step: about {clock(left * seconds / steps)} for the {left} steps that are "
+                f"left, validation not counted; memory so far {_memory(method.device)}"
+            )
+
+    def _note(self, method: Method) -> None:
+        """Say and record what has begun in this step."""
+        for name, words in method.begun().items():
+            log.info("step %d: %s", method.step, words)
+            self.progress.say(f"step {method.step}: {words}")
+            self.journal.write(method.step, self.seconds, {f"{BEGUN}{name}": 1.0})
+
     def validation(self, method: Method) -> None:
         """Validate now; a signal ends it early, and then it is repeated at the next start."""
         if self.batches is None:
@@ -244,6 +276,7 @@ class RunCallback(Callback):
     def save(self, trainer: Trainer, method: Method) -> None:
         """Write a checkpoint of this step; the generators go on from what it holds, as they will after a resume."""
         with self.journal.pause():
+            method.check_finite(self._kept(trainer))
             self.state.generators = random_state()
             self.datamodule.position = method.step
             trainer.save_checkpoint(self.checkpoints.path(method.step), weights_only=False)
@@ -252,6 +285,18 @@ class RunCallback(Callback):
                 content = safetensors.torch.save(dict(images), {"entries": json.dumps(list(entries))})
                 self.folder.write("worst_batch.safetensors", content)
             set_random_state(self.state.generators)
+
+    def _kept(self, trainer: Trainer) -> dict[str, torch.Tensor]:
+        """Return the tensors that a checkpoint keeps beside the method's own: moments and averaged weights."""
+        kept = {
+            f"{name} of the optimiser ({number})": value
+            for optimizer in trainer.optimizers
+            for number, moments in enumerate(optimizer.state.values())
+            for name, value in moments.items()
+            if isinstance(value, torch.Tensor)
+        }
+        averages = {} if self.averages is None else self.averages.state_dict()
+        return kept | {f"the average of {name}": v for name, v in flat(averages).items() if isinstance(v, torch.Tensor)}
 
     def _log(self, method: Method) -> None:
         values = self.journal.means() | method.learning_rates()
@@ -294,6 +339,14 @@ class RunCallback(Callback):
         self.journal.sums, self.journal.counts = state_dict["journal"]["sums"], state_dict["journal"]["counts"]
         torch.set_num_threads(state_dict["threads"])
         self.datamodule.load_state_dict(state_dict["datamodule"])
+
+
+def _memory(device: torch.device) -> str:
+    """Return the largest memory of the process so far, and of its CUDA device, in words."""
+    words = f"{peak_rss_mb() / 2**10:.1f} GiB"
+    if device.type != "cuda":
+        return words
+    return f"{words}, on the device {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
 
 
 def _method(module: LightningModule) -> Method:

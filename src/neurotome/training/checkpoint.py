@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from neurotome.errors import InputError, OutputError
+from neurotome.errors import InputError, OutputError, cannot_be_read
 from neurotome.files.atomic import new_folder, remove_folder, sweep
 from neurotome.files.json_text import parse_json
 
@@ -114,7 +114,7 @@ def verify(folder: Path) -> None:
     """Compare a checkpoint's files with its hashes.
 
     Raises:
-        InputError: A file is missing, cut short or changed.
+        InputError: A file is missing, cut short or changed; or it is ``unreadable``.
     """
     try:
         lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
@@ -122,10 +122,10 @@ def verify(folder: Path) -> None:
         for name in (TENSORS, STATE):
             if sums.get(name) != _sha256(folder / name):
                 raise InputError("the checkpoint's hash does not agree with its bytes", file=folder / name)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"the checkpoint cannot be read ({error})", file=folder) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"the checkpoint is not whole ({error})", file=folder) from error
+    except OSError as error:
+        raise cannot_be_read(folder, error) from error
 
 
 def step_of(folder: Path) -> int:
@@ -170,13 +170,16 @@ class CheckpointFolder(CheckpointIO):
         """Return the newest checkpoint whose hashes agree; damaged ones are set aside with a warning.
 
         Raises:
-            InputError: There are checkpoints, but none is good: starting afresh silently would lose the run.
+            InputError: There are checkpoints, but none is good: starting afresh silently would lose the run. Or one
+                cannot be read; then all stay where they are.
         """
         candidates = self.all()
         for folder in reversed(candidates):
             try:
                 verify(folder)
             except InputError as error:
+                if error.unreadable:
+                    raise
                 aside = folder.with_name(f"{_DAMAGED}{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
@@ -205,6 +208,7 @@ class CheckpointFolder(CheckpointIO):
             with new_folder(target) as folder:
                 save_file(_storable(tensors), folder / TENSORS)
                 (folder / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+                shutil.copymode(folder / STATE, folder / TENSORS)  # safetensors leaves out what the umask admits
                 sums = "".join(f"{_sha256(folder / name)}  {name}\n" for name in (TENSORS, STATE))
                 (folder / SUMS).write_text(sums, encoding="ascii")
             verify(target)
@@ -222,7 +226,7 @@ class CheckpointFolder(CheckpointIO):
         """Return the state that was saved at ``path``, its tensors on the CPU.
 
         Raises:
-            InputError: The checkpoint is damaged, or of a newer format.
+            InputError: The checkpoint is damaged or cannot be read, or is of a newer format.
         """
         folder = Path(path)
         verify(folder)

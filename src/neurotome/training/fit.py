@@ -8,6 +8,7 @@ that was never stopped. One Lightning epoch is the whole run. Validation, checkp
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -21,6 +22,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from neurotome.errors import Interrupted, NeurotomeError, OutputError
+from neurotome.files.pool import WorkerKilled
 from neurotome.files.progress import Progress
 from neurotome.files.yaml_text import yaml_text
 from neurotome.ranges import Decay, PositiveCount, Range, Ranged
@@ -32,6 +34,8 @@ from neurotome.training.run_folder import RunFolder, environment
 from neurotome.types import Batch
 
 _LIGHTNING_LOGS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+# what torch's loader says of a process that ended or does not answer
+_LOADER_GONE = re.compile(r"DataLoader (worker \(pid|timed out)")
 log = logging.getLogger("neurotome")
 
 
@@ -121,11 +125,27 @@ class _Stream:
         generators = random_state()
         batches = iter(self.datamodule.train_dataloader())
         set_random_state(generators)  # a loader draws a seed when it starts, once more after a resume
-        for batch in batches:
+        while (batch := self._next(batches)) is not None:
             yield batch
             step += 1
         if step < self.method.max_steps:
             raise RuntimeError(f"the data ended after {step} of {self.method.max_steps} steps; it must last for all")
+
+    def _next(self, batches: Any) -> Batch | None:
+        """Return the next batch, None after the last.
+
+        Raises:
+            NeurotomeError: What making the batch raised.
+        """
+        try:
+            batch = next(batches, None)
+        except RuntimeError:
+            for worker in getattr(batches, "_workers", ()):  # a stopped one does not obey when Python ends
+                worker.kill()
+            raise
+        if isinstance(batch, NeurotomeError):
+            raise batch
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the position is the step."""
@@ -133,6 +153,29 @@ class _Stream:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See :meth:`state_dict`."""
+
+
+def _loader_gone(error: BaseException | None, datamodule: Any, step: int) -> WorkerKilled | None:
+    """Return what to say where a loader process was killed or does not answer; None for other errors.
+
+    Torch raises it in a signal handler, so wherever this process happens to be.
+    """
+    while error is not None and not (isinstance(error, RuntimeError) and _LOADER_GONE.search(str(error))):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    named = ", ".join(getattr(datamodule, "subjects", lambda step: ())(step))
+    late = "timed out" in str(error)
+    what, why = (
+        ("made no batch in time", "Look for a stopped process, or a network drive that hangs")
+        if late
+        else ("was killed", "Most often memory had run out")
+    )
+    return WorkerKilled(
+        f"a loader process {what}; the next batch is that of step {step + 1}"
+        f"{f' (subjects {named})' if named else ''}. {why}. Remedy: run the same command again, which resumes "
+        "from the last checkpoint, with fewer --workers if it recurs."
+    )
 
 
 @contextmanager
@@ -170,6 +213,9 @@ def fit(
     run_dir: str | Path,
     config: TrainerConfig,
     config_text: str | None = None,
+    origin: Mapping[str, Any] | None = None,
+    *,
+    extend: bool = False,
 ) -> FitResult:
     """Train ``method`` into ``run_dir``, from where an earlier call stopped.
 
@@ -180,10 +226,14 @@ def fit(
         run_dir: The run folder; made if it is not there.
         config: How long and on what.
         config_text: The whole resolved configuration as YAML; ``config`` alone if None.
+        origin: What the method's weights start from, with its digest as ``model``; None for freshly drawn ones.
+        extend: Whether a run of fewer steps may go on to ``max_steps``: its next step is the one that a run of so many
+            steps would take there (rates, kinds of batches), with the weights that it has.
 
     Raises:
         Interrupted: A signal came; all is saved, the same call resumes.
-        UsageError: The folder holds a run with another configuration, other data, or one that is running.
+        UsageError: The folder holds a run with another configuration, other first weights or other data, or one that
+            is running; there is no run to extend.
         OutputError: The disk is full, or the folder cannot be written to.
         Diverged: A loss or gradient is not finite.
     """
@@ -192,7 +242,7 @@ def fit(
     method.step, method.max_steps, method.log_every_steps = 0, config.max_steps, config.log_every_steps
     method.seed = config.seed
     with folder.alone(), StopFlag() as stop, num_threads(config.threads), _hushed():
-        folder.claim(text)
+        folder.claim(text, origin, extend=extend)
         checkpoints = CheckpointFolder(folder.root / "checkpoints", config.keep)
         checkpoints.sweep()
         callback = _callback(method, datamodule, config, folder, checkpoints, stop)
@@ -201,11 +251,14 @@ def fit(
             if newest is not None and step_of(newest) == config.max_steps:
                 return _finished(method, callback, newest)
             return _train(method, callback, config, newest)
-        except BaseException as error:
+        except BaseException as raised:
+            error = _loader_gone(raised, datamodule, method.step) or raised
             state = "interrupted" if isinstance(error, Interrupted) else "failed"
             message = str(error) if isinstance(error, NeurotomeError) else f"{type(error).__name__}: {error}"
             with suppress(OutputError):
                 folder.status(state, method.step, method.max_steps, callback.seconds, message)
+            if error is not raised:
+                raise error from raised
             raise
         finally:
             callback.progress.close()

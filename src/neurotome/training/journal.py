@@ -10,6 +10,8 @@ from torch import Tensor
 from neurotome.files.atomic import output_error
 from neurotome.training.run_folder import RunFolder
 
+BEGUN = "begun/"  # key of a row that marks the step in which something began
+
 
 class Journal:
     """Means of the terms since the last row, written to ``metrics.jsonl`` and as TensorBoard events.

@@ -4,9 +4,11 @@
     environment.json   versions, machine, threads, revision, seed, command of the first start, and of each resume
     metrics.jsonl      {"step": 50, "seconds": 2.4, "train/loss": 0.31, "lr": 0.0003, "steps_per_s": 21.0}
                        {"step": 500, "seconds": 26.0, "val/psnr/T1w": 27.1}
+                       {"step": 101, "seconds": 5.1, "begun/codebook": 1.0}   something began, the loss may jump
     worst_batch.safetensors   images of the training batch with the highest loss, where the method keeps them
     status.json        {"state": running|finished|interrupted|failed, "step", "max_steps", "seconds", "cpu_seconds",
-                        "peak_rss_mb", "peak_device_mb" (CUDA), "message"}
+                        "peak_rss_mb", "peak_device_mb" (CUDA), "message", "exported": step of the model folder}
+    origin.json        the model of --init-from, where there was one: digest, network, salted hashes of its subjects
 
 ``seconds`` are wall time of the steps that are kept; ``cpu_seconds`` is what all threads of the processes that trained
 here have used since their first step, validation, checkpoints and work that a fault lost included.
@@ -27,8 +29,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from neurotome.errors import InputError, UsageError, printable
-from neurotome.files.atomic import output_error, write_atomically
+from neurotome.errors import UsageError, cannot_be_read, printable
+from neurotome.files.atomic import HIDDEN, output_error, remove, write_atomically
 from neurotome.files.json_text import parse_json
 from neurotome.files.lock import alone
 from neurotome.files.yaml_text import parse_yaml
@@ -135,6 +137,11 @@ class RunFolder:
         except OSError as error:
             raise output_error(root, error) from error
 
+    def sweep(self) -> None:
+        """Delete what a stopped write has left beside the files; the folders have their own."""
+        for left in self.root.glob(f"{HIDDEN}*"):
+            remove(left)
+
     def alone(self) -> AbstractContextManager[None]:
         """Return a context within which no other process trains into the folder.
 
@@ -153,28 +160,48 @@ class RunFolder:
         write_atomically(self.root / name, [content.encode() if isinstance(content, str) else content])
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Return a JSON object, or an empty one where the file is missing or half-written."""
-        try:
-            value = parse_json((self.root / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return value if isinstance(value, dict) else {}
-
-    def claim(self, config: str) -> None:
-        """Write ``config.yaml``, or compare it with the one that is there.
+        """Return a JSON object, or an empty one where the file is missing or half-written.
 
         Raises:
-            UsageError: The run was started with another configuration; the message lists the keys.
+            InputError: The file is there and may not be read; what is in it must not be replaced.
+        """
+        try:
+            value = parse_json((self.root / name).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        except OSError as error:
+            raise cannot_be_read(self.root / name, error) from error
+        return value if isinstance(value, dict) else {}
+
+    def claim(self, config: str, origin: Mapping[str, Any] | None = None, *, extend: bool = False) -> None:
+        """Write ``origin.json`` and ``config.yaml``, or compare them with those that are there.
+
+        Args:
+            config: The resolved configuration as YAML.
+            origin: What the weights start from, with its digest as ``model``; None for freshly drawn ones.
+            extend: Whether the run that is there may get more steps.
+
+        Raises:
+            UsageError: The run was started with another configuration or from other weights, or there is none to
+                extend; the message lists the keys.
         """
         path = self.root / "config.yaml"
         try:
             before = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            self.write("config.yaml", config)
+            if extend:
+                raise UsageError(f"{printable(self.root)}: holds no run to extend; leave --extend-to out") from None
+            self.sweep()
+            if origin is not None:
+                self.write("origin.json", json.dumps(origin, indent=2) + "\n")
+            else:
+                (self.root / "origin.json").unlink(missing_ok=True)
+            self.write("config.yaml", config)  # last: it makes a folder a run
             return
         except OSError as error:
-            raise InputError(f"cannot be read ({error})", file=path) from error
+            raise cannot_be_read(path, error) from error
         old, new = parse_yaml(before, str(path)), parse_yaml(config, "config")
+        steps = self._extension(old, new) if extend else None
         changed = differences(old, new)
         if _flat_data(old) and not _flat_data(new):
             raise UsageError(
@@ -186,8 +213,38 @@ class RunFolder:
                 f"{self.root} holds a run with another configuration ({'; '.join(changed[:20])}): "
                 "give the same values to resume it, or another --out to start a new run"
             )
+        self._check_origin(origin)
+        self.sweep()
+        if steps is not None and "exported" not in self.read_json("status.json"):
+            self.exported(steps)  # so that the model folder is known to be of fewer steps
         if before != config:
             self.write("config.yaml", config)
+
+    def _extension(self, old: Any, new: Any) -> int | None:
+        """Return the steps of the run that is there where it gets more, and make ``old`` ask for as many as ``new``."""
+        before, now = (tree.get("trainer", {}).get("max_steps") for tree in (old, new))
+        if before == now:
+            return None  # begun before
+        if not isinstance(before, int) or before > now:
+            raise UsageError(f"{printable(self.root)}: has {before} steps; --extend-to {now} is not more")
+        old["trainer"]["max_steps"] = now
+        return before
+
+    def _check_origin(self, origin: Mapping[str, Any] | None) -> None:
+        """Refuse other first weights than those of the run."""
+        before = self.read_json("origin.json").get("model")
+        if origin is not None and origin["model"] != before:
+            what = f"from model {str(before)[:12]}" if before else "from freshly drawn weights"
+            raise UsageError(
+                f"{printable(self.root)}: the run was started {what}, not from the model of --init-from "
+                f"({origin['model'][:12]}); leave --init-from out to resume it, or give another --out"
+            )
+        begun = any((self.root / "checkpoints").glob("step-*"))
+        if origin is None and before and not begun:
+            raise UsageError(
+                f"{printable(self.root)}: the run was started from model {before[:12]} and has no checkpoint yet; give "
+                "the same --init-from again, or --overwrite"
+            )
 
     def start(self, facts: Mapping[str, Any]) -> None:
         """Record the environment of a first start or, beside it, of a resume."""
@@ -197,6 +254,7 @@ class RunFolder:
 
     def status(self, state: str, step: int, max_steps: int, seconds: float, message: str = "") -> None:
         """Write ``status.json``."""
+        exported = self.read_json("status.json").get("exported")
         record = {
             "state": state,
             "step": step,
@@ -205,8 +263,13 @@ class RunFolder:
             "cpu_seconds": round(self._cpu_seconds(), 3),
             **peak_memory(),
             "message": message,
+            **({"exported": exported} if exported is not None else {}),
         }
         self.write("status.json", json.dumps(record, indent=2) + "\n")
+
+    def exported(self, step: int) -> None:
+        """Note of which step the model folder is."""
+        self.write("status.json", json.dumps({**self.read_json("status.json"), "exported": step}, indent=2) + "\n")
 
     def _cpu_seconds(self) -> float:
         """Return the CPU seconds since the first status of this process, and those of earlier ones."""

@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import re
@@ -8,10 +9,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores import entries, session_jobs
 from neurotome.data.stores.build import prepare
+from neurotome.data.stores.entries import is_intact
 from neurotome.data.stores.session_jobs import SessionError
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError
@@ -312,3 +315,31 @@ def test_a_volume_of_a_real_series(tmp_path):
         inside = back > 0
         assert np.abs(back - series[..., k])[inside].max() < 1.0  # stored oblique and mirrored, copied voxel by voxel
         assert np.abs(back - series[..., 1 - k])[inside].max() > 10.0
+
+
+def test_a_store_that_another_process_prepares_is_not_touched(dataset, prepared, tmp_path):
+    shutil.copytree(prepared.path, tmp_path / "store")
+    before = contents(tmp_path / "store")
+    with FileLock(tmp_path / "store" / ".lock"), pytest.raises(UsageError, match="another process prepares into"):
+        prepare(dataset, tmp_path / "store", preparation=Preparation(3.0, (24, 24, 16)), overwrite=True)
+    assert {name: data for name, data in contents(tmp_path / "store").items() if name in before} == before
+
+
+def test_an_entry_that_may_not_be_read_is_not_made_again(dataset, prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared.path, tmp_path / "store")
+    before, real = contents(tmp_path / "store"), os.open
+    entry = sorted((tmp_path / "store" / "entries").iterdir())[0].name
+
+    def refuse(path, *args, **kwargs):
+        if str(path).endswith((entry, "index.json")):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InputError, match="Permission denied"):
+        is_intact(tmp_path / "store" / "entries" / entry, "0" * 64)
+    with pytest.raises(InputError, match="Permission denied"):
+        prepare(dataset, tmp_path / "store", preparation=prepared.preparation)
+    monkeypatch.undo()
+    after = contents(tmp_path / "store")
+    assert {name: data for name, data in after.items() if name in before} == before

@@ -30,13 +30,15 @@ def test_batches_are_raw_latents_of_a_pure_order(shards):
         assert torch.equal(batch.image, twin.image)
         assert batch.space == "latents"
         assert batch.image.shape == (2, 2, 3, 2, 3, 5)
-        for row, entry in enumerate(batches.entries(step)):
+        for row, entry in enumerate(batches.sessions(step)):
             for column, name in enumerate(("T1w", "T2w")):
                 there = name in entry.modalities
                 assert bool(batch.present[row, column]) == there
                 expected = latent_of(entry.number, name) if there else np.zeros((3, 2, 3, 5))
                 assert np.array_equal(batch.image[row, column].numpy(), expected)
-    orders = [[e.number for s in range(10) for e in LatentBatches(latents, 2, 10, seed=s0).entries(s)] for s0 in (1, 2)]
+    orders = [
+        [e.number for s in range(10) for e in LatentBatches(latents, 2, 10, seed=s0).sessions(s)] for s0 in (1, 2)
+    ]
     assert orders[0] != orders[1]
     assert len(batches) == 10
     with pytest.raises(IndexError):
@@ -50,10 +52,10 @@ def test_every_epoch_sees_every_session_once_and_ranks_share_it(shards):
             e.subject
             for step in range(4 // world)
             for rank in range(world)
-            for e in LatentBatches(latents, 1, 10, rank=rank, world_size=world).entries(step)
+            for e in LatentBatches(latents, 1, 10, rank=rank, world_size=world).sessions(step)
         ]
         assert sorted(seen) == ["a", "b", "c", "d"]
-    draws = {e.draw for step in range(40) for e in LatentBatches(latents, 1, 40).entries(step)}
+    draws = {e.draw for step in range(40) for e in LatentBatches(latents, 1, 40).sessions(step)}
     assert draws == {0, 1}
 
 

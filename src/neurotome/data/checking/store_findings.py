@@ -59,9 +59,9 @@ def _entry(store: Store, entry: SessionEntry) -> tuple[list[Finding], list[str]]
     file = store.path / entry.file
     if not file.is_file():
         return [*found, _about(entry, "store-entry", "the file is missing", _AGAIN)], []
-    if not is_intact(file, entry.sha256):
-        return [*found, _about(entry, "store-entry", "its bytes are not those that were written", _AGAIN)], []
     try:
+        if not is_intact(file, entry.sha256):
+            return [*found, _about(entry, "store-entry", "its bytes are not those that were written", _AGAIN)], []
         loaded = map_entry(file, entry, store.modalities, store.preparation.shape)
     except InputError as error:
         return [*found, _about(entry, "store-entry", error.reason, _AGAIN)], []

@@ -29,6 +29,14 @@ class Sessions(Dataset[Batch], ABC):
         """Return how many there are."""
 
 
+class StepBatches(Dataset[Batch], ABC):
+    """The batches of a training, by step."""
+
+    @abstractmethod
+    def sessions(self, step: int) -> Sequence[Any]:
+        """Return the entries of the sessions of a step on this rank; each has a ``subject``."""
+
+
 class Reader(ABC):
     """A store or latents, opened for a training.
 
@@ -69,7 +77,7 @@ class Reader(ABC):
     @abstractmethod
     def batches(
         self, max_steps: int, seed: int, modalities: Sequence[str], rank: int = 0, world_size: int = 1
-    ) -> Dataset[Batch]:
+    ) -> StepBatches:
         """Return the batches of a training by step; raises as :meth:`source`."""
 
     @abstractmethod

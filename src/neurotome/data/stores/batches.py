@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch.utils.data import Dataset
 
+from neurotome.data.stores.base import StepBatches
 from neurotome.data.stores.entries import LoadedSession, SessionEntry
 from neurotome.data.stores.masks import MaskSource
 from neurotome.data.stores.store import Store
@@ -98,7 +98,7 @@ class StepPlan(Ranged):
         return found
 
 
-class VolumeBatches(Dataset[Batch]):
+class VolumeBatches(StepBatches):
     """The batches of a training, by step.
 
     Args:

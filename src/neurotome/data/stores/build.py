@@ -4,10 +4,11 @@ A journal beside the index lists finished entries, so that a killed run keeps wh
 right are kept, all others are made. A session that fails does not stop the others.
 """
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,14 @@ from neurotome.data.stores.grid import Failure, StoreGrid, fitted_shape, left_ou
 from neurotome.data.stores.session_jobs import SessionJob, measure_session, prepare_session
 from neurotome.data.stores.store import INDEX_NAME, Store
 from neurotome.errors import InputError, OutputError, UsageError, printable
-from neurotome.files.atomic import sweep, write_atomically
+from neurotome.files.atomic import output_error, sweep, write_atomically
 from neurotome.files.json_text import parse_json
+from neurotome.files.lock import alone
 from neurotome.files.pool import results
 from neurotome.files.progress import Report
 from neurotome.modality import canonical
 
-JOURNAL_NAME = "journal.jsonl"
+JOURNAL_NAME, LOCK = "journal.jsonl", ".lock"
 _TABLES = ("splits.tsv", "manifest.tsv")
 
 
@@ -123,28 +125,27 @@ def prepare(
         SessionJob(s, views, preparation, wanted, folder, table[s.subject], manifest.root, {}, allow_head)
         for s, views in chosen
     ]
-    unusable: list[Failure] = []
-    if multiple is not None:
-        _check_folder(folder)
-        jobs, unusable = _fitted(jobs, multiple, workers, measuring)
-    grid = _grid(jobs, len(wanted), preparation, multiple is not None)
-    refuse = partial(left_out, total=len(chosen), grid=grid, stored=False, centred=preparation.crop == "centre")
-    if not jobs:
-        raise refuse(unusable)
-    if notify is not None:
-        notify(grid)
-    preparation = jobs[0].preparation
-    is_new = not folder.exists()
-    known = _open_folder(folder, preparation, wanted, overwrite)
-    jobs = [replace(job, known=known) for job in jobs]
-    entries, failures, num_built = _run(jobs, folder / JOURNAL_NAME, workers, progress)
-    failures = sorted([*unusable, *failures], key=lambda f: (f.subject, f.session))
-    if not entries:
-        _clear(folder, is_new)
-        raise refuse(failures)
-    _write_tables(folder, manifest, {s: table[s] for s in subjects})
-    result = Store.create(folder, preparation, wanted, entries, manifest.root)
-    (folder / JOURNAL_NAME).unlink(missing_ok=True)
+    with _alone(folder):
+        unusable: list[Failure] = []
+        if multiple is not None:
+            jobs, unusable = _fitted(jobs, multiple, workers, measuring)
+        grid = _grid(jobs, len(wanted), preparation, multiple is not None)
+        refuse = partial(left_out, total=len(chosen), grid=grid, stored=False, centred=preparation.crop == "centre")
+        if not jobs:
+            raise refuse(unusable)
+        if notify is not None:
+            notify(grid)
+        preparation = jobs[0].preparation
+        known = _open_folder(folder, preparation, wanted, overwrite)
+        jobs = [replace(job, known=known) for job in jobs]
+        entries, failures, num_built = _run(jobs, folder / JOURNAL_NAME, workers, progress)
+        failures = sorted([*unusable, *failures], key=lambda f: (f.subject, f.session))
+        if not entries:
+            _clear(folder)
+            raise refuse(failures)
+        _write_tables(folder, manifest, {s: table[s] for s in subjects})
+        result = Store.create(folder, preparation, wanted, entries, manifest.root)
+        (folder / JOURNAL_NAME).unlink(missing_ok=True)
     absent = [f"no scan is {m}: the view is absent everywhere" for m in wanted if m not in manifest.modalities]
     notes = (*absent, *manifest.notes)
     return PrepareReport(result, grid, num_built, len(entries) - num_built, tuple(failures), notes)
@@ -187,12 +188,11 @@ def _grid(jobs: Sequence[SessionJob], contrasts: int, declared: Preparation, fit
     return StoreGrid(preparation.spacings, preparation.shape, len(jobs), contrasts, labelled, fitted)
 
 
-def _clear(folder: Path, is_new: bool) -> None:
+def _clear(folder: Path) -> None:
     """Remove what a run without any entry has made, so that the next one may choose another preparation."""
     (folder / JOURNAL_NAME).unlink(missing_ok=True)
-    for empty in (folder / "entries", *([folder] if is_new else [])):
-        if empty.is_dir() and not any(empty.iterdir()):
-            empty.rmdir()
+    with contextlib.suppress(OSError):  # earlier entries stay
+        (folder / "entries").rmdir()
 
 
 def _own_splits(manifest: Manifest, subjects: Iterable[str]) -> dict[str, str]:
@@ -211,6 +211,32 @@ def _own_splits(manifest: Manifest, subjects: Iterable[str]) -> dict[str, str]:
     return table
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a store's folder for this process.
+
+    Raises:
+        UsageError: Another process prepares into it, or it holds something else; nothing is written there.
+        OutputError: It cannot be written to.
+    """
+    names = {part.name for part in folder.iterdir()} if folder.is_dir() else {""} if folder.exists() else set()
+    if names - {LOCK} and not names & {INDEX_NAME, JOURNAL_NAME}:
+        # never emptied, not even with --overwrite: what lies there is not ours
+        raise UsageError(f"{printable(folder)}: the folder is not empty and holds no store; choose another one")
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    held = f"{printable(folder)}: another process prepares into this folder; wait for it, or choose another one"
+    try:
+        with alone(folder / LOCK, UsageError(held)):
+            yield
+    finally:
+        if is_new and [part.name for part in folder.iterdir()] == [LOCK]:  # nothing could be prepared
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _open_folder(
     folder: Path, preparation: Preparation, modalities: tuple[str, ...], overwrite: bool
 ) -> dict[str, str]:
@@ -219,7 +245,9 @@ def _open_folder(
     if (folder / INDEX_NAME).exists():
         try:
             earlier = Store.open(folder)
-        except InputError:
+        except InputError as error:
+            if error.unreadable:
+                raise
             earlier = None  # a damaged index is written anew; entries are found by the journal or made again
         if earlier is not None and (earlier.preparation, earlier.modalities) != (preparation, modalities):
             if not overwrite:
@@ -232,10 +260,7 @@ def _open_folder(
             shutil.rmtree(folder / "entries", ignore_errors=True)
         elif earlier is not None:
             known = {s.digest: s.sha256 for s in earlier.sessions}
-    else:
-        _check_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         # first of all, so that whatever a killed run leaves is known to be a store's
         (folder / JOURNAL_NAME).touch()
         (folder / "entries").mkdir(exist_ok=True)
@@ -243,13 +268,6 @@ def _open_folder(
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}). Remedy: choose another folder.") from error
     return {**known, **_read_journal(folder / JOURNAL_NAME)}
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that holds something else: it is never emptied, not even with --overwrite."""
-    ours = (folder / JOURNAL_NAME).exists() or (folder / INDEX_NAME).exists()
-    if folder.exists() and not ours and any(folder.iterdir()):
-        raise UsageError(f"{printable(folder)}: the folder is not empty and holds no store; choose another one")
 
 
 def _read_journal(path: Path) -> dict[str, str]:

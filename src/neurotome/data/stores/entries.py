@@ -95,10 +95,16 @@ class LoadedSession:
 
 
 def is_intact(file: Path, sha256: str) -> bool:
-    """Return whether a file is there and has these bytes."""
+    """Return whether a file is there and has these bytes.
+
+    Raises:
+        InputError: It is there and may not be read: no reason to make it again.
+    """
     try:
         return file_sha256(file) == sha256
-    except InputError:
+    except InputError as error:
+        if error.unreadable:
+            raise
         return False
 
 

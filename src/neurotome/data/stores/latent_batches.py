@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from neurotome.data.datasets.splits import SPLITS
-from neurotome.data.stores.base import Reader, Sessions, TrainingData, counts_by_split, mean_ranges
+from neurotome.data.stores.base import Reader, Sessions, StepBatches, TrainingData, counts_by_split, mean_ranges
 from neurotome.data.stores.batches import SessionCount
 from neurotome.data.stores.latents import LatentEntry, Latents
 from neurotome.ranges import Ranged
@@ -44,7 +43,7 @@ class LatentVolumes(Ranged, TrainingData):
         return LatentReader(Latents.open(path), self)
 
 
-class LatentBatches(Dataset[Batch]):
+class LatentBatches(StepBatches):
     """The batches of a training on latents, by step.
 
     Args:
@@ -91,7 +90,7 @@ class LatentBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return self.max_steps
 
-    def entries(self, step: int) -> list[LatentEntry]:
+    def sessions(self, step: int) -> list[LatentEntry]:
         """Return what a step sees on this rank."""
         first, num = (step * self.world_size + self.rank) * self.batch_sessions, len(self.draws)
         rng = generator(self.seed, LATENT_DRAW, step, self.rank)
@@ -104,7 +103,7 @@ class LatentBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         if not 0 <= step < self.max_steps:
             raise IndexError(f"step {step} of {self.max_steps}")
-        return latent_batch(self.latents, self.entries(step), self.modalities)
+        return latent_batch(self.latents, self.sessions(step), self.modalities)
 
 
 class LatentSessions(Sessions):

@@ -10,10 +10,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from neurotome.data.stores.base import Reader
+from neurotome.data.stores.base import Reader, StepBatches
+from neurotome.errors import NeurotomeError
 from neurotome.types import Batch
+
+# Seconds in which a loader process makes a batch, at the latest; one that a debugger, a scheduler or a dead network
+# drive has stopped would be waited for without an end. A batch takes seconds; ten minutes are a fault.
+PATIENCE = 600
 
 
 class StepSampler(Sampler[int]):
@@ -37,6 +42,23 @@ class StepSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return self.max_steps - self.position
+
+
+class CarriedErrors(Dataset[Any]):
+    """Batches; an error of ours becomes the item, because a loader process would make a traceback of it.
+
+    Args:
+        batches: By step.
+    """
+
+    def __init__(self, batches: Dataset[Batch]) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch | NeurotomeError:
+        try:
+            return self.batches[step]
+        except NeurotomeError as error:
+            return error
 
 
 class TrainingModule(lightning.LightningDataModule):
@@ -68,6 +90,7 @@ class TrainingModule(lightning.LightningDataModule):
         self.num_workers, self.max_val_sessions = num_workers, max_val_sessions
         self.modalities = tuple(reader.modalities if modalities is None else modalities)
         self.position = 0
+        self._batches: StepBatches | None = None
         self._ahead = 0  # finished steps that the trainer does not know of
 
     @property
@@ -82,13 +105,21 @@ class TrainingModule(lightning.LightningDataModule):
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             self._ahead = self.position - self.trainer.global_step
+        self._batches = self.reader.batches(self.max_steps, self.seed, self.modalities, rank, world_size)
         return DataLoader(
-            self.reader.batches(self.max_steps, self.seed, self.modalities, rank, world_size),
+            CarriedErrors(self._batches),
             batch_size=None,
             sampler=StepSampler(self.position, self.max_steps),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            timeout=PATIENCE if self.num_workers else 0,
         )
+
+    def subjects(self, step: int) -> tuple[str, ...]:
+        """Return the subjects of a step, from 0; none before the batches are made."""
+        if self._batches is None:
+            return ()
+        return tuple(dict.fromkeys(entry.subject for entry in self._batches.sessions(step)))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the sessions of the validation split, one at a time."""

@@ -94,6 +94,11 @@ class Quantizer(Recorded, ABC):
         return True
 
     @property
+    def fewest_passes(self) -> int:
+        """Training passes that are left, at least, until :attr:`started`."""
+        return 0
+
+    @property
     def bits(self) -> int:
         """Bits per cell: the sum of ceil(log2 K) over the codebooks."""
         return sum(math.ceil(math.log2(size)) for size in self.sizes)

@@ -72,6 +72,11 @@ class EMAQuantizer(Quantizer):
         """See :class:`Quantizer`."""
         return self.reservoir.started
 
+    @property
+    def fewest_passes(self) -> int:
+        """See :class:`Quantizer`."""
+        return self.reservoir.fewest_passes
+
     def draw(self) -> None:
         """Draw codes from a standard normal distribution."""
         self.codebook.normal_()

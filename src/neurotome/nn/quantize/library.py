@@ -125,6 +125,11 @@ class ResidualQuantizer(LibraryQuantizer):
         """See :class:`Quantizer`."""
         return self.reservoir.started
 
+    @property
+    def fewest_passes(self) -> int:
+        """See :class:`Quantizer`."""
+        return self.reservoir.fewest_passes
+
     def batched(self, z: Tensor) -> tuple[Tensor, Sequence[Tensor], dict[str, Scalar]]:
         """See :class:`LibraryQuantizer`."""
         if self.training and not self.started and self.reservoir.collect(z[0].detach()):

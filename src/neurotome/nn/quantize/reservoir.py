@@ -1,5 +1,8 @@
 """What a codebook starts from: tokens of the first training passes, collected on every rank."""
 
+import math
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -44,6 +47,25 @@ class Reservoir(nn.Module):
         """Whether the codebook has been set from data."""
         return bool(self.state[2])
 
+    @property
+    def fewest_passes(self) -> int:
+        """Training passes that are left, at least, until the codebook starts; more where a pass has few tokens."""
+        if self.started:
+            return 0
+        passes, collected, _ = self.state.tolist()
+        return max(1, self.start_after + 1 - passes, math.ceil((self.size - collected) / self._most_of_a_pass))
+
+    @property
+    def _most_of_a_pass(self) -> int:
+        """Tokens that a training pass adds at most, so that several batches enter the start."""
+        return max(256, self.size // 12)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load a state; one without the tokens, as exported models have it, has none collected."""
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if f"{prefix}tokens" not in state_dict and f"{prefix}state" in state_dict and not self.state[2]:
+            self.state.zero_()
+
     def mark_started(self) -> None:
         """Note that the codebook has been set."""
         self.state[2] = 1
@@ -51,7 +73,7 @@ class Reservoir(nn.Module):
     def collect(self, vectors: Vectors) -> bool:
         """Keep a random share of the batch's tokens; return whether the ring is full and it is time, on every rank."""
         passes, collected, _ = self.state.tolist()
-        take = min(len(vectors), max(256, self.size // 12))
+        take = min(len(vectors), self._most_of_a_pass)
         picked = vectors[torch.randperm(len(vectors), device=vectors.device)[:take]]
         slots = torch.arange(collected, collected + take, device=vectors.device) % self.size
         self.tokens[slots] = picked

@@ -93,6 +93,11 @@ class AlignedTraining(WatchedTraining):
         super().__init__(tokenizer, optimizer, window_steps, alarm_below)
         self.reconstruction = reconstruction or ReconstructionLoss()
         self.alignment = alignment
+        if alignment and alignment.canonical not in tokenizer.modalities:
+            raise ValueError(
+                f"alignment.canonical is {alignment.canonical}, the contrasts are {', '.join(tokenizer.modalities)}; "
+                f"give one of them: --method.alignment.canonical {tokenizer.modalities[0]}"
+            )
         self.canonical = tokenizer.modality_id(alignment.canonical) if alignment else -1
 
     def counted(self, encoded: Encoded) -> Mapping[str, Tensor]:

@@ -1,0 +1,78 @@
+"""What a run folder refuses, keeps and sweeps; nothing is trained here."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from neurotome.errors import InputError, UsageError
+from neurotome.training.run_folder import RunFolder
+
+CONFIG = "method: {class_path: Toy}\ntrainer: {max_steps: 4, keep: 2}\n"
+SOURCE = {"model": "a" * 64, "network": "Toy", "training_subjects": {"salt": "s", "sha256": []}, "before": []}
+
+
+def test_a_file_that_may_not_be_read_is_not_taken_for_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start({"seed": 1})
+    before = (tmp_path / "environment.json").read_bytes()
+    for number in (errno.EACCES, errno.EMFILE, errno.ESTALE, errno.EIO):
+        with monkeypatch.context() as patch:
+
+            def refuse(self: Path, *args: object, number: int = number, **kwargs: object) -> str:
+                raise OSError(number, "refused", str(self))
+
+            patch.setattr(Path, "read_text", refuse)
+            with pytest.raises(InputError, match=r"environment\.json: cannot be read"):
+                folder.start({"seed": 2})
+            with pytest.raises(InputError, match=r"config\.yaml: cannot be read"):
+                folder.claim(CONFIG)
+    assert (tmp_path / "environment.json").read_bytes() == before
+
+
+def test_leftovers_of_a_stopped_write_are_swept(tmp_path: Path) -> None:
+    (tmp_path / ".neurotome-0123.tmp").write_text("half a config")
+    (tmp_path / ".neurotome-4567.tmp").mkdir()
+    RunFolder(tmp_path).claim(CONFIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_what_a_run_started_from_must_be_what_it_is_resumed_with(tmp_path: Path) -> None:
+    plain, tuned = RunFolder(tmp_path / "plain"), RunFolder(tmp_path / "tuned")
+    plain.claim(CONFIG)
+    with pytest.raises(UsageError, match="started from freshly drawn weights, not from the model of --init-from"):
+        plain.claim(CONFIG, SOURCE)
+    tuned.claim(CONFIG, SOURCE)
+    tuned.claim(CONFIG, SOURCE)
+    assert tuned.read_json("origin.json") == SOURCE
+    with pytest.raises(UsageError, match="started from model aaaaaaaaaaaa, not"):
+        tuned.claim(CONFIG, {**SOURCE, "model": "b" * 64})
+    with pytest.raises(UsageError, match="no checkpoint yet; give the same --init-from again"):
+        tuned.claim(CONFIG)
+    (tuned.root / "checkpoints" / "step-00000002").mkdir(parents=True)
+    tuned.claim(CONFIG)  # the weights are in the checkpoint, the origin in the folder
+    assert tuned.read_json("origin.json") == SOURCE
+
+
+def test_a_run_is_extended_by_steps_and_by_nothing_else(tmp_path: Path) -> None:
+    folder, more = RunFolder(tmp_path), CONFIG.replace("4", "9")
+    with pytest.raises(UsageError, match="holds no run to extend"):
+        folder.claim(CONFIG, extend=True)
+    folder.claim(CONFIG)
+    folder.status("finished", 4, 4, 1.0)
+    with pytest.raises(UsageError, match=r"trainer\.max_steps: 4 -> 9"):
+        folder.claim(more)
+    with pytest.raises(UsageError, match="has 4 steps; --extend-to 3 is not more"):
+        folder.claim(CONFIG.replace("4", "3"), extend=True)
+    with pytest.raises(UsageError, match=r"method\.class_path"):
+        folder.claim(more.replace("Toy", "Other"), extend=True)
+    assert (tmp_path / "config.yaml").read_text() == CONFIG
+    folder.claim(more, extend=True)
+    folder.claim(more, extend=True)  # the same command again resumes
+    assert (tmp_path / "config.yaml").read_text() == more
+    assert json.loads((tmp_path / "status.json").read_text())["exported"] == 4  # the model folder is of fewer steps
+    folder.status("running", 5, 9, 1.0)
+    assert json.loads((tmp_path / "status.json").read_text())["exported"] == 4
