@@ -221,10 +221,9 @@ def test_a_new_model_family_is_trained_on_latents_exported_and_read(
         neurotome.train(path, toy_store, tmp_path / "other", overrides={"data": {"batch_sessions": 2}}, device="cpu")
     with pytest.raises(UsageError, match="holds neurotome latent shards, no store"):
         neurotome.train("kl-vae-demo", latents, tmp_path / "other", device="cpu")
-    with pytest.raises(UsageError, match="is a run folder; give its model folder"):
-        neurotome.train(path, latents, tmp_path / "other", overrides=changes, device="cpu", init_from=done.run)
     capsys.readouterr()
     assert not (tmp_path / "other").exists()
+    neurotome.train(path, latents, tmp_path / "further", overrides=changes, device="cpu", init_from=done.run)
 
 
 @pytest.mark.usefixtures("_denoisers")

@@ -85,7 +85,7 @@ def test_the_folder_states_preparation_subjects_and_limits(tmp_path: Path, toy_s
     assert content.preparation == reader.preparation
     assert content.frozen == {"teacher": "d" * 64}
     assert content.stats["intensity"] == reader.intensity("train")
-    assert len(content.training_subjects[1]) == len(reader.subjects("train"))
+    assert len(content.training_subjects.subjects) == len(reader.subjects("train"))
     assert "- Steps: 4" in content.card
     volumes = json.loads((tmp_path / "model" / "latent_stats.json").read_text())["volumes"]
     assert f"per channel, over {volumes} training volumes; these are few" in content.card

@@ -16,6 +16,7 @@ from neurotome.data.imaging.reader import read_volume
 from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.errors import InputError, UsageError
+from neurotome.models.subjects import TrainingSubjects
 from neurotome.scans.latent_scan import LatentScan
 from neurotome.scans.tokenizer import ScanTokenizer
 from tests.toy import ToyTokenizer, brain, head, oblique
@@ -33,7 +34,7 @@ def tokenizer(**changes: object) -> ScanTokenizer:
         "stats": {"intensity": {"T2w": {"low": 10.0, "high": 250.0}}},
         "styles": STYLES,
         "covariances": {},
-        "training_subjects": ("salt", frozenset()),
+        "training_subjects": TrainingSubjects("salt"),
         "digest": "0" * 64,
     }
     return ScanTokenizer(**{**arguments, **changes})

@@ -275,7 +275,7 @@ class ShardWriter:
             records = {view.modality: view.record for view in views}
             entry = LatentEntry(
                 number, out / shard_name(place), session.subject, session.session, session.site, session.split, draw,
-                records, asdict(drawn), session.digest,
+                records, asdict(drawn), session.digest, tuple(sorted(session.contents)),
             )  # fmt: skip
             entries.append(entry_to_json(entry))
             last = number == first + len(cases) - 1

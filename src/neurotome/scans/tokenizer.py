@@ -10,7 +10,7 @@ contrast); outside the brain the value is 0.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,8 +25,9 @@ from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
 from neurotome.data.stores.masks import MaskSource
 from neurotome.errors import InputError, UsageError
-from neurotome.models.folder import NO_SCANS, check_usable, read_folder, subject_hash, write_model_folder
+from neurotome.models.folder import NO_SCANS, check_usable, read_folder, write_model_folder
 from neurotome.models.styles import ALL_SITES, named_styles, style_key
+from neurotome.models.subjects import TrainingSubjects
 from neurotome.nn.slabs.computing import SlabChoice
 from neurotome.scans.codec import Codec
 from neurotome.scans.latent_scan import LatentScan
@@ -44,7 +45,7 @@ class ScanTokenizer:
         stats: Statistics per latent channel, and ``intensity``: mean low and high per contrast.
         styles: Mean style vector by (contrast, site); site "all" pools them.
         covariances: Covariance of the style vector, by the same keys.
-        training_subjects: Salt and salted hashes.
+        training_subjects: Hashes of subjects and scans.
         digest: What a latent is stamped with.
         card: README of the model folder.
         precision: "bf16" runs the network in mixed precision.
@@ -63,7 +64,7 @@ class ScanTokenizer:
         stats: Mapping[str, Any],
         styles: Mapping[tuple[str, str], Tensor],
         covariances: Mapping[tuple[str, str], Tensor],
-        training_subjects: tuple[str, frozenset[str]],
+        training_subjects: TrainingSubjects,
         digest: str,
         card: str = "",
         precision: Literal["fp32", "bf16"] = "fp32",
@@ -152,10 +153,9 @@ class ScanTokenizer:
         found = self.images.masks
         return MaskSource(found["source"], self.network.in_channels) if found else None
 
-    def trained_on(self, subject: str) -> bool:
-        """Return whether a subject was among those the model was trained on."""
-        salt, hashes = self.training_subjects
-        return subject_hash(salt, subject) in hashes
+    def trained_on(self, subject: str, scans: Iterable[str] = ()) -> bool:
+        """Return whether a subject was among those the model was trained on, by its id or the content of its scans."""
+        return self.training_subjects.include(subject, scans)
 
     def encode(
         self, volume: Volume, modality: str | None = None, mask: Volume | None = None, allow_head: bool = False

@@ -58,6 +58,7 @@ class LatentEntry:
         records: How each view was prepared, the augmentation included: decoding leads back to the source grid.
         augmentation: What was drawn.
         digest: Of the session in its store; empty for a single latent.
+        contents: Content hashes of its scans, sorted; empty for a single latent.
     """
 
     number: int
@@ -70,6 +71,7 @@ class LatentEntry:
     records: Mapping[str, Record]
     augmentation: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
+    contents: tuple[str, ...] = ()
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -334,7 +336,8 @@ def entry_to_json(entry: LatentEntry) -> dict[str, Any]:
     """Return an entry as it stands in the header of its shard."""
     keys = ("number", "subject", "session", "site", "split", "draw", "digest")
     records = {modality: record.to_json() for modality, record in entry.records.items()}
-    return {key: getattr(entry, key) for key in keys} | {"augmentation": dict(entry.augmentation), "records": records}
+    more = {"contents": list(entry.contents), "augmentation": dict(entry.augmentation), "records": records}
+    return {key: getattr(entry, key) for key in keys} | more
 
 
 def entry_from_json(file: Path, value: Mapping[str, Any]) -> LatentEntry:
@@ -357,6 +360,7 @@ def entry_from_json(file: Path, value: Mapping[str, Any]) -> LatentEntry:
         records={str(modality): Record.from_json(record) for modality, record in value["records"].items()},
         augmentation=dict(value["augmentation"]),
         digest=str(value["digest"]),
+        contents=tuple(str(content) for content in value.get("contents", ())),
     )
 
 
