@@ -74,7 +74,8 @@ def test_a_reconstruction_by_hand() -> None:
     code = model.encode(volume, "T1w")
     prepared = model.preparation.apply({"T1w": volume})
     blocks = prepared.image[0].reshape(10, 2, 12, 2, 10, 2).mean(axis=(1, 3, 5))
-    assert np.allclose(code.encoded.latent[0, 0], blocks, atol=1e-6)
+    assert np.allclose(code.encoded.latent[0, 0], blocks, atol=5e-4)  # in half precision, as it is stored
+    blocks = code.encoded.latent[0, 0].numpy()
     record, up = prepared.records["T1w"], np.kron(blocks, np.ones((2, 2, 2)))
     on_grid = np.where(prepared.mask, record.low + (up + 1) / 2 * (record.high - record.low), record.background)
     shift = np.round(record.grid_to_source[:3, 3]).astype(int)
@@ -195,7 +196,7 @@ def edited(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"format_version": 2}, "newer"),
+        ({"format_version": 3}, "newer"),
         ({"format_version": "drop"}, "holds no latent"),
         ({"record": "drop"}, "not a latent"),
         ({"record": {"geometry": None}}, "not a latent"),
@@ -399,4 +400,4 @@ def test_planes_of_signs_take_one_bit_each_on_disk(tmp_path: Path) -> None:
     assert load_file(tmp_path / "a.safetensors")["latent"].nbytes * 8 == planes.numel()
     assert torch.equal(LatentScan.load(tmp_path / "a.safetensors").encoded.latent, planes)
     code.save(tmp_path / "b.safetensors")
-    assert load_file(tmp_path / "b.safetensors")["latent"].dtype == torch.float32
+    assert load_file(tmp_path / "b.safetensors")["latent"].dtype == torch.float16

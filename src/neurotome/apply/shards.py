@@ -30,13 +30,13 @@ from neurotome.data.stores.latents import (
     FORMAT_VERSION,
     INDEX_NAME,
     KIND,
-    METADATA_KEY,
     LatentEntry,
     Latents,
     entry_to_json,
     shard_name,
 )
 from neurotome.data.stores.masks import check_labelled
+from neurotome.data.stores.single_latents import METADATA_KEY
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError, printable
 from neurotome.files.atomic import write_atomically

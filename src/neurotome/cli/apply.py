@@ -50,6 +50,11 @@ def add_parser(subparsers: Any) -> None:
         else:
             _add_scan(parser)
         if verb == "encode":
+            parser.add_argument(
+                "--float-latent", action="store_true",
+                help="store the latent that the decoder receives beside the codes that stand for it, 32 bits a number; "
+                "decode does not need it",
+            )  # fmt: skip
             add_flags(parser)
         if verb == "translate":
             parser.add_argument("--to", required=True, metavar="NAME", help="contrast of the result, such as T2w")
@@ -163,7 +168,7 @@ def _work(args: argparse.Namespace, tokenizer: "ScanTokenizer") -> "Work":
         return Decoding(tokenizer, args.modality)
     reading = Reading(args.allow_head, args.use_qform, args.volume)
     if args.verb == "encode":
-        return Encoding(tokenizer, reading)
+        return Encoding(tokenizer, reading, args.float_latent)
     if args.verb == "reconstruct":
         return Reconstruction(tokenizer, reading)
     reference = None if args.style_from is None else Path(args.style_from)

@@ -150,7 +150,7 @@ def _parsed(header: bytes, file: Path) -> dict[str, Any]:
     try:
         found = parse_json(header, finite=True, unique=True)
     except ValueError as error:
-        raise InputError(f"its header cannot be read ({printable(str(error))})", file=file, remedy=_AGAIN) from error
+        raise InputError(f"its header is not JSON ({printable(str(error))})", file=file, remedy=_AGAIN) from error
     if not isinstance(found, dict):
         raise InputError("its header is not a JSON object", file=file, remedy=_AGAIN)
     return found

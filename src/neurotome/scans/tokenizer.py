@@ -189,7 +189,9 @@ class ScanTokenizer:
         """Return the codes of prepared scans."""
         codes = self.codec.encode([scan.image[None] for scan in scans], [scan.modality for scan in scans])
         return [
-            LatentScan(code, scan.modality, scan.record, scan.mask, self.preparation, self.digest)
+            LatentScan(
+                code, scan.modality, scan.record, scan.mask, self.preparation, self.digest, self.codec.from_codes
+            )
             for scan, code in zip(scans, codes, strict=True)
         ]
 
@@ -374,6 +376,4 @@ class ScanTokenizer:
                 f"the latent was made by model {latent.tokenizer[:12]}, this one is {self.digest[:12]}",
                 remedy="decode it with the model that made it, or encode the scan again",
             )
-        expected = (1, self.network.latent_channels, *self.network.latent_shape(latent.encoded.shape))
-        if tuple(latent.encoded.latent.shape) != expected:
-            raise InputError(f"the latent has shape {tuple(latent.encoded.latent.shape)}, admissible is {expected}")
+        self.codec.check(latent.encoded)

@@ -10,7 +10,7 @@ weights, which a test checks. What makes it a VQGAN is the objective: a discrimi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -23,7 +23,7 @@ from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.nn.rescale import Slicewise, TransposedConv
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.kl_vae import ResidualDecoder, ResidualEncoder
-from neurotome.types import Codes, Image, Latent, ModalityIds
+from neurotome.types import Image, Latent, ModalityIds
 
 
 class ResidualUnit(nn.Module):
@@ -129,6 +129,8 @@ class VQVAE(Tokenizer):
         ValueError: A list has not one entry per level, or plain blocks are given what only residual ones have.
     """
 
+    from_codes = True
+
     def __init__(
         self,
         spatial_dims: int = 3,
@@ -199,9 +201,9 @@ class VQVAE(Tokenizer):
         image = self.slices.unfold(self.decoder(self.slices.fold(encoded.latent), shape), len(encoded.latent)).float()
         return image if self.training else image.clamp(-1, 1)
 
-    def lookup(self, codes: Sequence[Codes]) -> Latent:
-        """Return the latent ``(b, d, x, y, z)`` of the code maps, coarse to fine."""
-        return self.quantizer.lookup(codes)
+    def lookup(self, codes: Mapping[str, Tensor], shape: Sequence[int]) -> Latent:
+        """See :class:`Tokenizer`; every map is needed."""
+        return self.quantizer.lookup([codes[name] for name in self.codebook_sizes])
 
     def bits(self, shape: Sequence[int]) -> float:
         """See :class:`Tokenizer`."""
