@@ -30,6 +30,7 @@ from neurotome.models.styles import ALL_SITES, named_styles, style_key
 from neurotome.models.subjects import TrainingSubjects
 from neurotome.nn.slabs.computing import SlabChoice
 from neurotome.scans.codec import Codec
+from neurotome.scans.given import GivenScan, as_volume
 from neurotome.scans.latent_scan import LatentScan
 from neurotome.scans.stages import DecodedScan, PreparedScan
 from neurotome.tokenizers.base import Encoded, Tokenizer
@@ -158,30 +159,41 @@ class ScanTokenizer:
         return self.training_subjects.include(subject, scans)
 
     def encode(
-        self, volume: Volume, modality: str | None = None, mask: Volume | None = None, allow_head: bool = False
+        self,
+        volume: GivenScan,
+        modality: str | None = None,
+        mask: GivenScan | None = None,
+        allow_head: bool = False,
     ) -> LatentScan:
         """Return the code of a scan.
 
         Args:
-            volume: A brain on a background of one value, or a head with ``mask``.
+            volume: A brain on a background of one value, or a head with ``mask``: a path, a :class:`Volume`, or an
+                image of nibabel.
             modality: Its contrast; None takes it from the file name.
-            mask: Brain mask on any grid that overlaps the scan's.
+            mask: Brain mask on any grid that overlaps the scan's, given like the scan.
             allow_head: Accept a scan that looks like a whole head.
 
         Raises:
             UsageError: The contrast is not given, ambiguous, not a name, or not one the model knows; the model takes
                 masks.
-            InputError: The scan looks like a whole head, or cannot be prepared.
+            InputError: The scan looks like a whole head, or cannot be read or prepared.
+            TypeError: Scan or mask are something else.
         """
         return self.encode_batch([self.prepare(volume, modality, mask, allow_head)])[0]
 
     def prepare(
-        self, volume: Volume, modality: str | None = None, mask: Volume | None = None, allow_head: bool = False
+        self,
+        volume: GivenScan,
+        modality: str | None = None,
+        mask: GivenScan | None = None,
+        allow_head: bool = False,
     ) -> PreparedScan:
         """Return a scan as the network sees it: the part of :meth:`encode` that needs no network; same arguments."""
         self._check_scans()
-        name = self.known(self._modality(volume, modality))
-        prepared = self.preparation.apply({name: volume}, mask, allow_head=allow_head)
+        scan, brain = as_volume(volume), None if mask is None else as_volume(mask, "mask")
+        name = self.known(self._modality(scan, modality))
+        prepared = self.preparation.apply({name: scan}, brain, allow_head=allow_head)
         image = np.ascontiguousarray(prepared.image[0], dtype=np.float32)
         return PreparedScan(image, name, prepared.records[name], np.asarray(prepared.mask, dtype=bool))
 
@@ -197,7 +209,7 @@ class ScanTokenizer:
 
     def decode(
         self,
-        latent: LatentScan,
+        latent: LatentScan | str | os.PathLike[str],
         modality: str | None = None,
         style: Tensor | None = None,
         intensity: Record | None = None,
@@ -205,16 +217,21 @@ class ScanTokenizer:
         """Return the scan of a code on its source's grid, float32.
 
         Args:
-            latent: Made by this very model.
+            latent: Made by this very model, or the path of its file.
             modality: Contrast of the result; None for the source's own. Another sees only the shared part of the code.
             style: Style vector ``(d,)``; None for the code's own, or the training mean of another contrast.
             intensity: Record of a scan whose intensity range the result takes; None for the source's own range, or the
                 training mean of another contrast.
 
         Raises:
-            InputError: The code was made by another model.
+            InputError: The code was made by another model, or its file is damaged.
             UsageError: The model does not know the contrast, or has no style for another one.
+            TypeError: It is no code.
         """
+        if isinstance(latent, str | os.PathLike):
+            latent = LatentScan.load(latent)
+        if not isinstance(latent, LatentScan):
+            raise TypeError(f"latent is a {type(latent).__name__}; give what encode returned, or the path of its file")
         return self.decode_batch([latent], modality, style, intensity)[0].volume()
 
     def decode_batch(
@@ -263,25 +280,29 @@ class ScanTokenizer:
         return replace(record, low=low, high=high, background=0.0)
 
     def reconstruct(
-        self, volume: Volume, modality: str | None = None, mask: Volume | None = None, allow_head: bool = False
+        self,
+        volume: GivenScan,
+        modality: str | None = None,
+        mask: GivenScan | None = None,
+        allow_head: bool = False,
     ) -> Volume:
         """Return what is left of a scan after encoding and decoding."""
         return self.decode(self.encode(volume, modality, mask, allow_head))
 
     def translate(
         self,
-        volume: Volume,
+        volume: GivenScan,
         to: str,
-        style_from: Volume | None = None,
+        style_from: GivenScan | None = None,
         modality: str | None = None,
-        mask: Volume | None = None,
+        mask: GivenScan | None = None,
         allow_head: bool = False,
         site: str | None = None,
     ) -> Volume:
         """Return a scan's anatomy in the contrast ``to``.
 
         Args:
-            volume: The source.
+            volume: The source, given as in :meth:`encode`, like reference and mask.
             to: Target contrast.
             style_from: A scan of that contrast whose style and intensity range are taken; None for the training mean.
             modality: Contrast of the source; None takes it from the file name.
@@ -298,18 +319,19 @@ class ScanTokenizer:
         return self.decode(self.encode(volume, modality, mask, allow_head), target, style, intensity)
 
     def appearance(
-        self, target: str, style_from: Volume | None = None, site: str | None = None, allow_head: bool = False
+        self, target: str, style_from: GivenScan | None = None, site: str | None = None, allow_head: bool = False
     ) -> tuple[Tensor | None, Record | None]:
         """Return the style and the intensity range that :meth:`translate` gives its result; None for training means."""
         if style_from is None:
             return None if site is None else self.mean_style(target, site), None
         if site is not None:
             raise UsageError("a style comes from a reference or from a site; give one of them")
-        file = Path(style_from.provenance.path or "")
+        scan = as_volume(style_from, "style_from")
+        file = Path(scan.provenance.path or "")
         named = contrasts.candidates(file.name)
         if named and target not in named:
             raise UsageError(f"{file}: the reference is {' or '.join(named)} by its name; give a scan of {target}")
-        reference = self.encode(style_from, target, None, allow_head)
+        reference = self.encode(scan, target, None, allow_head)
         if reference.encoded.style is None:
             raise UsageError(
                 f"{type(self.network).__name__} has no style vector, so none can be taken from a reference"

@@ -19,7 +19,7 @@ TRAINING_ONLY = ("terms", "aux")
 CODES = "codes."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Encoded:
     """What a tokenizer makes of an image.
 
@@ -41,6 +41,11 @@ class Encoded:
     shape: tuple[int, int, int]
     aux: Mapping[str, Tensor] = field(default_factory=dict)
     gain: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Return the tensors' shapes in one line."""
+        parts = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.named())
+        return f"{type(self).__name__}({parts}, of images {tuple(self.shape)})"
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors that make the code, by name: ``latent``, ``codes.anatomy``, ``style``."""
