@@ -27,7 +27,6 @@ def test_the_three_ways_give_the_same_result(file: Path) -> None:
     for verb in (
         model.reconstruct,
         lambda scan: model.translate(scan, "T2w"),
-        lambda scan: model.translate(scan, "T2w", style_from=scan if isinstance(scan, list) else None),
         lambda scan: model.decode(model.encode(scan), "T2w"),
     ):
         results = [verb(way) for way in ways]
@@ -54,10 +53,8 @@ def test_masks_and_references_are_given_alike(file: Path, tmp_path: Path) -> Non
 
 def test_an_image_in_memory_is_taken_as_it_is(file: Path) -> None:
     loaded = nib.load(file)
-    for dtype in (np.int16, np.float64, np.uint8, np.bool_):
-        image = nib.Nifti1Image(
-            np.asarray(loaded.dataobj)[..., None].astype(dtype if dtype != np.bool_ else np.uint8), loaded.affine
-        )
+    for dtype in (np.int16, np.float64, np.uint8):
+        image = nib.Nifti1Image(np.asarray(loaded.dataobj)[..., None].astype(dtype), loaded.affine)
         volume = as_volume(image)
         assert volume.array.shape == loaded.shape
         assert np.array_equal(volume.geometry.affine, loaded.affine)
