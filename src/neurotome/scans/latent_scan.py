@@ -88,6 +88,20 @@ class LatentScan:
         return write_atomically(path, [safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(head)})])
 
     @classmethod
+    def given(cls, latent: Any) -> Self:
+        """Return a code that is given, or read from the path that is given.
+
+        Raises:
+            TypeError: It is neither.
+            InputError: As :meth:`load`.
+        """
+        if isinstance(latent, str | os.PathLike):
+            return cls.load(latent)
+        if not isinstance(latent, cls):
+            raise TypeError(f"latent is a {type(latent).__name__}; give what encode returned, or the path of its file")
+        return latent
+
+    @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a latent file.
 

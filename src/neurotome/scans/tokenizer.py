@@ -228,11 +228,7 @@ class ScanTokenizer:
             UsageError: The model does not know the contrast, or has no style for another one.
             TypeError: It is no code.
         """
-        if isinstance(latent, str | os.PathLike):
-            latent = LatentScan.load(latent)
-        if not isinstance(latent, LatentScan):
-            raise TypeError(f"latent is a {type(latent).__name__}; give what encode returned, or the path of its file")
-        return self.decode_batch([latent], modality, style, intensity)[0].volume()
+        return self.decode_batch([LatentScan.given(latent)], modality, style, intensity)[0].volume()
 
     def decode_batch(
         self,
