@@ -379,6 +379,9 @@ def test_a_renamed_subject_is_known_by_its_scans(tmp_path: Path) -> None:
     assert not content.include("renamed", ["other"])
     assert not content.include("c1")
     assert not TrainingSubjects("", frozenset()).include("", [""])
+    further = content.joined(["02"], ["c3"])
+    assert all(further.include(*one) for one in (("01",), ("02",), ("x", ["c1"]), ("x", ["c3"])))
+    assert not content.include("02", ["c3"])
     write(tmp_path / "copy", subjects=content)
     assert toy.read(tmp_path / "copy").training_subjects == content
 

@@ -32,6 +32,11 @@ class TrainingSubjects:
         ids, contents = ({salted_hash(salt, one) for one in some} for some in (subjects, scans))
         return cls(salt, frozenset(ids), frozenset(contents))
 
+    def joined(self, subjects: Iterable[str], scans: Iterable[str] = ()) -> Self:
+        """Return these and further ids and contents, under the same salt: those of a model that was trained on."""
+        more = self.hashed(self.salt, subjects, scans)
+        return type(self)(self.salt, self.subjects | more.subjects, self.scans | more.scans)
+
     def include(self, subject: str, scans: Iterable[str] = ()) -> bool:
         """Return whether a subject was among them, by its id or by the content of one of its scans.
 
