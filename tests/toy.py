@@ -16,6 +16,7 @@ from neurotome.data.imaging.volume import Volume
 from neurotome.data.stores.store import Store
 from neurotome.data.stores.volumes import Masks, Volumes
 from neurotome.models.folder import ModelFolder, read_folder
+from neurotome.models.sealed import sealed
 from neurotome.nn.exported import Exportable
 from neurotome.nn.nd import Conv, depth_to_space, space_to_depth
 from neurotome.scans.export import export
@@ -133,6 +134,13 @@ def exported(network: Exportable, store: Path | Store, folder: Path, *, masks: s
     path = store.path if isinstance(store, Store) else store
     data = Masks(source=masks, channels=network.in_channels) if masks else Volumes()
     return export(network, data.open(path), folder, facts={"Config": "toy"})
+
+
+def reseal(folder: Path, **changes: Any) -> None:
+    """Change keys of a model folder's config and seal it again, as a forger would."""
+    config = {**json.loads((folder / "config.json").read_text()), **changes}
+    config.pop("digest", None)
+    (folder / "config.json").write_bytes(sealed(config)[0])
 
 
 def names(folder: Path) -> list[str]:

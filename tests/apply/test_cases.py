@@ -58,6 +58,25 @@ def test_targets_that_are_refused(tmp_path: Path, target: str, text: str) -> Non
     assert (source.read_bytes(), source.stat().st_mtime_ns) == before
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "endings", "description", "advised"),
+    [
+        ("sub-1_T1w.nii.gz", "sub-1_T1w.safetensors", (".safetensors",), "latent", "sub-1_desc-latent_T1w.safetensors"),
+        ("sub-1_T1w.nii.gz", "sub-1_T1w.nii", (".safetensors",), "latent", "sub-1_desc-latent_T1w.safetensors"),
+        ("sub-1_T1w.nii.gz", "o/sub-1_T1w.nii.gz", ENDINGS, "recon", "sub-1_desc-recon_T1w.nii.gz"),
+        ("sub-1_T1w.nii.gz", "sub-1_T2w.nii", ENDINGS, "synth", "sub-1_desc-synth_T2w.nii"),
+        ("sub-1_desc-latent_T1w.safetensors", "sub-1_T2w.safetensors", ENDINGS, "recon", "sub-1_desc-recon_T2w.nii.gz"),
+    ],
+)
+def test_a_name_that_is_advised_is_one_that_is_taken(
+    tmp_path: Path, source: str, target: str, endings: tuple[str, ...], description: str, advised: str
+) -> None:
+    (tmp_path / source).touch()
+    with pytest.raises(UsageError, match=f"for example {advised}$"):
+        plan_file(tmp_path / source, tmp_path / target, endings=endings, description=description)
+    assert plan_file(tmp_path / source, tmp_path / advised, endings=endings, description=description).target
+
+
 def test_the_source_is_never_a_target(tmp_path: Path) -> None:
     source = tmp_path / "scan.nii.gz"
     brain().save(source)

@@ -42,7 +42,7 @@ TRUNK = Trunk(
     channels=(8,), num_res_blocks=1, attention_levels=(False,), mid_blocks=False, downsample=(False,), stem_factor=2,
     norm_groups=0, factored=False,
 )  # fmt: skip
-PLAN = ShardPlan(draws=2, seed=3, shard_bytes=200_000)
+PLAN = ShardPlan(draws=2, seed=3, shard_bytes=110_000)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_an_entry_is_the_code_of_its_session(store, tokenizer, shards):
             image = torch.from_numpy(np.array(session.image[view]))[None]
             with torch.inference_mode():
                 expected = tokenizer.network.encode(image, torch.tensor([view])).latent[0]
-            assert torch.allclose(torch.from_numpy(latents.load(entry, name).latent), expected, atol=1e-5)
+            assert torch.allclose(torch.from_numpy(latents.load(entry, name).latent), expected, atol=2e-3)
         assert np.array_equal(latents.mask(entry), session.mask)
 
 
@@ -105,7 +105,7 @@ def test_codes_style_and_the_way_back_are_those_of_a_single_scan(store, tmp_path
     single, stored = tokenizer.encode(scan, "T1w"), read_scan(latents, entry, "T1w")
     assert torch.equal(single.encoded.codes["anatomy"], stored.encoded.codes["anatomy"])
     assert stored.encoded.codes["anatomy"].dtype == torch.int64
-    assert torch.allclose(single.encoded.style, stored.encoded.style, atol=1e-5)
+    assert torch.allclose(single.encoded.style, stored.encoded.style, atol=1e-3)
     assert np.array_equal(single.mask, stored.mask)
     there, back = tokenizer.decode(single), tokenizer.decode(stored)
     assert back.geometry.same_grid(scan.geometry)

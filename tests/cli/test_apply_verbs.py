@@ -8,11 +8,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from neurotome.cli.main import main
 from neurotome.data.imaging.reader import read_volume
 from neurotome.data.imaging.volume import Volume
+from neurotome.nn.quantize import EMAQuantizer
 from neurotome.scans.tokenizer import ScanTokenizer
+from neurotome.tokenizers import NeuroQuant
+from neurotome.tokenizers.shared_anatomy.parts import Appearance, Trunk
 from tests.toy import ToyTokenizer, bids, brain, exported, head, names, oblique
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -307,6 +311,37 @@ def test_a_folder_of_latents_goes_out_and_back(tmp_path: Path, toy_model: Path, 
         == 0
     )
     assert np.array_equal(read_volume(path).array, read_volume(tmp_path / "one.nii").array)
+
+
+def test_codes_alone_are_written_and_the_float_latent_on_request(
+    tmp_path: Path, toy_store: Path, scan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = NeuroQuant(
+        trunk=Trunk(channels=(8,), num_res_blocks=1, attention_levels=(False,), mid_blocks=False, norm_groups=0),
+        appearance=Appearance(channels=4, film_hidden=8), quantizer=EMAQuantizer(16, 4), adversary=False,
+    )  # fmt: skip
+    network.quantizer.reservoir.mark_started()
+    exported(network, toy_store, tmp_path / "m")
+    for name, more in (("codes", ()), ("both", ("--float-latent",))):
+        code = tmp_path / f"{name}.safetensors"
+        assert go("encode", tmp_path / "m", scan, code, "--quiet", *more) == 0
+        assert ("latent" in load_file(code)) == bool(more)
+        assert go("decode", tmp_path / "m", code, tmp_path / f"from_{name}.nii.gz", "--quiet") == 0
+    assert (tmp_path / "from_codes.nii.gz").read_bytes() == (tmp_path / "from_both.nii.gz").read_bytes()
+    assert go("reconstruct", tmp_path / "m", scan, tmp_path / "whole.nii.gz", "--quiet") == 0
+    assert (tmp_path / "from_codes.nii.gz").read_bytes() == (tmp_path / "whole.nii.gz").read_bytes()
+    capsys.readouterr()
+    assert go("encode", tmp_path / "m", scan, tmp_path / "codes.safetensors", "--float-latent") == 2
+    assert "another choice of options" in capsys.readouterr().err
+
+
+def test_the_help_of_encode_says_on_which_grid_a_code_lies(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {}
+    for verb in ("encode", "decode", "reconstruct", "translate"):
+        assert go(verb, "--help") == 0
+        texts[verb] = " ".join(capsys.readouterr().out.split())
+    assert "A code lies on the model's latent grid, not on that of its source" in texts.pop("encode")
+    assert all("Results are on the grid of their source" in text for text in texts.values())
 
 
 def test_a_latent_of_another_model_is_refused_by_name(

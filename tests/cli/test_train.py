@@ -46,7 +46,7 @@ def test_a_run_from_start_to_model_folder(
     } <= set(names(run))
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 4
     model = toy.read(run / "model")
-    assert len(model.training_subjects[1]) == len(Store.open(toy_store).subjects("train"))
+    assert len(model.training_subjects.subjects) == len(Store.open(toy_store).subjects("train"))
     assert "- Steps: 4" in model.card
     counts = json.loads((run / "data.json").read_text())["splits"]
     assert sum(part["subjects"] for part in counts.values()) == 6

@@ -20,7 +20,7 @@ class Threshold:
         self.modalities, self.trained = modalities, trained
         self.seen: list[str] = []
 
-    def trained_on(self, subject: str) -> bool:
+    def trained_on(self, subject: str, scans=()) -> bool:
         return subject in self.trained
 
     def check_store(self, store) -> None:

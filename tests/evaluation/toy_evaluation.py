@@ -151,6 +151,6 @@ class ToyScans:
         self.styles = {(m, "all"): torch.zeros(1) for m in network.modalities} if styled else {}
         self.trained = set(trained)
 
-    def trained_on(self, subject: str) -> bool:
+    def trained_on(self, subject: str, scans=()) -> bool:
         """Return whether the subject is among those given."""
         return subject in self.trained

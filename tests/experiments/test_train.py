@@ -225,6 +225,7 @@ def test_a_new_model_family_is_trained_on_latents_exported_and_read(
     assert toy.read(again.model).origin == (model.digest,)  # a run's folder stands for its model
     capsys.readouterr()
     assert not (tmp_path / "other").exists()
+    neurotome.train(path, latents, tmp_path / "further", overrides=changes, device="cpu", init_from=done.run)
 
 
 @pytest.mark.usefixtures("_denoisers")

@@ -14,6 +14,7 @@ from neurotome.errors import InputError
 from neurotome.models.folder import read_folder, write_model_folder
 from neurotome.models.format1 import upgraded
 from neurotome.models.registry import built_part
+from neurotome.models.subjects import TrainingSubjects
 from neurotome.tokenizers import VQVAE, VQVAE2, Anatome, NeuroQuant
 from neurotome.tokenizers.base import Tokenizer
 from neurotome.tokenizers.shared_anatomy.parts import Appearance, Trunk
@@ -187,7 +188,7 @@ def test_a_folder_of_format_1_is_read_and_keeps_its_digest(tmp_path: Path, folde
     content = read_folder(tmp_path / "m", Tokenizer)
     assert content.digest == digest  # latents are stamped with it
     assert (content.images, content.frozen, content.capabilities, content.self_test) == (Images(), {}, {}, None)
-    assert content.training_subjects == ("s", frozenset("h"))
+    assert content.training_subjects == TrainingSubjects("s", frozenset("h"))
     assert (content.preparation.shape, content.stats, content.card) == ((16, 16, 16), {"mean": [0.5]}, "a card")
     assert torch.equal(content.styles["T1w/all/mean"], torch.ones(5))
     assert content.unready == network.unready() != ""
@@ -199,6 +200,7 @@ def test_a_folder_of_format_1_is_read_and_keeps_its_digest(tmp_path: Path, folde
         card=content.card,
     )  # fmt: skip
     assert today != digest
+    assert json.loads((tmp_path / "today" / "config.json").read_text())["digest"] == today
     back = read_folder(tmp_path / "today", Tokenizer)
     assert torch.allclose(back.network.respond(example), expected, atol=1e-5)
 

@@ -112,7 +112,7 @@ def test_a_folder_of_masks_of_an_unknown_source_is_refused(codec: Path, tmp_path
     config = json.loads((codec / "config.json").read_text())
     for change in ({"masks": {"source": "elsewhere"}}, {"masks": None}, {"masks": {}}, {"space": "voxels"}):
         images = {**config["images"], **change}
-        (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "images": images}))
+        toy.reseal(tmp_path / "m", images=images)
         with pytest.raises(InputError, match="the key masks is missing"):
             toy.read(tmp_path / "m")
 

@@ -15,16 +15,11 @@ from safetensors.torch import load_file, save_file
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.errors import InputError, UsageError
 from neurotome.files import atomic
-from neurotome.models.folder import (
-    FILES,
-    ModelFolder,
-    check_usable,
-    read_folder,
-    subject_hash,
-    write_model_folder,
-)
+from neurotome.models.folder import ModelFolder, check_usable, read_folder, write_model_folder
 from neurotome.models.registry import public_classes
+from neurotome.models.sealed import FILES
 from neurotome.models.self_test import SelfTest, compared, made
+from neurotome.models.subjects import TrainingSubjects, salted_hash
 from neurotome.nn.quantize import EMAQuantizer, FiniteScalarQuantizer
 from neurotome.tasks.base import Segmenter
 from neurotome.tokenizers import VQVAE, NeuroQuant
@@ -74,14 +69,10 @@ def config_of(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text())
 
 
-def rewrite(folder: Path, **changes: object) -> None:
-    (folder / "config.json").write_text(json.dumps({**config_of(folder), **changes}))
-
-
 def replace_file(folder: Path, name: str, data: bytes) -> None:
     """Put other bytes in place and make the hashes agree: what a forger would do."""
     (folder / name).write_bytes(data)
-    rewrite(folder, sha256={**config_of(folder)["sha256"], name: hashlib.sha256(data).hexdigest()})
+    toy.reseal(folder, sha256={**config_of(folder)["sha256"], name: hashlib.sha256(data).hexdigest()})
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
@@ -100,31 +91,90 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert names(tmp_path) == ["m"]
 
 
-def test_equal_models_give_equal_bytes_and_the_digest_is_that_of_weights_and_preparation(tmp_path: Path) -> None:
+def test_equal_models_give_equal_bytes_and_the_digest_is_that_of_the_whole(tmp_path: Path) -> None:
     first, second = write(tmp_path / "a"), write(tmp_path / "b")
     assert first == second
     assert set(names(tmp_path / "a")) == {*FILES, "config.json"}
     for name in (*FILES, "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert write(tmp_path / "c", card="another") == first
+    assert config_of(tmp_path / "a")["digest"] == first
+    assert write(tmp_path / "c", card="another") != first
+    assert write(tmp_path / "f", subjects=["01", "03"]) != first
     assert write(tmp_path / "d", preparation=Preparation(2.0, (16, 16, 16))) != first
     assert write(tmp_path / "e", ToyTokenizer(width=2, gains=(0.6, 1.5))) != first
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", sorted({*FILES, "config.json"}))
 def test_any_flipped_bit_is_noticed(tmp_path: Path, name: str) -> None:
-    write(tmp_path / "m")
+    write(tmp_path / "m", scans=["c1", "c2"])
     file = tmp_path / "m" / name
     data = file.read_bytes()
     rng = np.random.default_rng(0)
-    for place in {0, len(data) - 1, *rng.integers(0, len(data), 12).tolist()}:
+    places = {0, len(data) - 1, *rng.integers(0, len(data), 12 if name != "config.json" else 400).tolist()}
+    for place in places:
         changed = bytearray(data)
         changed[place] ^= 1 << int(rng.integers(8))
         file.write_bytes(changed)
-        with pytest.raises(InputError, match=r"not what config\.json promises") as error:
+        with pytest.raises(InputError) as error:
             toy.read(tmp_path / "m")
+        assert error.value.exit_code == 3
         assert error.value.file == file
         assert error.value.remedy
+        assert name == "config.json" or "not what config.json promises" in error.value.reason
+
+
+def test_every_bit_of_a_number_and_of_its_key_is_sealed(tmp_path: Path) -> None:
+    """A lower format has no seal: neither a changed number nor a changed key may turn the reader to one."""
+    write(tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    data = file.read_bytes()
+    for start, stop in ((0, data.index(b"3,") + 2), (data.rindex(b'"digest"') - 3, len(data))):
+        for place in range(start, stop):
+            for bit in range(8):
+                changed = bytearray(data)
+                changed[place] ^= 1 << bit
+                file.write_bytes(changed)
+                with pytest.raises(InputError):
+                    toy.read(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: {**c, "training_subjects": {**c["training_subjects"], "salt": "0" * 32}},
+        lambda c: {**c, "images": {"space": "latents", "tokenizer": "x"}},
+        lambda c: {**c, "capabilities": {}},
+        lambda c: {**c, "frozen": {"segmenter": "0"}},
+        lambda c: json.loads(json.dumps(c).replace('["T1w", "T2w"]', '["T2w", "T1w"]')),
+        lambda c: {k: v for k, v in c.items() if k != "digest"},
+        lambda c: {**c, "format_version": 2},
+        lambda c: dict(sorted(c.items())),
+    ],
+)  # fmt: skip
+def test_no_value_of_the_config_can_be_changed(tmp_path: Path, change) -> None:
+    write(tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    file.write_text(json.dumps(change(config_of(tmp_path / "m")), indent=1))
+    with pytest.raises(InputError, match="not what its own digest promises"):
+        toy.read(tmp_path / "m")
+
+
+def test_a_folder_of_format_2_is_read_and_keeps_its_digest(tmp_path: Path) -> None:
+    write(tmp_path / "m")
+    config = config_of(tmp_path / "m")
+    del config["digest"], config["training_subjects"]["scans"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "format_version": 2}, indent=1))
+    hashes = config["sha256"]
+    parts = [config["network"], hashes["model.safetensors"], hashes["preprocess.json"], config["images"]]
+    back = toy.read(tmp_path / "m")
+    assert back.digest == hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    assert back.training_subjects.include("01", ["c1"])
+    assert not back.training_subjects.include("03", ["c1"])
+
+
+def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:
+    digest = write(tmp_path / "run" / "model")
+    assert toy.read(tmp_path / "run").digest == digest
 
 
 def test_reading_draws_no_random_number(tmp_path: Path) -> None:
@@ -141,7 +191,7 @@ def test_reading_draws_no_random_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"format_version": 3}, "newer"),
+        ({"format_version": 4}, "newer"),
         ({"format_version": None}, "no format_version"),
         ({"format_version": "1"}, "no format_version"),
         ({"network": {"class": "os.system"}}, "not a public tokenizer"),
@@ -175,7 +225,7 @@ def test_reading_draws_no_random_number(tmp_path: Path) -> None:
 )
 def test_a_config_that_lies_is_refused(tmp_path: Path, changes: dict, text: str) -> None:
     write(tmp_path / "m")
-    rewrite(tmp_path / "m", **changes)
+    toy.reseal(tmp_path / "m", **changes)
     with pytest.raises(InputError, match=text) as error:
         read_folder(tmp_path / "m", Tokenizer)
     assert error.value.file == tmp_path / "m" / "config.json"
@@ -227,8 +277,24 @@ def test_weights_of_another_type_are_refused(tmp_path: Path, dtype: torch.dtype)
     forged = {name: value.to(dtype) for name, value in ToyTokenizer(width=2).state_dict().items()}
     save_file(forged, tmp_path / "forged")
     replace_file(tmp_path / "m", "model.safetensors", (tmp_path / "forged").read_bytes())
-    with pytest.raises(InputError, match="weights do not fit"):
+    named = rf"weights do not fit .*: tensor gain is {str(dtype).removeprefix('torch.')} \(\), it takes float32 \(\)"
+    with pytest.raises(InputError, match=named):
         toy.read(tmp_path / "m")
+
+
+def test_two_tensors_of_one_name_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "m")
+    for name in ("model.safetensors", "self_test.safetensors", "styles.safetensors"):
+        copy = tmp_path / name
+        shutil.copytree(tmp_path / "m", copy)
+        data = (copy / name).read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        key, _, rest = data[9 : 8 + size].partition(b":")
+        header = b"{" + key + b":" + rest.split(b"},", 1)[0].rstrip(b" }") + b"}," + data[9 : 8 + size]
+        replace_file(copy, name, len(header).to_bytes(8, "little") + header + data[8 + size :])
+        with pytest.raises(InputError, match=f"the key '{json.loads(key)}' occurs twice") as error:
+            toy.read(copy)
+        assert error.value.file == copy / name
 
 
 def test_a_preparation_of_absurd_size_is_refused(tmp_path: Path) -> None:
@@ -243,7 +309,7 @@ def test_a_self_test_is_needed_and_holds_values(tmp_path: Path) -> None:
     write(tmp_path / "m")
     config = config_of(tmp_path / "m")
     del config["sha256"]["self_test.safetensors"]
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    toy.reseal(tmp_path / "m", sha256=config["sha256"])
     with pytest.raises(InputError, match="sha256"):
         toy.read(tmp_path / "m")
     network = ToyTokenizer(width=2)
@@ -298,10 +364,26 @@ def test_subjects_are_listed_as_hashes_with_a_salt_of_the_model(tmp_path: Path) 
     write(tmp_path / "a", subjects=["DOE-JOHN"])
     write(tmp_path / "b", ToyTokenizer(width=2, gains=(3.0,)), subjects=["DOE-JOHN"])
     assert all(b"DOE" not in f.read_bytes() for f in (tmp_path / "a").iterdir())
-    (salt, hashes), (other, others) = (toy.read(tmp_path / n).training_subjects for n in "ab")
-    assert hashes == {subject_hash(salt, "DOE-JOHN")} == {hashlib.sha256(f"{salt}:DOE-JOHN".encode()).hexdigest()}
-    assert salt != other
-    assert hashes != others
+    one, other = (toy.read(tmp_path / n).training_subjects for n in "ab")
+    assert one.subjects == {hashlib.sha256(f"{one.salt}:DOE-JOHN".encode()).hexdigest()}
+    assert one.salt != other.salt
+    assert one.subjects != other.subjects
+
+
+def test_a_renamed_subject_is_known_by_its_scans(tmp_path: Path) -> None:
+    write(tmp_path / "m", subjects=["01"], scans=["c1", "c2"])
+    content = toy.read(tmp_path / "m").training_subjects
+    assert content.scans == {salted_hash(content.salt, c) for c in ("c1", "c2")}
+    assert content.include("01")
+    assert content.include("renamed", ["other", "c2"])
+    assert not content.include("renamed", ["other"])
+    assert not content.include("c1")
+    assert not TrainingSubjects("", frozenset()).include("", [""])
+    further = content.joined(["02"], ["c3"])
+    assert all(further.include(*one) for one in (("01",), ("02",), ("x", ["c1"]), ("x", ["c3"])))
+    assert not content.include("02", ["c3"])
+    write(tmp_path / "copy", subjects=content)
+    assert toy.read(tmp_path / "copy").training_subjects == content
 
 
 def test_an_argument_that_json_cannot_hold_is_named(tmp_path: Path) -> None:
@@ -374,7 +456,7 @@ def test_a_part_that_lies_is_refused(tmp_path: Path, changes: dict, text: str) -
     write(tmp_path / "m", neuroquant())
     network = config_of(tmp_path / "m")["network"]
     network["arguments"]["quantizer"] |= changes
-    rewrite(tmp_path / "m", network=network)
+    toy.reseal(tmp_path / "m", network=network)
     with pytest.raises(InputError, match=text):
         toy.read(tmp_path / "m")
 
@@ -417,7 +499,7 @@ def test_what_it_can_do_and_what_its_training_read_come_back(tmp_path: Path) -> 
         ["T1w", "T2w"], [16, 16, 16], [2, 8, 8, 8], network.bits((16, 16, 16)) / 16**3
     ]  # fmt: skip
     assert back.images == Images()
-    assert write(tmp_path / "without", network, styles={}) == digest  # no latent depends on what a loss read
+    assert write(tmp_path / "without", network, styles={}) != digest  # it stands for the whole folder
     without = toy.read(tmp_path / "without")
     assert (without.frozen, without.capabilities["translates"]) == ({}, False)
 

@@ -16,6 +16,7 @@ from neurotome.data.imaging.reader import read_volume
 from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.errors import InputError, UsageError
+from neurotome.models.subjects import TrainingSubjects
 from neurotome.scans.latent_scan import LatentScan
 from neurotome.scans.tokenizer import ScanTokenizer
 from tests.data.scans import brain_array
@@ -34,7 +35,7 @@ def tokenizer(**changes: object) -> ScanTokenizer:
         "stats": {"intensity": {"T2w": {"low": 10.0, "high": 250.0}}},
         "styles": STYLES,
         "covariances": {},
-        "training_subjects": ("salt", frozenset()),
+        "training_subjects": TrainingSubjects("salt"),
         "digest": "0" * 64,
     }
     return ScanTokenizer(**{**arguments, **changes})
@@ -74,7 +75,8 @@ def test_a_reconstruction_by_hand() -> None:
     code = model.encode(volume, "T1w")
     prepared = model.preparation.apply({"T1w": volume})
     blocks = prepared.image[0].reshape(10, 2, 12, 2, 10, 2).mean(axis=(1, 3, 5))
-    assert np.allclose(code.encoded.latent[0, 0], blocks, atol=1e-6)
+    assert np.allclose(code.encoded.latent[0, 0], blocks, atol=5e-4)  # in half precision, as it is stored
+    blocks = code.encoded.latent[0, 0].numpy()
     record, up = prepared.records["T1w"], np.kron(blocks, np.ones((2, 2, 2)))
     on_grid = np.where(prepared.mask, record.low + (up + 1) / 2 * (record.high - record.low), record.background)
     shift = np.round(record.grid_to_source[:3, 3]).astype(int)
@@ -256,7 +258,7 @@ def edited(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"format_version": 2}, "newer"),
+        ({"format_version": 3}, "newer"),
         ({"format_version": "drop"}, "holds no latent"),
         ({"record": "drop"}, "not a latent"),
         ({"record": {"geometry": None}}, "not a latent"),
@@ -393,7 +395,7 @@ def test_the_packages_names_are_found_late() -> None:
     assert neurotome.Volume is Volume
     assert isinstance(neurotome.__version__, str)
     assert set(neurotome.__all__) <= set(dir(neurotome))
-    with pytest.raises(AttributeError, match="it has Tokenizer"):
+    with pytest.raises(AttributeError, match=r"it has .*Tokenizer"):
         _ = neurotome.Tokeniser
 
 
@@ -460,4 +462,4 @@ def test_planes_of_signs_take_one_bit_each_on_disk(tmp_path: Path) -> None:
     assert load_file(tmp_path / "a.safetensors")["latent"].nbytes * 8 == planes.numel()
     assert torch.equal(LatentScan.load(tmp_path / "a.safetensors").encoded.latent, planes)
     code.save(tmp_path / "b.safetensors")
-    assert load_file(tmp_path / "b.safetensors")["latent"].dtype == torch.float32
+    assert load_file(tmp_path / "b.safetensors")["latent"].dtype == torch.float16

@@ -301,13 +301,34 @@ def test_overfits_one_phantom(make_learned):
     assert error < limit
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_codes_alone_stand_for_the_latent(make, dims):
+    tokenizer = make(dims)
+    x = image(dims)
+    for _ in range(3 if tokenizer.from_codes else 0):  # a codebook that starts from data has seen some
+        tokenizer.encode(x, IDS)
+    tokenizer.eval()
+    with torch.no_grad():
+        encoded = tokenizer.encode(x, IDS)
+        assert tokenizer.from_codes == bool(encoded.codes)
+        if not tokenizer.from_codes:
+            with pytest.raises(ValueError, match="is not that of its codes"):
+                tokenizer.lookup(encoded.codes, encoded.shape)
+            return
+        shapes = {name: tuple(codes.shape[1:]) for name, codes in encoded.codes.items()}
+        assert shapes == tokenizer.code_shapes(encoded.shape)
+        assert torch.allclose(tokenizer.lookup(encoded.codes, encoded.shape), encoded.latent, atol=1e-5)
+        shared = tokenizer.shared(encoded)
+        assert torch.allclose(tokenizer.lookup(shared.codes, encoded.shape), shared.latent, atol=1e-5)
+
+
 def test_bits_are_counted(make):
     tokenizer = make(3).eval()
     encoded = tokenizer.encode(image(3), IDS)
     sizes = tokenizer.codebook_sizes
     expected = sum(math.ceil(math.log2(sizes[name])) * codes[0].numel() for name, codes in encoded.codes.items())
     floats = [encoded.style, encoded.gain, None if encoded.codes else encoded.latent]
-    per_number = 1 if isinstance(tokenizer, MaskCodec) else 16  # a sign is all there is to a mask
+    per_number = 1 if isinstance(tokenizer, MaskCodec) else tokenizer.float_bits  # a sign is all there is to a mask
     expected += sum(per_number * stored[0].numel() for stored in floats if stored is not None)
     assert tokenizer.bits((16, 16, 16)) == expected
     assert tokenizer.bits_per_voxel((16, 16, 16)) == expected / 4096

@@ -85,7 +85,7 @@ def test_wrong_ids_are_refused(name):
 @pytest.mark.parametrize("name", ALL)
 def test_bits(name):
     tokenizer = ALL[name](3)
-    expected = {"mask": 1.0}.get(name, 16.0)
+    expected = {"mask": 1.0}.get(name, 32.0)
     assert tokenizer.bits_per_voxel((16, 16, 16)) == expected
     assert tokenizer.window is None
 

@@ -85,7 +85,7 @@ def test_codes_decode_to_the_same_image():
         network.eval()
         with torch.no_grad():
             encoded = network.encode(x, IDS)
-            assert torch.allclose(network.lookup(list(encoded.codes.values())), encoded.latent, atol=1e-5)
+            assert torch.allclose(network.lookup(encoded.codes, encoded.shape), encoded.latent, atol=1e-5)
 
 
 def test_codebooks_are_named_coarse_to_fine():

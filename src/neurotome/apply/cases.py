@@ -17,7 +17,7 @@ from neurotome.data.datasets.bids import ScanRow
 from neurotome.data.datasets.manifest import Manifest, is_table, scan
 from neurotome.errors import InputError, OutputError, UsageError, printable
 from neurotome.files.atomic import check_writable
-from neurotome.files.endings import LATENT_ENDING
+from neurotome.files.endings import LATENT_ENDING, ending
 
 
 @dataclass
@@ -42,29 +42,42 @@ def is_many(source: Path) -> bool:
     return source.is_dir() or is_table(source)
 
 
-def plan_file(source: Path, target: Path, *, endings: tuple[str, ...]) -> Job:
+def plan_file(source: Path, target: Path, *, endings: tuple[str, ...], description: str = "synth") -> Job:
     """Check one pair of files.
+
+    Args:
+        source: The scan or latent.
+        target: The result.
+        endings: Of the result's name, the one that is advised first.
+        description: The value of BIDS' ``desc`` in the names that are advised: recon, synth, latent.
 
     Raises:
         UsageError: The source is missing; the target has another ending, is the source, has its name or its sidecar, or
             looks like a raw scan.
         OutputError: The target's folder cannot be written to.
     """
+
+    def advised(file: Path) -> str:
+        kept = ending(file) if ending(file) in endings else endings[0]
+        return printable(target_name(file, description, new_ending=kept))
+
     if not source.exists():
         raise UsageError(f"{printable(source)}: there is no such file; check the path")
     if not target.name.lower().endswith(endings):
-        raise UsageError(f"{printable(target)}: the result is written as {' or '.join(endings)}")
+        raise UsageError(
+            f"{printable(target)}: the result is written as {' or '.join(endings)}; for example {advised(target)}"
+        )
     if target.exists() and target.samefile(source):
         raise UsageError(f"{printable(target)}: input and output are the same file; choose another name")
     if target.name == source.name:
         raise UsageError(
-            f"{printable(target)}: a synthetic image must not have the name of its source; "
-            f"for example {printable(target_name(source, 'synth'))}"
+            f"{printable(target)}: a synthetic image must not have the name of its source; for example "
+            f"{advised(source)}"
         )
     if target.name.startswith("sub-") and "desc-" not in target.name:
         raise UsageError(
-            f"{printable(target)}: reads as a raw scan, but the image is synthetic; name it with desc-, "
-            f"for example {printable(target_name(target, 'synth'))}"
+            f"{printable(target)}: reads as a raw scan, but a model made it; name it with desc-, for example "
+            f"{advised(target)}"
         )
     for file in (target, sidecar_of(target)):
         if file.is_dir():

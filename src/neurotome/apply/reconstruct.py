@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from neurotome.apply.names import Job
@@ -14,9 +15,23 @@ from neurotome.scans.tokenizer import ScanTokenizer
 
 
 class Encoding(Work):
-    """Scans to codes."""
+    """Scans to codes.
+
+    Args:
+        tokenizer: The model.
+        reading: How scans are read.
+        float_latent: Store what the decoder receives also where the codes stand for it.
+    """
 
     verb = "encode"
+
+    def __init__(self, tokenizer: ScanTokenizer, reading: Reading | None = None, float_latent: bool = False) -> None:
+        super().__init__(tokenizer, reading)
+        self.float_latent = float_latent
+
+    def options(self) -> dict[str, Any]:
+        """See :class:`Work`; only what differs from the default is named, so that older results stay what they are."""
+        return {"FloatLatent": True} if self.float_latent else {}
 
     def load(self, job: Job) -> Loaded:
         """See :class:`Work`."""
@@ -33,7 +48,7 @@ class Encoding(Work):
             "LatentShape": list(code.encoded.latent.shape[1:]),
             "BitsPerVoxel": bits_per_voxel(self.tokenizer, code),
         }
-        return Result(one.job, code.save, sidecar)
+        return Result(one.job, partial(code.save, float_latent=self.float_latent), sidecar)
 
 
 class Reconstruction(Work):

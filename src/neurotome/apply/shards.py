@@ -30,13 +30,13 @@ from neurotome.data.stores.latents import (
     FORMAT_VERSION,
     INDEX_NAME,
     KIND,
-    METADATA_KEY,
     LatentEntry,
     Latents,
     entry_to_json,
     shard_name,
 )
 from neurotome.data.stores.masks import check_labelled
+from neurotome.data.stores.single_latents import METADATA_KEY
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError, printable
 from neurotome.files.atomic import write_atomically
@@ -272,7 +272,7 @@ class ShardWriter:
             records = {view.modality: view.record for view in views}
             entry = LatentEntry(
                 number, out / shard_name(place), session.subject, session.session, session.site, session.split, draw,
-                records, asdict(drawn), session.digest,
+                records, asdict(drawn), session.digest, tuple(sorted(session.contents)),
             )  # fmt: skip
             entries.append(entry_to_json(entry))
             last = number == first + len(cases) - 1

@@ -21,24 +21,28 @@ VERBS = {
     "encode": ("turn scans into codes", "desc-latent"),
     "decode": ("turn codes into scans", "desc-recon"),
 }
+_IMAGES = "Results are on the grid of their source, and are marked as synthetic ({}, header, sidecar)."
+_RESULTS = {verb: _IMAGES.format(mark) for verb, (_, mark) in VERBS.items()} | {
+    "encode": "A code lies on the model's latent grid, not on that of its source, whose geometry it keeps for decode. "
+    "It is a .safetensors file of the bits that the model counts, marked as made by a model (desc-latent, sidecar)."
+}
 PAST = {"reconstruct": "reconstructed", "translate": "translated", "encode": "encoded", "decode": "decoded"}
 _MAX_LINES = 50
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the four verbs."""
-    for verb, (summary, mark) in VERBS.items():
+    for verb, (summary, _) in VERBS.items():
         source, many = "IN", "many (a BIDS or nnU-Net dataset, a folder, a .tsv table)"
         if verb == "decode":
             source, many = "LATENT", "a folder of them"
         parser = subparsers.add_parser(
             verb,
             help=summary,
-            description=f"{summary.capitalize()}. {source} is one file, or {many}; OUT is then a folder. Results are "
-            f"on the grid of their source, and are marked as synthetic ({mark}, header, sidecar). Rerunning verifies "
-            "existing outputs and creates the missing ones.",
+            description=f"{summary.capitalize()}. {source} is one file, or {many}; OUT is then a folder. "
+            f"{_RESULTS[verb]} Rerunning verifies existing outputs and creates the missing ones.",
         )
-        parser.add_argument("model", metavar="MODEL", help="model folder (RUN/model)")
+        parser.add_argument("model", metavar="MODEL", help="model folder, or the run folder that holds it")
         parser.add_argument(
             "source", metavar=source, help=f"file or folder{'' if verb == 'decode' else ' or table'} to read"
         )
@@ -50,6 +54,11 @@ def add_parser(subparsers: Any) -> None:
         else:
             _add_scan(parser)
         if verb == "encode":
+            parser.add_argument(
+                "--float-latent", action="store_true",
+                help="store the latent that the decoder receives beside the codes that stand for it, 32 bits a number; "
+                "decode does not need it",
+            )  # fmt: skip
             add_flags(parser)
         if verb == "translate":
             parser.add_argument("--to", required=True, metavar="NAME", help="contrast of the result, such as T2w")
@@ -123,7 +132,8 @@ def _one(args: argparse.Namespace, source: Path, target: Path) -> "Plan":
     from neurotome.files.endings import IMAGE_ENDINGS, LATENT_ENDING
 
     endings = (LATENT_ENDING,) if args.verb == "encode" else IMAGE_ENDINGS
-    job = plan_file(source, target, endings=endings)
+    description = VERBS[args.verb][1].removeprefix("desc-")
+    job = plan_file(source, target, endings=endings, description=description)
     if args.verb == "decode":
         modality = None if args.modality is None else modality_of(source, args.modality)
     else:
@@ -163,7 +173,7 @@ def _work(args: argparse.Namespace, tokenizer: "ScanTokenizer") -> "Work":
         return Decoding(tokenizer, args.modality)
     reading = Reading(args.allow_head, args.use_qform, args.volume)
     if args.verb == "encode":
-        return Encoding(tokenizer, reading)
+        return Encoding(tokenizer, reading, args.float_latent)
     if args.verb == "reconstruct":
         return Reconstruction(tokenizer, reading)
     reference = None if args.style_from is None else Path(args.style_from)

@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
 def _model(args: argparse.Namespace) -> int:
     """Print what a model folder can do; exit 3 when it computes something else than it did."""
     from neurotome.errors import InputError
-    from neurotome.models.folder import SELF_TEST, read_folder
+    from neurotome.models.folder import read_folder
+    from neurotome.models.sealed import SELF_TEST
     from neurotome.models.self_test import compared
     from neurotome.nn.exported import Exportable
 
@@ -51,7 +52,7 @@ def _model(args: argparse.Namespace) -> int:
         **({"provenance": dict(content.provenance)} if content.provenance else {}),
         **({"origin": list(content.origin)} if content.origin else {}),
         "preparation": content.preparation.describe(),
-        "training_subjects": len(content.training_subjects[1]),
+        "training_subjects": len(content.training_subjects.subjects),
         "self_test": None if found is None else {"share_within_1e-3": found.share, "largest": found.largest},
     }
     warnings = [content.unready] if content.unready else []

@@ -6,7 +6,7 @@ from pathlib import Path
 from neurotome.cli import answer, counted, existing, load_tokenizer, natural, positive
 from neurotome.errors import UsageError
 
-_ONE_SCAN = ("modality", "mask", "allow_head", "volume", "use_qform", "root")
+_ONE_SCAN = ("modality", "mask", "allow_head", "volume", "use_qform", "root", "float_latent")
 _SHARD_MB = 256
 
 

@@ -23,11 +23,13 @@ from torch import Tensor
 from neurotome import streams
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.entries import LoadedSession, SessionEntry
+from neurotome.data.stores.leaks import check_splits
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError
 from neurotome.evaluation.audit import ScanCode, audit, scan_codes
 from neurotome.evaluation.baselines import Baselines
 from neurotome.evaluation.factors import Truth, factors
+from neurotome.evaluation.held_out import check_held_out, seen_by
 from neurotome.evaluation.regions import RegionVolumes
 from neurotome.evaluation.results import (
     DATA_RANGE,
@@ -64,8 +66,8 @@ class Evaluable(Protocol):
     styles: dict[tuple[str, str], Tensor]
     digest: str
 
-    def trained_on(self, subject: str) -> bool:
-        """Return whether the model was trained on the subject."""
+    def trained_on(self, subject: str, scans: Iterable[str] = ()) -> bool:
+        """Return whether the model was trained on the subject, by its id or by the content of its scans."""
 
 
 def evaluate(
@@ -151,7 +153,9 @@ class _Evaluation:
                 f"{', '.join(self.store.modalities)}: they share no contrast"
             )
         if not allow_train:
-            self._check_subjects()
+            training = self.training if self.split != "train" else ()
+            check_splits([*training, *self.entries], self.store.path)
+            check_held_out(self.entries, self.split, {"model": self.tokenizer, "segmenter": self.segmenter})
         if self.segmenter is not None:
             check_reader(self.segmenter, self.store, self.modalities)
         if self.tokenizer.preparation.image_digest != self.store.preparation.image_digest:
@@ -172,18 +176,6 @@ class _Evaluation:
         missing = [m for m in self.modalities if (m, ALL_SITES) not in self.tokenizer.styles]
         if self.tokenizer.styles and missing:
             raise InputError(f"the model folder stores no mean style for {', '.join(missing)} to translate to")
-
-    def _check_subjects(self) -> None:
-        subjects = sorted({e.subject for e in self.entries})
-        for what, model in (("model", self.tokenizer), ("segmenter", self.segmenter)):
-            seen = [s for s in subjects if model is not None and model.trained_on(s)]
-            if seen:
-                raise InputError(
-                    f"{len(seen)} of {len(subjects)} subjects of the {self.split} split were in the {what}'s training: "
-                    f"{', '.join(seen[:5])}{' …' if len(seen) > 5 else ''}",
-                    remedy="evaluate on held-out subjects, or pass --allow-train and say so wherever the numbers are "
-                    "shown",
-                )
 
     @torch.inference_mode()
     def measure(self, progress: Report | None = None) -> dict[str, Any]:
@@ -372,7 +364,7 @@ class _Evaluation:
             "subjects": len({e.subject for e in self.entries}),
             "sessions": len(self.entries),
             "training_subjects": len({e.subject for e in self.training}),
-            "trained_on_evaluated": any(self.tokenizer.trained_on(e.subject) for e in self.entries),
+            "trained_on_evaluated": bool(seen_by(self.tokenizer, self.entries)),
             "modalities": list(self.modalities),
             "shape": list(preparation.shape),
             "spacing_mm": preparation.spacing_mm,

@@ -9,7 +9,7 @@ S is the segmenter, an image and the name of its contrast in, labels out. All wi
 is the mean over the structures that it or the other has.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -39,8 +39,8 @@ class StructureReader(Protocol):
     def modalities(self) -> tuple[str, ...]:
         """The contrasts it knows."""
 
-    def trained_on(self, subject: str) -> bool:
-        """Return whether it was trained on the subject."""
+    def trained_on(self, subject: str, scans: Iterable[str] = ()) -> bool:
+        """Return whether it was trained on the subject, by its id or by the content of its scans."""
 
     def check_store(self, store: Store) -> None:
         """Refuse a store that was prepared otherwise."""

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from neurotome.data.stores.leaks import check_splits
 from neurotome.data.stores.store import Store
 from neurotome.errors import UsageError, did_you_mean, printable
 from neurotome.evaluation.factors import Truth
@@ -67,13 +68,14 @@ def run_bench(
 
     Raises:
         UsageError: A path is missing, a run is unknown or its config is not admissible, or ``out`` holds another bench.
-        InputError: A cell is damaged, or the segmenter does not fit the store.
+        InputError: A cell is damaged, the store's splits leak, or the segmenter does not fit the store.
         Interrupted: A signal came; the same call continues.
     """
     for what, path in (("store", settings.store), ("table", settings.truth), ("segmenter folder", settings.segmenter)):
         if path is not None and not Path(path).exists():
             raise UsageError(f"{printable(path)}: there is no such {what}; check the path")
     store, wanted = Store.open(settings.store), _wanted(plan, only)
+    check_splits(store.sessions, store.path)
     truth = None if settings.truth is None else read_truth(Path(settings.truth))
     experiments = checked_experiments(settings, plan.runs, store)
     cells = Cells(settings, store, out, experiments, _request(settings, store, truth), say)

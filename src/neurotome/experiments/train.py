@@ -296,7 +296,6 @@ class Training:
         facts = {
             "Config": name if "/" not in name else Path(name).name,
             "Steps": result.step,
-            "Training seconds": round(result.seconds),
             "Seed": self.experiment.seed,
             **{f"Last {key}": f"{value:.4g}" for key, value in result.validation.items()},
             **self.method.facts(),

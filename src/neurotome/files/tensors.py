@@ -76,6 +76,7 @@ def read_tensors(data: bytes, file: Path, remedy: str = _AGAIN) -> "dict[str, Te
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"not a safetensors file ({printable(str(error))})", file=file, remedy=remedy) from error
+    _parsed(data[8 : 8 + int.from_bytes(data[:8], "little")], file)  # of two tensors of one name the library takes one
     odd = [name for name in tensors if not _NAME.fullmatch(name)]
     if odd or len(tensors) > MAX_TENSORS:
         what = f"tensor name '{printable(odd[0][:80])}' is" if odd else f"{len(tensors)} tensors are"
@@ -147,9 +148,9 @@ def metadata_of(file: Path, data: bytes | None = None) -> dict[str, str]:
 
 def _parsed(header: bytes, file: Path) -> dict[str, Any]:
     try:
-        found = parse_json(header, finite=True)
+        found = parse_json(header, finite=True, unique=True)
     except ValueError as error:
-        raise InputError("its header is not JSON", file=file, remedy=_AGAIN) from error
+        raise InputError(f"its header is not JSON ({printable(str(error))})", file=file, remedy=_AGAIN) from error
     if not isinstance(found, dict):
         raise InputError("its header is not a JSON object", file=file, remedy=_AGAIN)
     return found

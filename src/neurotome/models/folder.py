@@ -1,10 +1,11 @@
 """The model folder: weights, the parts the network is made of, and what goes with them; no pickle, nothing executed.
 
     model.safetensors      averaged weights, without what only training needs
-    config.json            format_version 2; network {class, arguments}, parts nested the same way; what its images are
+    config.json            format_version; network {class, arguments}, parts nested the same way; what its images are
                            (scans, masks, latents of which model); frozen networks of its training, by digest; origin,
-                           the digests of the models its training started from, where it did;
-                           capabilities; salted hashes of the training subjects; sha256 of every other file
+                           the digests of the models its training started from, where it did; capabilities; salted
+                           hashes of the training subjects and their scans; sha256 of every other file; digest, the
+                           hash of all this (:mod:`neurotome.models.sealed`)
     preprocess.json        the preparation it expects
     README.md              the card
     self_test.safetensors  a small input and what the network made of it when it was exported
@@ -13,11 +14,9 @@
                            subjects
 
 Classes are looked up among the public names of our folders (:mod:`neurotome.models.registry`) and nowhere else.
-Format 1, flat arguments and no self-test, is read through :mod:`neurotome.models.format1`.
+Formats 2, without that digest, and 1, flat arguments and no self-test (:mod:`neurotome.models.format1`), are read.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,22 +30,31 @@ from torch import Tensor
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.errors import InputError, UsageError, printable
 from neurotome.files.atomic import write_folder
-from neurotome.files.json_text import parse_json
 from neurotome.files.tensors import read_bounded, read_tensors
 from neurotome.models.format1 import upgraded
 from neurotome.models.model_place import CONFIG, model_of
 from neurotome.models.registry import built_part, constructor_words, plain_part, public_classes
+from neurotome.models.sealed import (
+    CARD,
+    PREPARATION,
+    SELF_TEST,
+    STATS,
+    STYLES,
+    WEIGHTS,
+    json_bytes,
+    opened,
+    parsed,
+    sealed,
+    sha256_of,
+)
 from neurotome.models.self_test import FETCH_AGAIN, made
+from neurotome.models.subjects import TrainingSubjects
 from neurotome.nn.exported import Exportable, is_finite
 from neurotome.nn.recorded import bounded_modules
 from neurotome.types import Images, Space
 
-FORMAT_VERSION = 2
 JSON_BYTES = 64 * 2**20
 WEIGHT_BYTES = 32 * 2**30
-WEIGHTS, SELF_TEST = "model.safetensors", "self_test.safetensors"
-NEEDED = {WEIGHTS, "preprocess.json", "README.md"}
-FILES = {*NEEDED, SELF_TEST, "latent_stats.json", "styles.safetensors"}
 # of a masks' tokenizer, what it is and what to do
 NO_SCANS = (
     "was trained on masks: a scan would be read as one, and its output, the logits of a mask, as a scan",
@@ -63,9 +71,9 @@ class ModelFolder(Generic[N]):
     Args:
         network: In evaluation mode, on the CPU.
         preparation: What it expects.
-        training_subjects: Salt, and salted hashes of the subjects it was trained on.
+        training_subjects: Hashes of the subjects it was trained on, and of their scans.
         card: The README.
-        digest: SHA-256 over parts, weights, preparation and images: what a latent depends on.
+        digest: Of the whole folder; see :mod:`neurotome.models.sealed`. Latents are stamped with it.
         images: What its images are.
         capabilities: What it can do, by name.
         frozen: Digests of the networks that its training only read, by name.
@@ -79,7 +87,7 @@ class ModelFolder(Generic[N]):
 
     network: N
     preparation: Preparation
-    training_subjects: tuple[str, frozenset[str]]
+    training_subjects: TrainingSubjects
     card: str
     digest: str
     images: Images = field(default_factory=Images)
@@ -93,18 +101,14 @@ class ModelFolder(Generic[N]):
     origin: tuple[str, ...] = ()
 
 
-def subject_hash(salt: str, subject: str) -> str:
-    """Return the salted hash under which a training subject is listed."""
-    return hashlib.sha256(f"{salt}:{subject}".encode()).hexdigest()
-
-
 def write_model_folder(
     folder: Path,
     network: Exportable,
     *,
     preparation: Preparation,
-    subjects: Iterable[str] | tuple[str, frozenset[str]],
+    subjects: Iterable[str] | TrainingSubjects,
     card: str,
+    scans: Iterable[str] = (),
     images: Images | None = None,
     frozen: Mapping[str, str] | None = None,
     stats: Mapping[str, Any] | None = None,
@@ -119,8 +123,9 @@ def write_model_folder(
         folder: Where it will stand.
         network: Its exported state and its parts' arguments are stored.
         preparation: Goes to ``preprocess.json``.
-        subjects: Training subjects, stored as salted hashes; or salt and hashes as read from another folder.
+        subjects: Training subjects, stored as salted hashes; or the hashes as read from another folder.
         card: Goes to ``README.md``.
+        scans: Content hashes of the subjects' scans, stored salted as well.
         images: What its images are; None for scans.
         frozen: Digests of the networks that its training only read, by name.
         stats: Goes to ``latent_stats.json``; None for a network without.
@@ -130,7 +135,7 @@ def write_model_folder(
         overwrite: Whether a folder that is there may be replaced.
 
     Returns:
-        The digest a latent is stamped with.
+        The digest of the folder, which latents are stamped with.
 
     Raises:
         UsageError: The folder is there and ``overwrite`` is False; a class is not public; an argument is not plain.
@@ -144,22 +149,19 @@ def write_model_folder(
         raise UsageError(str(error)) from error
     contents = {
         WEIGHTS: safetensors.torch.save(_finite_state(network, folder / WEIGHTS)),
-        "preprocess.json": _json(preparation.to_json()),
-        "README.md": card.encode(),
+        PREPARATION: json_bytes(preparation.to_json()),
+        CARD: card.encode(),
         SELF_TEST: safetensors.torch.save(_plain_tensors(made(network))),
     }
     if stats is not None:
-        contents["latent_stats.json"] = _json(stats)
+        contents[STATS] = json_bytes(stats)
     if styles is not None:
-        contents["styles.safetensors"] = safetensors.torch.save(_plain_tensors(styles))
-    hashes = {file: hashlib.sha256(data).hexdigest() for file, data in contents.items()}
-    if isinstance(subjects, tuple) and len(subjects) == 2 and isinstance(subjects[1], frozenset):
-        salt, hashed = subjects
-    else:
-        salt = hashes[WEIGHTS][:32]  # differs from model to model, and the same run gives the same bytes
-        hashed = frozenset(subject_hash(salt, str(subject)) for subject in subjects)
+        contents[STYLES] = safetensors.torch.save(_plain_tensors(styles))
+    hashes = {file: sha256_of(data) for file, data in contents.items()}
+    if not isinstance(subjects, TrainingSubjects):
+        # the salt differs from model to model, and the same run gives the same bytes
+        subjects = TrainingSubjects.hashed(hashes[WEIGHTS][:32], subjects, scans)
     config = {
-        "format_version": FORMAT_VERSION,
         "network": part,
         "capabilities": {
             "family": network.family,
@@ -169,13 +171,14 @@ def write_model_folder(
         "images": (images or Images()).to_json(),
         "frozen": dict(frozen or {}),
         **({"origin": list(origin)} if origin else {}),
-        "training_subjects": {"salt": salt, "sha256": sorted(hashed)},
+        "training_subjects": subjects.to_json(),
         "sha256": hashes,
         **({"provenance": dict(provenance)} if provenance else {}),
         **({"unready": unready} if (unready := network.unready()) else {}),
     }
-    write_folder(folder, {**contents, CONFIG: _json(config)}, lambda place: _check_readable(place, folder))
-    return _digest(config)
+    data, digest = sealed(config)
+    write_folder(folder, {**contents, CONFIG: data}, lambda place: _check_readable(place, folder))
+    return digest
 
 
 def _check_readable(place: Path, folder: Path) -> None:
@@ -211,9 +214,8 @@ def read_folder(folder: Path, kind: type[N]) -> ModelFolder[N]:
     """
     folder = model_of(Path(folder))
     file = folder / CONFIG
-    config = _parsed(read_bounded(file, JSON_BYTES), file)
-    version = _version(config, file)
-    _check_config(config, version, file)
+    sealed_config = opened(read_bounded(file, JSON_BYTES), file)
+    config, version = sealed_config.content, sealed_config.version
     part = config["network"] if version > 1 else _part_of_format1(config)
     _check_kind(part, kind, file)
     contents = {}
@@ -221,26 +223,25 @@ def read_folder(folder: Path, kind: type[N]) -> ModelFolder[N]:
         hashes = {}
         for name in config["sha256"]:
             contents[name] = read_bounded(folder / name, WEIGHT_BYTES if name == WEIGHTS else JSON_BYTES)
-            hashes[name] = beside.submit(_sha256, contents[name])
+            hashes[name] = beside.submit(sha256_of, contents[name])
         network = _network(part, file, kind)
         changed = [name for name in contents if hashes[name].result() != config["sha256"][name]]
     if changed:
         raise InputError("its content is not what config.json promises", file=folder / changed[0], remedy=FETCH_AGAIN)
     state = read_tensors(contents.pop(WEIGHTS), folder / WEIGHTS, FETCH_AGAIN)
     _adopt(network, state if version > 1 else upgraded(config["class"], config["arguments"], state)[1], file)
-    subjects = config["training_subjects"]
     return ModelFolder(
         network=network.eval().requires_grad_(False),
-        preparation=_preparation(contents["preprocess.json"], folder / "preprocess.json"),
-        training_subjects=(subjects["salt"], frozenset(subjects["sha256"])),
-        card=contents["README.md"].decode("utf-8", "replace"),
-        digest=_digest(config),
-        images=_images(config, version, file),
+        preparation=_preparation(contents[PREPARATION], folder / PREPARATION),
+        training_subjects=sealed_config.subjects,
+        card=contents[CARD].decode("utf-8", "replace"),
+        digest=sealed_config.digest,
+        images=sealed_config.images,
         capabilities=config.get("capabilities", {}),
         frozen=config.get("frozen", {}),
         unready=network.unready(),
-        stats=_parsed(contents.get("latent_stats.json", b"{}"), folder / "latent_stats.json"),
-        styles=_tensors(contents, "styles.safetensors", folder),
+        stats=parsed(contents.get(STATS, b"{}"), folder / STATS),
+        styles=_tensors(contents, STYLES, folder),
         self_test=_tensors(contents, SELF_TEST, folder) if version > 1 else None,
         provenance=config.get("provenance", {}),
         origin=tuple(config.get("origin", [])),
@@ -268,60 +269,8 @@ def _tensors(contents: Mapping[str, bytes], name: str, folder: Path) -> dict[str
     return read_tensors(contents[name], folder / name, FETCH_AGAIN) if name in contents else {}
 
 
-def _version(config: Mapping[str, Any], file: Path) -> int:
-    version = config.get("format_version")
-    if not isinstance(version, int) or version < 1:
-        raise InputError("has no format_version", file=file, remedy="give a model folder that neurotome wrote")
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"format {version} is newer than this version reads ({FORMAT_VERSION})",
-            file=file,
-            remedy="upgrade neurotome",
-        )
-    return version
-
-
-def _check_config(config: Mapping[str, Any], version: int, file: Path) -> None:
-    kinds: dict[str, type] = {"training_subjects": dict, "sha256": dict}
-    kinds |= (
-        {"class": str, "arguments": dict}
-        if version == 1
-        else {
-            "network": dict,
-            "images": dict,
-            "frozen": dict,
-            "capabilities": dict,
-        }
-    )
-    wrong = [key for key, kind in kinds.items() if not isinstance(config.get(key), kind)]
-    subjects = config.get("training_subjects", {})
-    if not wrong:
-        texts = [subjects.get("salt"), *(found if isinstance(found := subjects.get("sha256"), list) else [None])]
-        wrong = [] if all(isinstance(text, str) for text in texts) else ["training_subjects"]
-    origin = config.get("origin", [])
-    if not wrong and not (isinstance(origin, list) and all(isinstance(digest, str) for digest in origin)):
-        wrong = ["origin"]
-    needed = NEEDED if version == 1 else {*NEEDED, SELF_TEST}
-    if not wrong and not needed <= config["sha256"].keys() <= FILES:
-        wrong = ["sha256"]
-    if wrong:
-        raise InputError(f"the key {wrong[0]} is missing or of another kind", file=file, remedy=FETCH_AGAIN)
-
-
 def _part_of_format1(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"class": config["class"], "arguments": upgraded(config["class"], config["arguments"], {})[0]}
-
-
-def _images(config: Mapping[str, Any], version: int, file: Path) -> Images:
-    """Return what the images of a folder are."""
-    value = config.get("images", {})
-    if version == 1:
-        space = "voxels" if value in ({}, "scans") else value
-        value = {"space": space, **({"masks": config["masks"]} if "masks" in config else {})}
-    try:
-        return Images.from_json(value)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"the key {error} is missing or of another kind", file=file, remedy=FETCH_AGAIN) from error
 
 
 def _check_kind(part: Mapping[str, Any], kind: type[N], file: Path) -> None:
@@ -353,49 +302,24 @@ def _adopt(network: Exportable, state: dict[str, Tensor], file: Path) -> None:
     own = {key: (value.shape, value.dtype) for key, value in network.exported_state().items()}
     stored = {key: (value.shape, value.dtype) for key, value in state.items()}
     if own != stored:
-        strange = sorted(own.keys() ^ stored.keys()) or sorted(key for key in own if own[key] != stored[key])
-        raise InputError(
-            f"weights do not fit the arguments of {type(network).__name__} ({strange[0]})",
-            file=file,
-            remedy=FETCH_AGAIN,
-        )
+        strange = min(own.keys() ^ stored.keys() or {key for key in own if own[key] != stored[key]})
+        reason = f"weights do not fit the arguments of {type(network).__name__}: tensor {strange} "
+        if strange in own and strange in stored:
+            (is_shape, is_type), (shape, kind) = stored[strange], own[strange]
+            reason += f"is {is_type} {tuple(is_shape)}, it takes {kind} {tuple(shape)}"
+        else:
+            reason += "is missing" if strange in own else "is not one of its"
+        raise InputError(reason.replace("torch.", ""), file=file, remedy=FETCH_AGAIN)
     with torch.random.fork_rng(devices=[]):  # parts that only training needs are drawn anew
         network.adopt(state)
 
 
 def _preparation(data: bytes, file: Path) -> Preparation:
     try:
-        return Preparation.from_json(_parsed(data, file))
+        return Preparation.from_json(parsed(data, file))
     except UsageError as error:
         raise InputError(str(error), file=file, remedy=FETCH_AGAIN) from error
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _digest(config: Mapping[str, Any]) -> str:
-    hashes = [config["sha256"][WEIGHTS], config["sha256"]["preprocess.json"]]
-    if config["format_version"] == 1:  # as it was, so that latents of before can be decoded
-        parts = [config["class"], config["arguments"], *hashes, *([config["masks"]] if "masks" in config else [])]
-    else:
-        parts = [config["network"], *hashes, config["images"]]
-    return _sha256(json.dumps(parts, sort_keys=True).encode())
-
-
 def _plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, allow_nan=False).encode()
-
-
-def _parsed(data: bytes, file: Path) -> dict[str, Any]:
-    try:
-        value = parse_json(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError("not JSON", file=file, remedy=FETCH_AGAIN) from error
-    if not isinstance(value, dict):
-        raise InputError("not a JSON object", file=file, remedy=FETCH_AGAIN)
-    return value

@@ -5,13 +5,14 @@ subjects(fine-tuned) = subjects(source) and its own, hashed with the source's sa
 A fine-tuned network has seen the subjects of its source too, and must not be evaluated on them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from neurotome.errors import InputError, UsageError, printable
-from neurotome.models.folder import read_folder, subject_hash
+from neurotome.models.folder import read_folder
+from neurotome.models.subjects import TrainingSubjects
 from neurotome.nn.exported import Exportable
 
 
@@ -22,13 +23,13 @@ class StartingModel:
     Args:
         digest: Of its model folder.
         network: Name of its class.
-        subjects: Salt, and salted hashes of the subjects it has seen.
+        subjects: Those it has seen, and their scans.
         before: Digests of the models that it started from itself, the latest first.
     """
 
     digest: str
     network: str
-    subjects: tuple[str, frozenset[str]]
+    subjects: TrainingSubjects
     before: tuple[str, ...] = ()
 
     @property
@@ -36,19 +37,13 @@ class StartingModel:
         """Digests of all models on the way, the latest first."""
         return (self.digest, *self.before)
 
-    def seen_with(self, own: Iterable[str]) -> tuple[str, frozenset[str]]:
-        """Return salt and hashes of the source's subjects and of those that it is now trained on."""
-        salt, hashes = self.subjects
-        return salt, hashes | {subject_hash(salt, subject) for subject in own}
-
     def in_words(self) -> str:
         """Return the line of the card."""
-        return f"{self.network} {self.digest[:12]}, trained on {len(self.subjects[1])} subjects"
+        return f"{self.network} {self.digest[:12]}, trained on {len(self.subjects.subjects)} subjects"
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``origin.json`` of a run folder holds."""
-        salt, hashes = self.subjects
-        subjects = {"salt": salt, "sha256": sorted(hashes)}
+        subjects = self.subjects.to_json()
         return {"model": self.digest, "network": self.network, "training_subjects": subjects, "before": [*self.before]}
 
     @classmethod
@@ -59,15 +54,11 @@ class StartingModel:
             InputError: Not of this form.
         """
         try:
-            subjects = value["training_subjects"]
-            found = cls(
-                value["model"], value["network"], (subjects["salt"], frozenset(subjects["sha256"])),
-                tuple(value["before"]),
-            )  # fmt: skip
-            texts = [found.digest, found.network, found.subjects[0], *found.subjects[1], *found.before]
-            if not all(isinstance(text, str) for text in texts):
+            subjects = TrainingSubjects.from_json(value["training_subjects"])
+            found = cls(value["model"], value["network"], subjects, tuple(value["before"]))
+            if not all(isinstance(text, str) for text in (found.digest, found.network, *found.before)):
                 raise TypeError("a text is missing")
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"does not say what the run started from ({error})",
                 file=file,

@@ -2,16 +2,22 @@
 
 The network sees images of one shape in batches of one size, filled up where images are missing, so that the result of
 an image does not depend on what it was computed with: one by one, in pairs or in a folder of thousands.
+
+A code is what a file of it holds, no more: its floats have the bits that the network counts for them, and a latent that
+its codes stand for is looked up from them, here as after the file was read. Both decode to the same bytes.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from neurotome.errors import InputError
+from neurotome.nn.exported import is_finite
 from neurotome.nn.nd import channels_last
 from neurotome.nn.slabs.computing import SlabChoice, computing
 from neurotome.tokenizers.base import Encoded, Tokenizer
@@ -63,7 +69,9 @@ class Codec:
                 ids = self._ids([modalities[place] for place in part])
                 with torch.inference_mode(), self._autocast():
                     encoded = compute(self.network.encode, image.to(self.device), ids)
-                codes |= {place: encoded.single(index) for index, place in enumerate(part)}
+                    if self.from_codes:
+                        encoded = self._looked_up(encoded)
+                codes |= {place: self._counted(encoded.single(index)) for index, place in enumerate(part)}
         return [codes[place] for place in range(len(images))]
 
     def decode(self, codes: Sequence[Encoded], modalities: Sequence[str]) -> list[Tensor]:
@@ -76,12 +84,61 @@ class Codec:
             shape = codes[group[0]].shape
             compute = self.compute(shape)
             for part in _full(group, batch_size(shape)):
-                encoded = Encoded.joined([codes[place] for place in part]).to(self.device)
+                encoded = Encoded.joined([codes[place] for place in part]).mapped(_plain).to(self.device)
                 ids = self._ids([modalities[place] for place in part])
                 with torch.inference_mode(), self._autocast():
+                    if not encoded.latent.shape[1]:
+                        encoded = self._looked_up(encoded)
                     decoded = compute(self.network.decode, encoded, ids)
                 images |= dict(zip(part, decoded.float().cpu(), strict=True))
         return [images[place] for place in range(len(codes))]
+
+    def check(self, encoded: Encoded) -> None:
+        """Refuse a code of batch size 1 that is none of this network: sizes, names, or numbers beyond a codebook.
+
+        Raises:
+            InputError: It is none.
+        """
+        if encoded.latent.shape[1]:
+            expected = (1, self.network.latent_channels, *self.network.latent_shape(encoded.shape))
+            if tuple(encoded.latent.shape) != expected:
+                raise InputError(f"the latent has shape {tuple(encoded.latent.shape)}, admissible is {expected}")
+            return
+        if not self.from_codes:
+            raise InputError("it holds codes alone, but a latent of this model is not that of its codes")
+        shapes, sizes = self.network.code_shapes(encoded.shape), self.network.codebook_sizes
+        if encoded.codes.keys() != shapes.keys():
+            raise InputError(f"it holds the codes {', '.join(encoded.codes)}, admissible are {', '.join(shapes)}")
+        for name, codes in encoded.codes.items():
+            shape, largest = tuple(codes.shape), int(codes.max())
+            if shape != (1, *shapes[name]) or largest >= sizes[name]:
+                raise InputError(
+                    f"its codes {name} have shape {shape[1:]} and reach {largest}, admissible are {shapes[name]} and "
+                    f"less than {sizes[name]}"
+                )
+
+    @property
+    def from_codes(self) -> bool:
+        """Whether the codes alone stand for an image; before a codebook has started they do not."""
+        return self.network.from_codes and not self.network.unready()
+
+    def _looked_up(self, encoded: Encoded) -> Encoded:
+        """Return a code with the latent that its code maps stand for."""
+        latent = self.network.lookup(encoded.codes, encoded.shape).float()
+        return replace(encoded, latent=_plain("latent", latent))
+
+    def _counted(self, code: Encoded) -> Encoded:
+        """Return a code whose floats have the bits that the network counts for them."""
+        if self.network.float_bits == 32:
+            return code
+
+        def half(name: str, tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point() or (name == "latent" and self.from_codes):
+                return tensor
+            rounded = tensor.half().to(tensor.dtype)
+            return rounded if is_finite(rounded) else tensor  # beyond half precision: stored in single precision
+
+        return code.mapped(half)
 
     def compute(self, shape: Sequence[int]) -> Callable[..., Any]:
         """Return what computes a function of the network on volumes of a shape."""
@@ -92,6 +149,11 @@ class Codec:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def _plain(_: str, tensor: Tensor) -> Tensor:
+    """Return a tensor whose axes lie in their order: kernels round otherwise where they do not."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def batch_size(shape: Sequence[int]) -> int:

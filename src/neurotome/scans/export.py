@@ -143,8 +143,9 @@ def export(
         raise UsageError("the store has no training session; prepare it again with a training split")
     images, stats, styles = reader.images, None, None
     subjects: Any = reader.subjects("train")
+    scans = reader.scans("train")
     if origin is not None:
-        subjects, facts = origin.seen_with(subjects), {**facts, "Started from": origin.in_words()}
+        subjects, facts = origin.subjects.joined(subjects, scans), {**facts, "Started from": origin.in_words()}
     if isinstance(network, Tokenizer):
         training = network.training
         found = training_statistics(network, reader, progress)
@@ -157,6 +158,7 @@ def export(
         network,
         preparation=reader.preparation,
         subjects=subjects,
+        scans=scans,
         card=card(network, reader, images, facts),
         images=images,
         frozen={name: one.digest for name, one in (frozen or {}).items()},
@@ -194,7 +196,7 @@ def card(network: Exportable, reader: Reader, images: Images, facts: Mapping[str
         "## Data and protocol",
         "",
         f"- {seen} at {reader.preparation.describe()}.",
-        f"- Subjects: {counts}. All it was trained on are listed in config.json as salted hashes.",
+        f"- Subjects: {counts}. All it was trained on, and their scans, are listed in config.json as salted hashes.",
         f"- {size} stored numbers.",
         *(f"- {line}" for line in ([_masks(images)] if of_masks else network.describe(reader.preparation.shape))),
         *(f"- {key}: {value}" for key, value in facts.items()),

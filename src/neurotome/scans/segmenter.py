@@ -4,6 +4,7 @@ It is bound to the preparation of the store it was trained on, and used on subje
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +15,8 @@ from torch import Tensor
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError
-from neurotome.models.folder import read_folder, subject_hash
+from neurotome.models.folder import read_folder
+from neurotome.models.subjects import TrainingSubjects
 from neurotome.tasks.base import Segmenter
 from neurotome.types import Image
 
@@ -25,7 +27,7 @@ class ScanSegmenter:
     Args:
         network: Put into evaluation mode.
         preparation: What it expects.
-        training_subjects: Salt and salted hashes.
+        training_subjects: Hashes of subjects and scans.
         digest: Of its model folder.
         card: README of its model folder.
     """
@@ -34,7 +36,7 @@ class ScanSegmenter:
         self,
         network: Segmenter,
         preparation: Preparation,
-        training_subjects: tuple[str, frozenset[str]],
+        training_subjects: TrainingSubjects,
         digest: str,
         card: str = "",
     ) -> None:
@@ -63,10 +65,9 @@ class ScanSegmenter:
         """The contrasts it knows."""
         return self.network.modalities
 
-    def trained_on(self, subject: str) -> bool:
-        """Return whether a subject was among those it was trained on."""
-        salt, hashes = self.training_subjects
-        return subject_hash(salt, subject) in hashes
+    def trained_on(self, subject: str, scans: Iterable[str] = ()) -> bool:
+        """Return whether a subject was among those it was trained on, by its id or the content of its scans."""
+        return self.training_subjects.include(subject, scans)
 
     def check_store(self, store: Store) -> None:
         """Refuse a store that was prepared otherwise than the segmenter's.

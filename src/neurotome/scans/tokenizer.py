@@ -10,7 +10,7 @@ contrast); outside the brain the value is 0.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -26,10 +26,12 @@ from neurotome.data.preparation.record import Record
 from neurotome.data.stores.masks import MaskSource
 from neurotome.errors import InputError, UsageError
 from neurotome.files.endings import stem
-from neurotome.models.folder import NO_SCANS, check_usable, read_folder, subject_hash, write_model_folder
+from neurotome.models.folder import NO_SCANS, check_usable, read_folder, write_model_folder
 from neurotome.models.styles import ALL_SITES, named_styles, style_key
+from neurotome.models.subjects import TrainingSubjects
 from neurotome.nn.slabs.computing import SlabChoice
 from neurotome.scans.codec import Codec
+from neurotome.scans.given import GivenScan, as_volume
 from neurotome.scans.larger_grid import prepared_for
 from neurotome.scans.latent_scan import LatentScan
 from neurotome.scans.stages import DecodedScan, PreparedScan
@@ -46,7 +48,7 @@ class ScanTokenizer:
         stats: Statistics per latent channel, and ``intensity``: mean low and high per contrast.
         styles: Mean style vector by (contrast, site); site "all" pools them.
         covariances: Covariance of the style vector, by the same keys.
-        training_subjects: Salt and salted hashes.
+        training_subjects: Hashes of subjects and scans.
         digest: What a latent is stamped with.
         card: README of the model folder.
         precision: "bf16" runs the network in mixed precision.
@@ -66,7 +68,7 @@ class ScanTokenizer:
         stats: Mapping[str, Any],
         styles: Mapping[tuple[str, str], Tensor],
         covariances: Mapping[tuple[str, str], Tensor],
-        training_subjects: tuple[str, frozenset[str]],
+        training_subjects: TrainingSubjects,
         digest: str,
         card: str = "",
         precision: Literal["fp32", "bf16"] = "fp32",
@@ -158,36 +160,46 @@ class ScanTokenizer:
         found = self.images.masks
         return MaskSource(found["source"], self.network.in_channels) if found else None
 
-    def trained_on(self, subject: str) -> bool:
-        """Return whether a subject was among those the model was trained on."""
-        salt, hashes = self.training_subjects
-        return subject_hash(salt, subject) in hashes
+    def trained_on(self, subject: str, scans: Iterable[str] = ()) -> bool:
+        """Return whether a subject was among those the model was trained on, by its id or the content of its scans."""
+        return self.training_subjects.include(subject, scans)
 
     def encode(
-        self, volume: Volume, modality: str | None = None, mask: Volume | None = None, allow_head: bool = False
+        self,
+        volume: GivenScan,
+        modality: str | None = None,
+        mask: GivenScan | None = None,
+        allow_head: bool = False,
     ) -> LatentScan:
         """Return the code of a scan.
 
         Args:
-            volume: A brain on a background of one value, or a head with ``mask``.
+            volume: A brain on a background of one value, or a head with ``mask``: a path, a :class:`Volume`, or an
+                image of nibabel.
             modality: Its contrast; None takes it from the file name.
-            mask: Brain mask on any grid that overlaps the scan's.
+            mask: Brain mask on any grid that overlaps the scan's, given like the scan.
             allow_head: Accept a scan that looks like a whole head.
 
         Raises:
             UsageError: The contrast is not given, ambiguous, not a name, or not one the model knows; the model takes
                 masks.
-            InputError: The scan looks like a whole head, or cannot be prepared.
+            InputError: The scan looks like a whole head, or cannot be read or prepared.
+            TypeError: Scan or mask are something else.
         """
         return self.encode_batch([self.prepare(volume, modality, mask, allow_head)])[0]
 
     def prepare(
-        self, volume: Volume, modality: str | None = None, mask: Volume | None = None, allow_head: bool = False
+        self,
+        volume: GivenScan,
+        modality: str | None = None,
+        mask: GivenScan | None = None,
+        allow_head: bool = False,
     ) -> PreparedScan:
         """Return a scan as the network sees it: the part of :meth:`encode` that needs no network; same arguments."""
         self._check_scans()
-        name = self.known(self._modality(volume, modality))
-        prepared = prepared_for(self.network, self.preparation, name, volume, mask, allow_head)
+        scan, brain = as_volume(volume), None if mask is None else as_volume(mask, "mask")
+        name = self.known(self._modality(scan, modality))
+        prepared = prepared_for(self.network, self.preparation, name, scan, brain, allow_head)
         image = np.ascontiguousarray(prepared.image[0], dtype=np.float32)
         return PreparedScan(image, name, prepared.records[name], np.asarray(prepared.mask, dtype=bool))
 
@@ -195,13 +207,15 @@ class ScanTokenizer:
         """Return the codes of prepared scans."""
         codes = self.codec.encode([scan.image[None] for scan in scans], [scan.modality for scan in scans])
         return [
-            LatentScan(code, scan.modality, scan.record, scan.mask, self.preparation, self.digest)
+            LatentScan(
+                code, scan.modality, scan.record, scan.mask, self.preparation, self.digest, self.codec.from_codes
+            )
             for scan, code in zip(scans, codes, strict=True)
         ]
 
     def decode(
         self,
-        latent: LatentScan,
+        latent: LatentScan | str | os.PathLike[str],
         modality: str | None = None,
         style: Tensor | None = None,
         intensity: Record | None = None,
@@ -209,17 +223,18 @@ class ScanTokenizer:
         """Return the scan of a code on its source's grid, float32.
 
         Args:
-            latent: Made by this very model.
+            latent: Made by this very model, or the path of its file.
             modality: Contrast of the result; None for the source's own. Another sees only the shared part of the code.
             style: Style vector ``(d,)``; None for the code's own, or the training mean of another contrast.
             intensity: Record of a scan whose intensity range the result takes; None for the source's own range, or the
                 training mean of another contrast.
 
         Raises:
-            InputError: The code was made by another model.
+            InputError: The code was made by another model, or its file is damaged.
             UsageError: The model does not know the contrast, or has no style for another one.
+            TypeError: It is no code.
         """
-        return self.decode_batch([latent], modality, style, intensity)[0].volume()
+        return self.decode_batch([LatentScan.given(latent)], modality, style, intensity)[0].volume()
 
     def decode_batch(
         self,
@@ -267,25 +282,29 @@ class ScanTokenizer:
         return replace(record, low=low, high=high, background=0.0)
 
     def reconstruct(
-        self, volume: Volume, modality: str | None = None, mask: Volume | None = None, allow_head: bool = False
+        self,
+        volume: GivenScan,
+        modality: str | None = None,
+        mask: GivenScan | None = None,
+        allow_head: bool = False,
     ) -> Volume:
         """Return what is left of a scan after encoding and decoding."""
         return self.decode(self.encode(volume, modality, mask, allow_head))
 
     def translate(
         self,
-        volume: Volume,
+        volume: GivenScan,
         to: str,
-        style_from: Volume | None = None,
+        style_from: GivenScan | None = None,
         modality: str | None = None,
-        mask: Volume | None = None,
+        mask: GivenScan | None = None,
         allow_head: bool = False,
         site: str | None = None,
     ) -> Volume:
         """Return a scan's anatomy in the contrast ``to``.
 
         Args:
-            volume: The source.
+            volume: The source, given as in :meth:`encode`, like reference and mask.
             to: Target contrast.
             style_from: A scan of that contrast whose style and intensity range are taken; None for the training mean.
             modality: Contrast of the source; None takes it from the file name.
@@ -302,18 +321,19 @@ class ScanTokenizer:
         return self.decode(self.encode(volume, modality, mask, allow_head), target, style, intensity)
 
     def appearance(
-        self, target: str, style_from: Volume | None = None, site: str | None = None, allow_head: bool = False
+        self, target: str, style_from: GivenScan | None = None, site: str | None = None, allow_head: bool = False
     ) -> tuple[Tensor | None, Record | None]:
         """Return the style and the intensity range that :meth:`translate` gives its result; None for training means."""
         if style_from is None:
             return None if site is None else self.mean_style(target, site), None
         if site is not None:
             raise UsageError("a style comes from a reference or from a site; give one of them")
-        file = Path(style_from.provenance.path or "")
+        scan = as_volume(style_from, "style_from")
+        file = Path(scan.provenance.path or "")
         named = contrasts.candidates(stem(file))
         if named and target not in named:
             raise UsageError(f"{file}: the reference is {' or '.join(named)} by its name; give a scan of {target}")
-        reference = self.encode(style_from, target, None, allow_head)
+        reference = self.encode(scan, target, None, allow_head)
         if reference.encoded.style is None:
             raise UsageError(
                 f"{type(self.network).__name__} has no style vector, so none can be taken from a reference"
@@ -380,6 +400,4 @@ class ScanTokenizer:
                 f"the latent was made by model {latent.tokenizer[:12]}, this one is {self.digest[:12]}",
                 remedy="decode it with the model that made it, or encode the scan again",
             )
-        expected = (1, self.network.latent_channels, *self.network.latent_shape(latent.encoded.shape))
-        if tuple(latent.encoded.latent.shape) != expected:
-            raise InputError(f"the latent has shape {tuple(latent.encoded.latent.shape)}, admissible is {expected}")
+        self.codec.check(latent.encoded)

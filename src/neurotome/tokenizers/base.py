@@ -7,6 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class Tokenizer(Exportable):
         latent_channels: Channels of ``Encoded.latent``.
         codebook_sizes: Number of codes behind each code map; a map that is missing has an unknown number.
         window: Range of what the decoder makes; None where it has no bounds.
+        from_codes: Whether the latent is :meth:`lookup` of the codes, so that the codes alone can be stored.
+        float_bits: Bits of each stored float, 16 or 32.
     """
 
     family = "tokenizer"
@@ -35,6 +38,8 @@ class Tokenizer(Exportable):
     latent_channels: int
     codebook_sizes: Mapping[str, int] = MappingProxyType({})
     window: tuple[float, float] | None = (-1.0, 1.0)
+    from_codes: bool = False
+    float_bits: Literal[16, 32] = 16
 
     @abstractmethod
     def encode(self, image: Image, modality: ModalityIds) -> Encoded:
@@ -46,11 +51,27 @@ class Tokenizer(Exportable):
 
     @abstractmethod
     def bits(self, shape: Sequence[int]) -> float:
-        """Return the bits one image of this spatial shape takes: ceil(log2 K) per code, 16 per stored float."""
+        """Return the bits one image of this spatial shape takes: ceil(log2 K) per code, ``float_bits`` per float."""
 
     def bits_used(self, encoded: Encoded) -> Tensor:
         """Return the bits each image of ``encoded`` takes, ``(b,)``: :meth:`bits`, unless cells are left out."""
         return torch.full((len(encoded.latent),), self.bits(encoded.shape), dtype=torch.float64)
+
+    def lookup(self, codes: Mapping[str, Tensor], shape: Sequence[int]) -> Latent:
+        """Return the latent of code maps; a map that is missing contributes zeros.
+
+        Args:
+            codes: By name, ``(b, x, y, z)`` each.
+            shape: Spatial shape of the images.
+
+        Raises:
+            ValueError: The latent of this network is not that of its codes.
+        """
+        raise ValueError(f"a latent of {type(self).__name__} is not that of its codes; store it")
+
+    def code_shapes(self, shape: Sequence[int]) -> dict[str, tuple[int, int, int]]:
+        """Return the shape of each code map of an image of spatial ``shape``."""
+        return dict.fromkeys(self.codebook_sizes, self.latent_shape(shape))
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Return the latent's spatial shape.

@@ -28,14 +28,15 @@ class _Lossless(Tokenizer):
     """What all have in common: one latent, no bottleneck, contrast-blind."""
 
     window = None
+    float_bits = 32
 
     def _encoded(self, latent: Tensor, image: Image) -> Encoded:
         x, y, z = image.shape[2:]
         return Encoded(latent, {}, None, {}, (x, y, z))
 
     def bits(self, shape: Sequence[int]) -> float:
-        """Return 16 bits per stored float."""
-        return 16.0 * self.latent_channels * math.prod(self.latent_shape(shape))
+        """Return 32 bits per stored float: what a scan holds to the last bit takes no fewer."""
+        return 32.0 * self.latent_channels * math.prod(self.latent_shape(shape))
 
 
 class Identity(_Lossless):

@@ -10,7 +10,7 @@ weights, which a test checks. What makes it a VQGAN is the objective: a discrimi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -25,7 +25,7 @@ from neurotome.ranges import MAY_BE_EMPTY, Dims, Size, SizeOrNone
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.intensity_range import IntensityRange
 from neurotome.tokenizers.kl_vae import ResidualDecoder, ResidualEncoder
-from neurotome.types import Codes, Image, Latent, ModalityIds
+from neurotome.types import Image, Latent, ModalityIds
 
 
 class ResidualUnit(nn.Module):
@@ -133,6 +133,8 @@ class VQVAE(Tokenizer):
         ValueError: A list has not one entry per level, or plain blocks are given what only residual ones have.
     """
 
+    from_codes = True
+
     def __init__(
         self,
         spatial_dims: Dims = 3,
@@ -205,9 +207,9 @@ class VQVAE(Tokenizer):
         image = self.range.leave(image)
         return image if self.training else image.clamp(-1, 1)
 
-    def lookup(self, codes: Sequence[Codes]) -> Latent:
-        """Return the latent ``(b, d, x, y, z)`` of the code maps, coarse to fine."""
-        return self.quantizer.lookup(codes)
+    def lookup(self, codes: Mapping[str, Tensor], shape: Sequence[int]) -> Latent:
+        """See :class:`Tokenizer`; every map is needed."""
+        return self.quantizer.lookup([codes[name] for name in self.codebook_sizes])
 
     def bits(self, shape: Sequence[int]) -> float:
         """See :class:`Tokenizer`."""

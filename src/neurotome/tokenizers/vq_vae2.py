@@ -17,7 +17,7 @@ steps. Here counts start with the data (:mod:`neurotome.nn.quantize.ema`); a tes
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -178,6 +178,8 @@ class VQVAE2(Tokenizer):
             ``hide_prob`` is no probability.
     """
 
+    from_codes = True
+
     def __init__(
         self,
         spatial_dims: Dims = 3,
@@ -274,15 +276,21 @@ class VQVAE2(Tokenizer):
         image = self.slices.unfold(image, len(encoded.latent))
         return image if self.training else image.clamp(-1, 1)
 
-    def lookup(self, codes: Sequence[Tensor], shape: Sequence[int]) -> Latent:
-        """Return the latent of code maps ``(b, x, y, z)``, coarsest first, of images of spatial ``shape``."""
+    def lookup(self, codes: Mapping[str, Tensor], shape: Sequence[int]) -> Latent:
+        """See :class:`Tokenizer`; every map is needed."""
         latents: list[Tensor] = []
         flat = flat_axes((*shape[:2], 1) if self.slices.alone else shape)
-        for found, i in zip(codes, reversed(range(len(codes))), strict=True):
+        for name in self.codebook_sizes:  # coarsest first
+            i = int(name.removeprefix("level"))
             quantizer: EMAQuantizer = self.quantizers[i]  # type: ignore[assignment]  # a list of them
-            vectors = self.slices.fold(quantizer.lookup([found]))
+            vectors = self.slices.fold(quantizer.lookup([codes[name]]))
             latents = [vectors, *self._scaled(latents, i, vectors.shape[2:], flat)]
-        return self.slices.unfold(torch.cat(latents, dim=1), len(codes[0]))
+        latent = torch.cat(latents, dim=1).float()
+        return self.slices.unfold(latent, len(next(iter(codes.values()))))
+
+    def code_shapes(self, shape: Sequence[int]) -> dict[str, Triple]:
+        """See :class:`Tokenizer`: each level has its own."""
+        return dict(zip(self.codebook_sizes, reversed(self.map_shapes(shape)), strict=True))
 
     def latent_shape(self, shape: Sequence[int]) -> Triple:
         """Return the finest map's spatial shape; every shape is admissible, lengths are rounded down."""

@@ -362,7 +362,7 @@ def test_what_is_no_latent_is_named(tmp_path, content, match):
 
 
 def test_a_newer_single_latent_is_refused(tmp_path):
-    write_single(tmp_path / "x.safetensors", format_version=2)
+    write_single(tmp_path / "x.safetensors", format_version=3)
     with pytest.raises(InputError, match="newer"):
         Latents.open(tmp_path / "x.safetensors")
 

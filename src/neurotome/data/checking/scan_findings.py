@@ -8,7 +8,6 @@ A copy in another type, axis order or compression has the same content. The fore
 constant background, or what lies above 0 where there is none. One file is in memory at a time.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,9 +21,9 @@ from neurotome.data.imaging.geometry import Geometry, Voxels
 from neurotome.data.imaging.reader import read_volume
 from neurotome.data.imaging.volume import Volume
 from neurotome.data.preparation.brain_box import constant_background, is_head, largest_component, share_on_faces
+from neurotome.data.preparation.content import content_sha256
 from neurotome.data.preparation.intensity import MAX_NEGATIVE
 from neurotome.data.preparation.labels import MAX_LABEL
-from neurotome.data.preparation.resample import ras_to_index
 from neurotome.errors import InputError
 from neurotome.files.verified import file_sha256
 
@@ -128,19 +127,6 @@ def _header_notes(case: Case, volume: Volume) -> Iterator[Finding]:
     elif max(spacing) > _THICK * min(spacing):
         sizes = " x ".join(f"{d:.3g}" for d in spacing)
         yield Finding("thick-slices", case.name, f"voxels of {sizes} mm; prepare interpolates between slices")
-
-
-def content_sha256(array: Voxels, geometry: Geometry) -> str:
-    """Return the hash of voxels in RAS+ order as float32: equal for copies in another type or axis order."""
-    to_index = ras_to_index(geometry.affine, geometry.shape)[:3, :3]
-    axes = np.abs(to_index).argmax(axis=0)
-    ordered = array.transpose(axes)[tuple(slice(None, None, int(to_index[a, w])) for w, a in enumerate(axes))]
-    with np.errstate(over="ignore", invalid="ignore"):
-        # stored images run along the first axis fastest, so that the transpose of one in RAS+ order is not copied
-        voxels = np.ascontiguousarray(ordered.T, dtype=np.float32)
-    digest = hashlib.sha256(repr(ordered.shape).encode())
-    digest.update(voxels.data)
-    return digest.hexdigest()
 
 
 def _examine_scan(case: Case, volume: Volume) -> tuple[list[Finding], dict[str, object]]:

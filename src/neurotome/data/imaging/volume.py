@@ -63,6 +63,13 @@ class Volume:
             # in-place changes would be lost on save, which writes the stored voxels
             self.array.setflags(write=False)
 
+    def __repr__(self) -> str:
+        """Return size, spacing and file in one line."""
+        size = " x ".join(map(str, self.geometry.shape))
+        spacing = " x ".join(f"{d:.3g}" for d in self.geometry.spacing_mm)
+        name = "" if self.provenance.path is None else f", {Path(self.provenance.path).name}"
+        return f"{type(self).__name__}({size} voxels of {spacing} mm, {self.array.dtype}{name})"
+
     def with_array(self, array: Voxels, *notes: str) -> Self:
         """Return a computed volume on the same grid; it is written as float32 with slope 1."""
         origin = replace(self.provenance, dtype=str(array.dtype), notes=self.provenance.notes + notes)

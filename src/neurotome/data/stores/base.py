@@ -93,6 +93,10 @@ class Reader(ABC):
         """Return the subjects of a split, sorted."""
 
     @abstractmethod
+    def scans(self, split: str) -> tuple[str, ...]:
+        """Return the content hashes of the scans of a split, sorted."""
+
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what the report says about the cohort: sessions, contrasts and sites per split, and the grid."""
 
@@ -106,7 +110,7 @@ class TrainingData(ABC):
 
         Raises:
             UsageError: Nothing of the kind is there.
-            InputError: It is damaged, or of a newer format.
+            InputError: It is damaged, of a newer format, or its splits share a subject or a scan.
         """
 
 

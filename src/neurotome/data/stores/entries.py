@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Integer
 
 from neurotome.data.imaging.reader import read_volume
+from neurotome.data.preparation.content import content_sha256
 from neurotome.data.preparation.labels import whole_labels
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Prepared, Record
@@ -53,6 +54,7 @@ class SessionEntry:
         sources: Modality (also ``mask``, ``labels``) to path below the dataset.
         source_sha256: The same, to SHA-256 of the source bytes.
         notes: What was decided on the way.
+        content_sha256: Modality to SHA-256 of the source's voxels; empty in stores that an earlier release made.
     """
 
     subject: str
@@ -66,6 +68,13 @@ class SessionEntry:
     sources: dict[str, str] = field(default_factory=dict)
     source_sha256: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    content_sha256: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def contents(self) -> frozenset[str]:
+        """Hashes by which its scans are known under any id: those of their voxels, and those of their files."""
+        files = {sha256 for name, sha256 in self.source_sha256.items() if name not in (MASK, LABELS)}
+        return frozenset(files | set(self.content_sha256.values()))
 
     @property
     def name(self) -> str:
@@ -129,6 +138,7 @@ def make_entry(
     modalities: Sequence[str],
     *,
     allow_head: bool,
+    with_contents: bool = True,
 ) -> str:
     """Prepare one session from its sources, write its entry and return the SHA-256 of the file.
 
@@ -139,6 +149,7 @@ def make_entry(
         preparation: The declared preparation.
         modalities: Views of the store, in its order.
         allow_head: Accept scans that look like whole heads.
+        with_contents: Whether its header lists the hashes of the sources' voxels.
 
     Raises:
         InputError: A source is refused, or changed while it was read.
@@ -150,7 +161,22 @@ def make_entry(
             raise InputError("the file changed while it was read", file=paths[name], remedy="run the command again")
     mask, labels = volumes.pop(MASK, None), volumes.pop(LABELS, None)
     prepared = preparation.apply(volumes, mask, allow_head=allow_head)
-    return write_entry(file, prepared, modalities, None if labels is None else prepared.labels(whole_labels(labels)))
+    kept = None if labels is None else prepared.labels(whole_labels(labels))
+    contents = {name: content_sha256(volume.array, volume.geometry) for name, volume in volumes.items()}
+    return write_entry(file, prepared, modalities, kept, contents if with_contents else None)
+
+
+def contents_of(file: Path) -> dict[str, str]:
+    """Return modality to SHA-256 of the source's voxels, as an entry's header has it; empty where it has none.
+
+    Raises:
+        InputError: Not an entry of a store.
+    """
+    try:
+        found = parse_json(read_header(file)[0]["__metadata__"][_METADATA_KEY]).get("contents", {})
+        return {str(name): str(sha256) for name, sha256 in found.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"not an entry of a store ({error!r})", file=file, remedy=_REBUILD) from error
 
 
 def rebuild_entry(
@@ -181,14 +207,27 @@ def rebuild_entry(
                 remedy=remedy,
             )
     # whether a head is acceptable was decided when the entry was first made
-    if make_entry(file, paths, entry.source_sha256, preparation, modalities, allow_head=True) != entry.sha256:
+    listed = bool(entry.content_sha256)
+    made = make_entry(file, paths, entry.source_sha256, preparation, modalities, allow_head=True, with_contents=listed)
+    if made != entry.sha256:
         raise InputError(f"the entry of {entry.name} was corrupt and came out differently", file=file, remedy=remedy)
 
 
 def write_entry(
-    file: Path, prepared: Prepared, modalities: Sequence[str], labels: Integer[np.ndarray, "x y z"] | None
+    file: Path,
+    prepared: Prepared,
+    modalities: Sequence[str],
+    labels: Integer[np.ndarray, "x y z"] | None,
+    contents: Mapping[str, str] | None = None,
 ) -> str:
     """Write one session and return the SHA-256 of the file.
+
+    Args:
+        file: The entry.
+        prepared: Its views.
+        modalities: Views of the store, in its order.
+        labels: A label map, or None.
+        contents: Modality to SHA-256 of the source's voxels; None where they are not known.
 
     Raises:
         OutputError: The file cannot be written.
@@ -207,7 +246,8 @@ def write_entry(
     }
     records = {name: record.to_json() for name, record in prepared.records.items()}
     # one key only: the library does not promise an order for several
-    metadata = {_METADATA_KEY: json.dumps({"records": records}, sort_keys=True)}
+    listed = {} if contents is None else {"contents": dict(contents)}
+    metadata = {_METADATA_KEY: json.dumps({"records": records, **listed}, sort_keys=True)}
     return write_atomically(file, safetensors_parts(arrays, metadata))
 
 

@@ -20,6 +20,7 @@ from neurotome.data.datasets.splits import SPLITS
 from neurotome.data.stores.base import Reader, Sessions, StepBatches, TrainingData, counts_by_split, mean_ranges
 from neurotome.data.stores.batches import SessionCount
 from neurotome.data.stores.latents import LatentEntry, Latents
+from neurotome.data.stores.leaks import check_splits
 from neurotome.ranges import Ranged
 from neurotome.streams import LATENT_DRAW, LATENT_ORDER, generator
 from neurotome.types import Batch, Images, Source
@@ -40,7 +41,9 @@ class LatentVolumes(Ranged, TrainingData):
 
     def open(self, path: Path) -> "LatentReader":
         """See :class:`TrainingData`; ``path`` is a folder of shards."""
-        return LatentReader(Latents.open(path), self)
+        latents = Latents.open(path)
+        check_splits(latents.entries, latents.path)
+        return LatentReader(latents, self)
 
 
 class LatentBatches(StepBatches):
@@ -183,6 +186,10 @@ class LatentReader(Reader):
     def subjects(self, split: str) -> tuple[str, ...]:
         """See :class:`Reader`."""
         return self.latents.subjects(split)
+
+    def scans(self, split: str) -> tuple[str, ...]:
+        """See :class:`Reader`."""
+        return tuple(sorted({content for entry in self.latents.split(split) for content in entry.contents}))
 
     def describe(self) -> dict[str, Any]:
         """See :class:`Reader`."""

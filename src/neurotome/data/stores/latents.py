@@ -3,7 +3,8 @@ r"""Latents on disk as a latent model is trained on them: shards of a whole stor
     SHARDS/index.json                  format, model, preparation, and SHA-256 of every shard and of its header
     SHARDS/shard-00000.safetensors     tensors NUMBER.MODALITY.latent, … .codes.NAME, … .style, … .gain, NUMBER.mask;
                                        the header says whose they are and how they were prepared
-    NAME.safetensors                   one scan: latent, codes.NAME, style, gain, mask; its SHA-256 stands in NAME.json
+    NAME.safetensors                   one scan: codes.NAME, style, gain, mask, and the latent where no codes stand for
+                                       it or it was asked for; its SHA-256 stands in NAME.json
 
 An entry is one session under one draw of augmentation. Latents are raw: nothing is normalised here, and a latent of
 signs alone lies there as bits (:mod:`neurotome.files.bit_planes`). Arrays are memory-mapped; a file is verified
@@ -28,6 +29,7 @@ from neurotome.data.datasets.splits import SPLITS
 from neurotome.data.datasets.text_files import read_json
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Record
+from neurotome.data.stores.single_latents import ALTERED, ENCODE, METADATA_KEY, promise_of, single_arrays, single_head
 from neurotome.errors import InputError, UsageError, printable
 from neurotome.files.bit_planes import unpack_bits
 from neurotome.files.endings import stem
@@ -38,11 +40,8 @@ from neurotome.files.verified import file_sha256
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
 KIND = "neurotome latent shards"
-METADATA_KEY = "neurotome"
-ALTERED = "its content is not what the sidecar beside it promises"
 _AGAIN = "run the same `neurotome encode … --shards` again; only what is damaged or missing is made"
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
-_ENCODE = "encode the scan again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +59,7 @@ class LatentEntry:
         records: How each view was prepared, the augmentation included: decoding leads back to the source grid.
         augmentation: What was drawn.
         digest: Of the session in its store; empty for a single latent.
+        contents: Content hashes of its scans, sorted; empty for a single latent.
     """
 
     number: int
@@ -72,6 +72,7 @@ class LatentEntry:
     records: Mapping[str, Record]
     augmentation: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
+    contents: tuple[str, ...] = ()
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -85,6 +86,7 @@ class LatentView:
 
     Args:
         arrays: As they are stored, by name, without the axis of a batch: ``latent``, ``codes.anatomy``, ``style``.
+            Floats lie in half precision where that holds them exactly.
     """
 
     arrays: Mapping[str, np.ndarray[Any, Any]]
@@ -93,7 +95,7 @@ class LatentView:
     def latent(self) -> np.ndarray[Any, Any]:
         """The latent ``(d, x, y, z)``, float32; unpacked where it holds signs alone."""
         stored = self.arrays["latent"]
-        return unpack_bits(stored) if stored.dtype == np.dtype("<i4") else stored
+        return unpack_bits(stored) if stored.dtype == np.dtype("<i4") else stored.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ class Latents:
     def _of_files(cls, root: Path, files: Sequence[Path], modalities: Sequence[str] | None) -> Self:
         if not files:
             raise UsageError(f"{printable(root)}: there is no latent file; `neurotome encode` writes some")
-        heads = [_single_head(file) for file in files]
+        heads = [single_head(file) for file in files]
         named = {head["modality"] for head in heads}
         known = tuple(sorted(named)) if modalities is None else tuple(modalities)
         if strange := sorted(named - set(known)):
@@ -275,6 +277,8 @@ class Latents:
         stem = f"{entry.number}.{modality}." if entry.split else ""
         found = {name.removeprefix(stem): array for name, array in arrays.items() if name.startswith(stem)}
         if "latent" not in found:
+            if not stem:
+                raise InputError("holds codes alone", file=entry.file, remedy="encode the scan with --float-latent")
             raise InputError(f"holds no latent of {modality}", file=entry.file, remedy=_AGAIN)
         if not stem:  # single latents keep the axis of their batch
             found = {name: array[0] for name, array in found.items() if name != "mask"}
@@ -293,7 +297,8 @@ class Latents:
         try:
             if packed is None:
                 raise ValueError("it is missing")
-            bits = packed if single else np.frombuffer(inflated(packed.tobytes(), math.ceil(count / 8)), np.uint8)
+            plain = single and packed.size == math.ceil(count / 8)  # a deflated mask of this size would be no brain's
+            bits = packed if plain else np.frombuffer(inflated(packed.tobytes(), math.ceil(count / 8)), np.uint8)
             if bits.dtype != np.uint8 or bits.size != math.ceil(count / 8):
                 raise ValueError(f"{bits.size} bytes for {count} voxels")
         except (ValueError, zlib.error) as error:
@@ -306,9 +311,9 @@ class Latents:
             promise = self._sha256.get(file)
             if promise is not None and file_sha256(file) != promise:
                 if not entry.split:
-                    raise InputError(ALTERED, file=file, remedy=_ENCODE)
+                    raise InputError(ALTERED, file=file, remedy=ENCODE)
                 raise InputError("its content is not what the index promises", file=file, remedy=_AGAIN)
-            self._maps[file] = map_tensors(file)
+            self._maps[file] = map_tensors(file) if entry.split else single_arrays(file)
         return self._maps[file]
 
 
@@ -336,7 +341,8 @@ def entry_to_json(entry: LatentEntry) -> dict[str, Any]:
     """Return an entry as it stands in the header of its shard."""
     keys = ("number", "subject", "session", "site", "split", "draw", "digest")
     records = {modality: record.to_json() for modality, record in entry.records.items()}
-    return {key: getattr(entry, key) for key in keys} | {"augmentation": dict(entry.augmentation), "records": records}
+    more = {"contents": list(entry.contents), "augmentation": dict(entry.augmentation), "records": records}
+    return {key: getattr(entry, key) for key in keys} | more
 
 
 def entry_from_json(file: Path, value: Mapping[str, Any]) -> LatentEntry:
@@ -359,38 +365,5 @@ def entry_from_json(file: Path, value: Mapping[str, Any]) -> LatentEntry:
         records={str(modality): Record.from_json(record) for modality, record in value["records"].items()},
         augmentation=dict(value["augmentation"]),
         digest=str(value["digest"]),
+        contents=tuple(str(content) for content in value.get("contents", ())),
     )
-
-
-def promise_of(file: Path) -> str | None:
-    """Return the SHA-256 that the sidecar beside a single latent gives; None where there is none.
-
-    Raises:
-        InputError: The sidecar cannot be read.
-    """
-    sidecar = file.with_suffix(".json")
-    found = read_json(sidecar).get("ResultSHA256") if sidecar.is_file() else None
-    return None if found is None else str(found)
-
-
-def _single_head(file: Path) -> dict[str, Any]:
-    """Return the metadata of a single latent file, with shape, preparation and record read."""
-    header, _, _ = read_header(file)
-    try:
-        head = parse_json(header["__metadata__"][METADATA_KEY])
-        version = int(head["format_version"])
-        if version > FORMAT_VERSION:
-            raise InputError(
-                f"latent format {version} is newer than this version reads ({FORMAT_VERSION})",
-                file=file,
-                remedy="upgrade neurotome",
-            )
-        x, y, z = (int(size) for size in head["shape"])
-        parts = {"record": Record.from_json(head["record"]), "preparation": Preparation.from_json(head["preparation"])}
-        named = {key: str(head[key]) for key in ("tokenizer", "modality")}
-    except _MALFORMED as error:
-        if isinstance(error, InputError) and error.file is not None:
-            raise
-        remedy = "give a file that `neurotome encode` wrote"
-        raise InputError(f"holds no latent of a scan ({error!r})", file=file, remedy=remedy) from error
-    return {**parts, **named, "shape": (x, y, z)}

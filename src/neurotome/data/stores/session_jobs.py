@@ -19,6 +19,7 @@ from neurotome.data.stores.entries import (
     LABELS,
     MASK,
     SessionEntry,
+    contents_of,
     entry_digest,
     entry_file,
     is_intact,
@@ -129,4 +130,4 @@ def _entry(job: SessionJob) -> tuple[SessionEntry, bool]:
     # of the header alone, so that entries which are kept say the same as those which are made
     read = {name: read_header(path, **job.preparation.reading) for name, path in paths.items()}
     notes = (*s.notes, *(f"{name}: {note}" for name, header in read.items() for note in header.notes))
-    return SessionEntry(*ids, digest, entry_file(digest), sha256, sources, sha, notes), built
+    return SessionEntry(*ids, digest, entry_file(digest), sha256, sources, sha, notes, contents_of(file)), built

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from neurotome.data.datasets.splits import SPLITS
 from neurotome.data.stores.base import Reader, Sessions, TrainingData, counts_by_split, mean_ranges
 from neurotome.data.stores.batches import StepPlan, VolumeBatches, batch_of
+from neurotome.data.stores.leaks import check_splits
 from neurotome.data.stores.masks import MaskSource, unlabelled
 from neurotome.data.stores.store import Store
 from neurotome.data.stores.store_fingerprint import fingerprint_of_store
@@ -23,7 +24,9 @@ class Volumes(StepPlan, TrainingData):
 
     def open(self, path: Path) -> "StoreReader":
         """See :class:`TrainingData`; ``path`` is a folder that ``neurotome prepare`` wrote."""
-        return StoreReader(Store.open(path), self)
+        store = Store.open(path)
+        check_splits(store.sessions, store.path)
+        return StoreReader(store, self)
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,10 @@ class StoreReader(Reader):
     def subjects(self, split: str) -> tuple[str, ...]:
         """See :class:`Reader`."""
         return self.store.subjects(split)
+
+    def scans(self, split: str) -> tuple[str, ...]:
+        """See :class:`Reader`."""
+        return tuple(sorted({content for entry in self.store.split(split) for content in entry.contents}))
 
     def describe(self) -> dict[str, Any]:
         """See :class:`Reader`."""

@@ -15,7 +15,7 @@ bits in the cells that need them. What was tried on the way stands in ``docs/exp
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -38,7 +38,7 @@ from neurotome.tokenizers.shared_anatomy.parts import (
     Trunk,
     pooled,
 )
-from neurotome.types import Image, ModalityIds
+from neurotome.types import Image, Latent, ModalityIds
 
 # what background is decoded to: the lower end of the window
 BACKGROUND = -1.0
@@ -120,6 +120,7 @@ class Anatome(SharedAnatomy):
     """
 
     scratch = ("seen",)
+    from_codes = True
 
     def __init__(
         self,
@@ -216,6 +217,15 @@ class Anatome(SharedAnatomy):
         tissue = (anatomy != 0).any(dim=1, keepdim=True)
         first, second = (self._image(cells, tissue, encoded.shape) for cells in (base, refined))
         return first, second
+
+    def lookup(self, codes: Mapping[str, Tensor], shape: Sequence[int]) -> Latent:
+        """See :class:`Tokenizer`; cells without tissue hold zeros."""
+        tissue = codes["tissue"].bool()[:, None]
+        anatomy = self.quantizer.lookup([codes["anatomy"]])
+        detail = anatomy.new_zeros(len(anatomy), self.detail_quantizer.dim, *anatomy.shape[2:])
+        if "detail" in codes:
+            detail = self.detail_quantizer.lookup([codes["detail"]])
+        return torch.where(tissue, torch.cat([anatomy, detail], dim=1), 0)
 
     def coded(self, encoded: Encoded) -> Bool[Tensor, "b x y z"]:
         """Return which cells hold tissue."""

@@ -11,7 +11,7 @@ they have not been ablated one by one.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -35,7 +35,7 @@ from neurotome.tokenizers.shared_anatomy.parts import (
     foreground_share,
     pooled,
 )
-from neurotome.types import Image, ModalityIds, Style
+from neurotome.types import Image, Latent, ModalityIds, Style
 
 PUBLISHED_TRUNK, PUBLISHED_APPEARANCE = Trunk(), Appearance()
 
@@ -62,6 +62,7 @@ class NeuroQuant(SharedAnatomy):
     """
 
     scratch = ("adversary", "seen")
+    from_codes = True
 
     def __init__(
         self,
@@ -155,6 +156,15 @@ class NeuroQuant(SharedAnatomy):
         if encoded.gain is not None:
             image = (image + 1) * upsample(encoded.gain, encoded.shape).exp() - 1
         return image if self.training else image.clamp(-1, 1)
+
+    def lookup(self, codes: Mapping[str, Tensor], shape: Sequence[int]) -> Latent:
+        """See :class:`Tokenizer`."""
+        latent = self.quantizer.lookup([codes["anatomy"]])
+        if self.private is None:
+            return latent
+        if "private" not in codes:
+            return torch.cat([latent, latent.new_zeros(len(latent), self.private.dim, *latent.shape[2:])], dim=1)
+        return torch.cat([latent, self.private.lookup([codes["private"]])], dim=1)
 
     def shared(self, encoded: Encoded) -> Encoded:
         """Return the code without its private part."""
