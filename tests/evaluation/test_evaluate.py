@@ -273,3 +273,31 @@ def test_refusals(store, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         evaluate(ToyScans(BlockTokenizer()), store, out=tmp_path / "file")
+
+
+class Painted(BlockTokenizer):
+    """Fills the brain with its style, so that an output says which style it was decoded with."""
+
+    def decode(self, encoded, modality):
+        blocks = super().decode(encoded, modality)
+        style = encoded.style[:, 0].view(-1, 1, 1, 1, 1)
+        return torch.where(blocks <= -0.9, blocks, style.expand_as(blocks))
+
+
+def test_a_translation_has_the_mean_style_of_the_target_over_training_subjects(store, tmp_path):
+    """Neither the source's style nor that of the very scan it is compared with."""
+    scans = ToyScans(Painted())
+    scans.styles = {("T1w", "all"): torch.tensor([0.3]), ("T2w", "all"): torch.tensor([-0.6])}
+    evaluate(scans, store, out=tmp_path)
+    views, mask = session_images(600)
+    inside = mask & (views[0] > -0.5) & (views[1] > -0.5)
+    with safe_open(tmp_path / "panels.safetensors", framework="numpy") as file:
+        for source, target, style in (("T1w", "T2w", -0.6), ("T2w", "T1w", 0.3)):
+            output = file.get_tensor(f"0/{source}->{target}")[inside]
+            values, counts = np.unique(output, return_counts=True)
+            assert values[counts.argmax()] == pytest.approx(style, abs=1e-3)
+            assert counts.max() > 0.7 * output.size
+        for name, view in zip(MODALITIES, views, strict=True):  # a reconstruction has the scan's own
+            output = file.get_tensor(f"0/{name}->{name}")[inside]
+            values, counts = np.unique(output, return_counts=True)
+            assert values[counts.argmax()] == pytest.approx(view.mean(), abs=1e-3)

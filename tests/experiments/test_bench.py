@@ -1,14 +1,16 @@
 """The bench: plans are checked, rows are means over seeds within a subject, steps are paired."""
 
 import json
+import math
 import re
 
 import pytest
 
 from neurotome.errors import InputError, UsageError
 from neurotome.evaluation.results import evaluation_request
-from neurotome.experiments.bench import BenchCell, alarms, at, read_cell, table, unprobed
+from neurotome.experiments.bench import BenchCell, alarms, at, is_real, read_cell, table, unprobed
 from neurotome.experiments.bench_plan import BenchPlan, BenchRun, read_plan
+from neurotome.metrics.statistics import Interval
 from neurotome.report.bench import columns, markdown, page, step_lines, step_text
 
 PLAN = """
@@ -285,3 +287,12 @@ def test_structures_and_probes_are_columns_with_their_limits():
     assert "Not probed" not in text
     assert "Not probed for want of subjects: site. A class" in markdown(bench(rows, unprobed=["site"]))
     assert "Structure Dice: overlap" in page(bench(rows), {})
+
+
+@pytest.mark.parametrize(
+    ("low", "mean", "high", "real"),
+    [(-0.1, 0.5, 1.1, False), (-1.1, -0.5, 0.1, False), (0.1, 0.5, 0.9, True), (-0.9, -0.5, -0.1, True),
+     (0.0, 0.5, 1.0, False), (0.001, 0.04, 0.08, False), (math.nan, 0.5, math.nan, False)],
+)  # fmt: skip
+def test_a_step_is_real_where_its_interval_excludes_zero_and_it_matters(low, mean, high, real):
+    assert is_real(Interval(mean, low, high, 8), 0.05) is real
