@@ -73,10 +73,16 @@ def test_scheme(metrics):
     own, translated = metrics["reconstruction"]["T1w"], metrics["translation"]["T1w->T2w"]
     assert set(own) == set(translated) == METRICS | {"baselines", "paired"}
     assert set(own["baselines"]) == {"mean_image", "trilinear", "shared_codes_alone"}
-    assert set(translated["baselines"]) == {"mean_image", "lookup_full_rate", "lookup_equal_rate", "lookup_refitted"}
+    lookups = {"lookup_full_rate", "lookup_equal_rate", "lookup_refitted"}
+    assert set(translated["baselines"]) == {"mean_image", *lookups, "monotone_map", "monotone_ceiling"}
     for row in (*own["baselines"].values(), *translated["baselines"].values()):
         assert set(row) == METRICS
         assert set(row["ssim"]) == {"mean", "ci95", "n"}
+    for name in ("monotone_map", "monotone_ceiling"):  # T2w is T1w upside down but for noise
+        assert translated["baselines"][name]["psnr_db"]["mean"] == pytest.approx(37, abs=1)
+        assert len(translated["paired"][f"over_{name}_db"]["ci95"]) == 2
+    over = {name: translated["paired"][f"over_{name}_db"]["mean"] for name in ("monotone_map", "monotone_ceiling")}
+    assert over["monotone_ceiling"] < over["monotone_map"] < 0
     # T2w is T1w upside down: a lookup of the source fails by the noise of both alone, 0.02 each
     assert translated["baselines"]["lookup_full_rate"]["psnr_db"]["mean"] == pytest.approx(37, abs=0.5)
     coarse = metrics["reconstruction"]["T1w"]["baselines"]["trilinear"]["psnr_db"]["mean"]
@@ -102,8 +108,13 @@ def test_protocol_says_what_was_done(metrics, store):
 
 def test_bits_of_own_and_translated(metrics):
     """Blocks of 8 voxels: 4 bits shared, 1 private, 16 for the style."""
-    style = 16 / (16 * 20 * 16)
-    assert metrics["bits"] == pytest.approx({"own_per_voxel": 5 / 8 + style, "translated_per_voxel": 4 / 8 + style})
+    style, brain = 16 / (16 * 20 * 16), 16 * 20 * 16 / session_images(0)[1].sum()
+    own, translated = 5 / 8 + style, 4 / 8 + style
+    expected = {
+        "own_per_voxel": own, "own_per_brain_voxel": own * brain, "translated_per_voxel": translated,
+        "translated_per_brain_voxel": translated * brain,
+    }  # fmt: skip
+    assert metrics["bits"] == pytest.approx(expected)
 
 
 def test_codebook_over_the_split(metrics):
@@ -117,9 +128,9 @@ def test_codebook_over_the_split(metrics):
             seen |= set(np.clip(np.floor((blocks + 1) / 2 * 16), 0, 15).astype(int).ravel().tolist())
     assert codebook["utilisation"] == len(seen) / 16
     assert codebook["num_codes"] == 16
-    assert codebook["perplexity"] == codebook["books"]["anatomy"]["brain"]["perplexity"] > 5
-    assert codebook["books"]["anatomy"]["box"]["perplexity"] < codebook["perplexity"]  # background takes few codes
-    assert codebook["books"]["private"]["num_codes"] == 2
+    assert codebook["perplexity"] == codebook["codebooks"]["anatomy"]["brain"]["perplexity"] > 5
+    assert codebook["codebooks"]["anatomy"]["box"]["perplexity"] < codebook["perplexity"]  # background takes few codes
+    assert codebook["codebooks"]["private"]["num_codes"] == 2
 
 
 def test_panels_show_what_was_scored(folder):
@@ -226,7 +237,7 @@ def test_other_tokenizers(store):
     assert "agreement" not in metrics["audit"]
     assert set(metrics["factors"]["site"]["T1w"]) == {"anatomy", "chance", "n"}
     assert "Continuous has no style" in metrics["not_applicable"]["translation"]
-    assert set(metrics["bits"]) == {"own_per_voxel"}
+    assert set(metrics["bits"]) == {"own_per_voxel", "own_per_brain_voxel"}
     assert metrics["reconstruction"]["T1w"]["psnr_db"]["n"] == 4
     network = BlockTokenizer(private=True)
     network.codebook_sizes = {}

@@ -93,7 +93,7 @@ def metrics() -> dict[str, Any]:
         },
         "codebook": {
             "utilisation": 0.94, "perplexity": 19.2, "entropy_bits": 4.3, "num_codes": 64,
-            "books": {
+            "codebooks": {
                 "anatomy": {
                     "num_codes": 64,
                     "box": {"utilisation": 0.94, "perplexity": 8.1, "entropy_bits": 3.0},

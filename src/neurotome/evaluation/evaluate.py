@@ -5,7 +5,8 @@ r"""Evaluate a tokenizer on a split: fidelity, translation, structures, codes, t
                      not applicable to a tokenizer without style
 
 One value per subject (its sessions averaged), then a mean and an interval over subjects. Baselines are fitted on the
-store's training split and stand in the same table. Nothing is read from the scan that a translation is compared with.
+store's training split and stand in the same table. Nothing is read from the scan that a translation is compared with,
+but by the baseline that says so, ``monotone_ceiling``.
 """
 
 import os
@@ -141,7 +142,7 @@ class _Evaluation:
         self.device = tokenizer.codec.device
 
     def check(self, allow_train: bool) -> None:
-        """Refuse what cannot give an valid number."""
+        """Refuse what cannot give a valid number."""
         if not self.entries:
             raise UsageError(f"the store has no session in its {self.split} split; choose another split")
         if not self.modalities:
@@ -229,8 +230,9 @@ class _Evaluation:
             if target in views:
                 self._score(entry.subject, source, target, output, views, mask)
         self.code_maps = tuple(encoded.codes)
-        self.found.bits["own"] += self.network.bits_used(encoded).tolist()
-        self.found.bits["translated"] += self.network.bits_used(shared).tolist() if self.styled else []
+        self.found.spend("own", self.network.bits_used(encoded), mask)
+        if self.styled:
+            self.found.spend("translated", self.network.bits_used(shared), mask)
         self.found.count(encoded.codes, self._sizes(encoded.codes), mask)
         noisy = self._encode(self._noisy(views, mask, seed)) if encoded.codes else None
         self.found.test += self._codes(entry, names, encoded, mask, seed, noisy)
@@ -269,7 +271,9 @@ class _Evaluation:
         if source == target:
             task, rivals = target, self.baselines.reconstruct(target, views[target], mask)
         else:
-            task, rivals = f"{source}->{target}", self.baselines.translate(source, target, views[source], mask)
+            task, rivals = f"{source}->{target}", self.baselines.translate(
+                source, target, views[source], views[target], mask
+            )
         for method, image in {"": output, **rivals}.items():
             self.found.score(task, method, subject, self._metrics(task, method, subject, target, image, views, mask))
 

@@ -37,7 +37,7 @@ from neurotome.metrics.fidelity import (
 from neurotome.metrics.statistics import paired_interval
 from neurotome.types import Image, Mask
 
-FORMAT_VERSION = 4  # raised whenever a number of metrics.json is added or made otherwise
+FORMAT_VERSION = 5  # raised whenever a number of metrics.json is added or made otherwise
 DATA_RANGE = 2.0
 WINDOW = 7
 PSNR_CEILING_DB = 120.0  # what equal images get; single precision on [-1, 1] ends near 140 dB
@@ -56,7 +56,8 @@ PROTOCOL = {
     "interval": "95 %, BCa bootstrap over subjects, 2000 resamples",
     "style_source": "mean style of the target contrast over training subjects; everything else from the source scan",
     "bits": "ceil(log2 K) per code that is stored, 16 per float, style included, mean over the images of the split; a "
-    "translation leaves private codes out",
+    "translation leaves private codes out; per_voxel: of the grid, background included; per_brain_voxel: all bits over "
+    "the voxels of the brain, where PSNR is measured",
     "codebook": "utilisation: codes seen in the split, background included; perplexity: cells at least half brain",
     "audit": f"cells at least half brain; vectors (of the anatomy, else of the whole latent) at up to {SAMPLED_CELLS} "
     "random cells per session, codes of the first map at all; probes fitted on the training split; gap over twice the "
@@ -73,6 +74,9 @@ PROTOCOL = {
     "trilinear": "blocks of latent_factor voxels averaged, trilinear up, background from the mask",
     "lookup": "mean target per source intensity, 256 bins, fitted inside the brain on the training split at full rate; "
     "full_rate: no bottleneck; equal_rate: applied after trilinear; refitted: also fitted after trilinear",
+    "monotone": "curve of the source's intensity that only rises or only falls, least squares in the brain, the whole "
+    "source, no network; monotone_map: fitted on the training split, 256 bins; monotone_ceiling: fitted on the very scan "
+    "it is compared with, so that no such curve reaches more",
     "speed": "median over sessions of seconds per volume, all contrasts of a session in one batch",
 }
 
@@ -130,7 +134,7 @@ class Findings:
         overlaps: ``{"T1w" or "T1w->T2w": {"dice", "truth_dice", "volume_error" or "ceiling": {structure:
             [(subject, value)]}}}``.
         seconds: Seconds per volume, "encode" and "decode".
-        bits: Of every image, "own" and "translated".
+        bits: Of every image and the voxels of its brain, "own" and "translated".
         panels: Images of a few subjects by tensor name.
         entries: What each panel shows.
     """
@@ -141,7 +145,7 @@ class Findings:
     codebooks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     overlaps: dict[str, dict[str, dict[str, list[tuple[str, float]]]]] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"encode": [], "decode": []})
-    bits: dict[str, list[float]] = field(default_factory=lambda: {"own": [], "translated": []})
+    bits: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
     panels: dict[str, Tensor] = field(default_factory=dict)
     entries: list[dict[str, str]] = field(default_factory=list)
 
@@ -157,6 +161,11 @@ class Findings:
         for name, value in values.items():
             if math.isfinite(value):
                 row.setdefault(name, []).append((subject, value))
+
+    def spend(self, kind: str, bits: Tensor, mask: Mask) -> None:
+        """Note the bits ``(b,)`` that each image of one session takes."""
+        brain = int(mask.sum())
+        self.bits.setdefault(kind, []).extend((taken, brain) for taken in bits.tolist())
 
     def count(self, codes: Mapping[str, Tensor], sizes: Mapping[str, int | None], mask: Mask) -> None:
         """Count the codes of one session; a codebook of unknown size is as large as the largest code seen.
@@ -266,12 +275,21 @@ def codebook_tree(codebooks: Mapping[str, Mapping[str, Tensor]], sizes: Mapping[
         return {}
     first = next(iter(trees.values()))
     front = {"utilisation": first["box"]["utilisation"], "num_codes": first["num_codes"]}
-    return {**front, **{k: first["brain"][k] for k in ("perplexity", "entropy_bits")}, "books": trees}
+    return {**front, **{k: first["brain"][k] for k in ("perplexity", "entropy_bits")}, "codebooks": trees}
 
 
-def bits_tree(bits: Mapping[str, Sequence[float]], shape: Sequence[int]) -> dict[str, float]:
-    """Return bits per voxel from the bits of every image, ``own`` and, where there is one, ``translated``."""
-    return {f"{kind}_per_voxel": statistics.fmean(values) / math.prod(shape) for kind, values in bits.items() if values}
+def bits_tree(bits: Mapping[str, Sequence[tuple[float, int]]], shape: Sequence[int]) -> dict[str, float]:
+    """Return bits per voxel of the grid and of the brain, mean over images, ``own`` and, where there is one, ``translated``.
+
+    Args:
+        bits: Of every image, and the number of voxels of its brain.
+        shape: Of the grid.
+    """
+    found = {}
+    for kind, images in bits.items():
+        found[f"{kind}_per_voxel"] = statistics.fmean(taken for taken, _ in images) / math.prod(shape)
+        found[f"{kind}_per_brain_voxel"] = statistics.fmean(taken / max(brain, 1) for taken, brain in images)
+    return found
 
 
 def finite(tree: Any) -> Any:

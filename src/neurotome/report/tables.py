@@ -157,7 +157,8 @@ def codebook(metrics: Mapping[str, Any]) -> tuple[float | None, float | None]:
 def codebooks(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the codebooks of an evaluation by name; without names the top-level numbers are those of the only one."""
     tree = lookup(metrics, "codebook")
-    named = lookup(tree, "books")
+    named = lookup(tree, "codebooks")
+    named = lookup(tree, "books") if named is None else named  # files of formats before 5
     if isinstance(named, Mapping):
         return {str(name): entry for name, entry in named.items() if isinstance(entry, Mapping)}
     return {"codes": {"box": tree, "brain": tree, **tree}} if isinstance(tree, Mapping) and tree else {}
