@@ -133,11 +133,16 @@ def test_codebook_over_the_split(metrics):
     assert codebook["codebooks"]["private"]["num_codes"] == 2
 
 
-def test_panels_show_what_was_scored(folder):
+def test_panels_show_what_was_scored(folder, metrics):
     with safe_open(folder / "panels.safetensors", framework="numpy") as file:
         entries = json.loads(file.metadata()["entries"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    assert {e["subject"] for e in entries} == {"06", "07", "08"}
+    scores = [*metrics["reconstruction"].values(), *metrics["translation"].values()]
+    means = {s: np.mean([task["psnr_db"]["values"][s] for task in scores]) for s in ("06", "07", "08", "09")}
+    order = sorted(means, key=means.get)
+    ranks = {e["subject"]: e["rank"] for e in entries}
+    assert ranks == {"06": "", order[1]: "median", order[0]: "worst"}
+    assert entries[0]["subject"] == "06"  # the first of the split, whatever the model
     assert {(e["from"], e["to"]) for e in entries} == {(a, b) for a in MODALITIES for b in MODALITIES}
     views, mask = session_images(600)
     for entry in (e for e in entries if e["subject"] == "06"):

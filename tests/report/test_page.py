@@ -202,7 +202,10 @@ def test_metrics_of_another_shape_do_no_harm(tmp_path: Path, wrong: Any) -> None
         assert [section for section, number in others.items() if number not in text] == []
     (tmp_path / "metrics.json").write_text(
         json.dumps(
-            {"codebook": {"codebooks": {"a": {"brain": {"counts": [1, wrong, -1]}}, "b": wrong}}, "bits": metrics()["bits"]}
+            {
+                "codebook": {"codebooks": {"a": {"brain": {"counts": [1, wrong, -1]}}, "b": wrong}},
+                "bits": metrics()["bits"],
+            }
         )
     )
     assert "0.75" in Reader(render(read_run(tmp_path))).text

@@ -28,7 +28,7 @@ from neurotome.metrics.disentanglement import (
 )
 from neurotome.metrics.statistics import bootstrap_interval
 from neurotome.tokenizers.base import Encoded
-from neurotome.types import Mask
+from neurotome.types import Image, Mask
 
 SAMPLED_CELLS = 2000  # vectors kept per session
 PROBE_TOKENS = 20_000  # tokens a probe is fitted and tested on
@@ -111,6 +111,15 @@ def scan_codes(
         )
         for i, name in enumerate(modalities)
     ]
+
+
+def noisy(views: Mapping[str, Image], mask: Mask, sd: float, seed: int) -> dict[str, Image]:
+    """Return the views with noise inside the brain; the background of a prepared scan holds none."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (x + sd * torch.randn(x.shape, generator=generator).to(x) * mask).clamp(-1, 1)
+        for name, x in views.items()
+    }
 
 
 def _anatomy_codes(encoded: Encoded, mask: Mask) -> Int[Tensor, "v n"] | None:

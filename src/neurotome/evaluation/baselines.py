@@ -9,7 +9,9 @@ r"""What a method must beat, fitted on the training split.
     monotone_ceiling    y(v) = c(x(v))        c the nearest one to this very scan: no monotone curve reaches more
 
 The last two need no network; the last one is given the answer, so it is no rival but the end of what turning the
-intensities of the source upside down can reach. f is the mean target intensity per source intensity inside the brain, a histogram of 256 bins smoothed by its counts.
+intensities of the source upside down can reach.
+
+f is the mean target intensity per source intensity inside the brain, a histogram of 256 bins smoothed by its counts.
 The background is the mask's, so that no baseline pays for it. Of the plain ways down, averaging blocks and antialiased
 trilinear, the first keeps more and is the one used: a rival should be as strong as it can be.
 """

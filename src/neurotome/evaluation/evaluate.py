@@ -25,7 +25,7 @@ from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.entries import LoadedSession, SessionEntry
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError
-from neurotome.evaluation.audit import ScanCode, audit, scan_codes
+from neurotome.evaluation.audit import ScanCode, audit, noisy, scan_codes
 from neurotome.evaluation.baselines import Baselines
 from neurotome.evaluation.factors import Truth, factors
 from neurotome.evaluation.regions import RegionVolumes
@@ -38,7 +38,9 @@ from neurotome.evaluation.results import (
     evaluation_request,
     finite,
     image_metrics,
+    not_applicable,
     scales,
+    shown_subjects,
     structure_tree,
     task_tree,
     window_size,
@@ -197,7 +199,19 @@ class _Evaluation:
                 step(entry, views, mask, self.seed + i)
             if progress is not None:
                 progress(i + 1, len(passes), entry.name)
+        for subject, rank in shown_subjects(self.found.scores, [entry.subject for entry in self.entries]).items():
+            self._show(next(entry for entry in self.entries if entry.subject == subject), rank)
         return finite(self._tree())
+
+    def _show(self, entry: SessionEntry, rank: str) -> None:
+        """Keep the images of one session for the report."""
+        views, mask = self._views(self.store.load(entry))
+        if not views:
+            return
+        encoded, names = self._encode(views), list(views)
+        own = self._decode(encoded, names)
+        outputs = {(name, name): own[i : i + 1] for i, name in enumerate(names)}
+        self.found.keep(entry.subject, rank, views, outputs | self._translations(encoded, names), mask)
 
     def _fit(self, entry: SessionEntry, views: dict[str, Image], mask: Mask, seed: int) -> None:
         """Fit the baselines to a training session and keep its codes for the probes."""
@@ -223,9 +237,7 @@ class _Evaluation:
                 metrics = self._metrics(name, "shared_codes_alone", entry.subject, name, alone[i : i + 1], views, mask)
                 self.found.score(name, "shared_codes_alone", entry.subject, metrics)
         self.styled = encoded.style is not None
-        for target in self.modalities if self.styled else ():
-            decoded = self._decode(self._styled(shared, target), [target] * len(names))
-            outputs |= {(name, target): decoded[i : i + 1] for i, name in enumerate(names) if name != target}
+        outputs |= self._translations(encoded, names)
         for (source, target), output in outputs.items():
             if target in views:
                 self._score(entry.subject, source, target, output, views, mask)
@@ -234,9 +246,16 @@ class _Evaluation:
         if self.styled:
             self.found.spend("translated", self.network.bits_used(shared), mask)
         self.found.count(encoded.codes, self._sizes(encoded.codes), mask)
-        noisy = self._encode(self._noisy(views, mask, seed)) if encoded.codes else None
-        self.found.test += self._codes(entry, names, encoded, mask, seed, noisy)
-        self.found.keep(entry.subject, views, outputs, mask)
+        again = self._encode(noisy(views, mask, self.noise_sd, seed)) if encoded.codes else None
+        self.found.test += self._codes(entry, names, encoded, mask, seed, again)
+
+    def _translations(self, encoded: Encoded, names: Sequence[str]) -> dict[tuple[str, str], Image]:
+        """Return every contrast in every other one the model knows; nothing where it has no style."""
+        outputs, shared = {}, self.network.shared(encoded)
+        for target in self.modalities if encoded.style is not None else ():
+            decoded = self._decode(self._styled(shared, target), [target] * len(names))
+            outputs |= {(name, target): decoded[i : i + 1] for i, name in enumerate(names) if name != target}
+        return outputs
 
     def _views(self, session: LoadedSession) -> tuple[dict[str, Image], Mask]:
         """Return the present contrasts the model knows as ``(1, c, x, y, z)``, and the mask."""
@@ -271,8 +290,9 @@ class _Evaluation:
         if source == target:
             task, rivals = target, self.baselines.reconstruct(target, views[target], mask)
         else:
-            task, rivals = f"{source}->{target}", self.baselines.translate(
-                source, target, views[source], views[target], mask
+            task, rivals = (
+                f"{source}->{target}",
+                self.baselines.translate(source, target, views[source], views[target], mask),
             )
         for method, image in {"": output, **rivals}.items():
             self.found.score(task, method, subject, self._metrics(task, method, subject, target, image, views, mask))
@@ -324,14 +344,6 @@ class _Evaluation:
         except ValueError as error:
             raise InputError(str(error), remedy="check the brain mask of this session and prepare it again") from error
 
-    def _noisy(self, views: Mapping[str, Image], mask: Mask, seed: int) -> dict[str, Image]:
-        """Return the views with noise inside the brain; the background of a prepared scan holds none."""
-        generator = torch.Generator().manual_seed(seed)
-        return {
-            name: (x + self.noise_sd * torch.randn(x.shape, generator=generator).to(x) * mask).clamp(-1, 1)
-            for name, x in views.items()
-        }
-
     def _tree(self) -> dict[str, Any]:
         """Return the tree of ``metrics.json``."""
         found = self.found
@@ -343,24 +355,11 @@ class _Evaluation:
             "codebook": codebook_tree(found.codebooks, sizes),
             "bits": bits_tree(found.bits, self.store.preparation.shape),
             "audit": audit(found.train, found.test, self.modalities, self.seed),
-            "not_applicable": self._not_applicable(),
+            "not_applicable": not_applicable(type(self.network).__name__, self.styled, bool(self.code_maps)),
             "factors": factors(found.train, found.test, self.modalities, self.truth, self.seed),
             "speed": {f"{k}_volumes_per_s": 1 / max(statistics.median(v), 1e-9) for k, v in found.seconds.items() if v},
             "memory": peak_memory(),
         }
-
-    def _not_applicable(self) -> dict[str, str]:
-        """Say which sections are empty because the tokenizer has no such part, and not because something failed."""
-        name, reasons = type(self.network).__name__, {}
-        if not self.styled:
-            without = f"{name} has no style apart from the anatomy"
-            reasons["translation"] = f"{without}, so it cannot make another contrast"
-            reasons["split"] = (
-                f"{without}, so there is no separation to measure; the probes show what can be predicted from its code"
-            )
-        if not self.code_maps:
-            reasons["codebook"] = f"{name} stores floats and has no codebook"
-        return reasons
 
     def _protocol(self) -> dict[str, Any]:
         """Say what was evaluated and how every number was made."""
