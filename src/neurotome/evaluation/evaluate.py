@@ -251,7 +251,8 @@ class _Evaluation:
 
     def _translations(self, encoded: Encoded, names: Sequence[str]) -> dict[tuple[str, str], Image]:
         """Return every contrast in every other one the model knows; nothing where it has no style."""
-        outputs, shared = {}, self.network.shared(encoded)
+        outputs: dict[tuple[str, str], Image] = {}
+        shared = self.network.shared(encoded)
         for target in self.modalities if encoded.style is not None else ():
             decoded = self._decode(self._styled(shared, target), [target] * len(names))
             outputs |= {(name, target): decoded[i : i + 1] for i, name in enumerate(names) if name != target}

@@ -78,7 +78,7 @@ def _limit(rows: Sequence[Row], measure: str, task: str) -> str:
 
 def _monotone(rows: Sequence[Row], measure: str, task: str) -> str:
     """Return what a curve of the source's intensity reaches without a network, as words of a translation's heading."""
-    found = next((known[task] for row in rows if task in (known := row.get("monotone_psnr_db") or {})), {})
+    found: Row = next((known[task] for row in rows if task in (known := row.get("monotone_psnr_db") or {})), {})
     if measure != "translation_psnr_db" or not {"monotone_map", "monotone_ceiling"} <= found.keys():
         return ""
     return f" (monotone map {found['monotone_map']:.2f}, best of the very scan {found['monotone_ceiling']:.2f})"

@@ -36,7 +36,14 @@ from neurotome.tokenizers.shared_anatomy.parts import (
     Trunk,
     pooled,
 )
-from neurotome.tokenizers.tissue import bits_with_tissue, cell_bits, cells_with_code, on_background, tissue_cells
+from neurotome.tokenizers.tissue import (
+    BACKGROUND,
+    bits_with_tissue,
+    cell_bits,
+    cells_with_code,
+    on_background,
+    tissue_cells,
+)
 from neurotome.types import Image, ModalityIds
 
 
