@@ -152,11 +152,26 @@ def test_two_results_never_share_a_name(tmp_path: Path) -> None:
     assert [job.source.name for job in found.jobs] == ["sub-1_run-1_T1w.nii.gz"]
     assert sorted(error.file.name for error in found.refused) == ["sub-1_T1w.nii", "sub-1_T1w.nii.gz"]
     assert "2 results would share the name" in str(found.refused[0])
-    for name in ("a\u00e9_t1.nii.gz", "ae\u0301_t1.nii.gz"):  # one name to some systems, two to others
-        (tmp_path / "plain").mkdir(exist_ok=True)
-        (tmp_path / "plain" / name).touch()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a\u00e9_t1.nii.gz", "ae\u0301_t1.nii.gz"),
+        ("p1_t1.nii.gz", "P1_t1.nii.gz"),
+        ("P1/scan_t1.nii.gz", "p1/scan_t1.nii.gz"),
+        ("stra\u00dfe_t1.nii.gz", "STRASSE_t1.nii.gz"),
+    ],
+)
+def test_names_that_are_one_to_some_systems_and_two_to_others_are_refused(tmp_path: Path, names: tuple) -> None:
+    """They differ in the composition of letters or in case."""
+    for name in (*names, "other_t1.nii.gz"):
+        path = tmp_path / "plain" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     found = plan(tmp_path / "plain", tmp_path / "out")
-    assert (len(found.jobs), len(found.refused)) == (0, 2)
+    assert [job.source.name for job in found.jobs] == ["other_t1.nii.gz"]
+    assert len(found.refused) == 2
 
 
 def test_a_link_does_not_lead_out_of_the_output(tmp_path: Path) -> None:

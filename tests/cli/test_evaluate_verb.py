@@ -51,18 +51,32 @@ def test_the_headline_is_aligned_and_counts_subjects() -> None:
     metrics = {
         "protocol": {"split": "val"},
         "reconstruction": {"T1w": {"psnr_db": {"mean": 25.87, "n": 8}, "baselines": {"trilinear": {"psnr_db": 18.9}}}},
-        "translation": {"T2w->T1w": {"psnr_db": {"mean": 9.16, "n": 1}}},
+        "translation": {
+            "T2w->T1w": {
+                "psnr_db": {"mean": 9.16, "ci95": [9.0, 9.3], "n": 1},
+                "baselines": {
+                    "monotone_ceiling": {"psnr_db": {"mean": 12.0, "ci95": [11.5, 12.5]}},
+                    "monotone_map": {"psnr_db": {"mean": 11.0, "ci95": [10.5, 11.5]}},
+                },
+                "paired": {"over_monotone_map_db": {"mean": -1.84, "ci95": [-2.0, -1.5]}},
+            }
+        },
+        "bits": {"own_per_voxel": 0.84, "own_per_brain_voxel": 2.4},
         "codebook": {"utilisation": 1.0},
         "audit": gap | probes,
     }
     text = headline(metrics)
     assert text.splitlines() == [
-        "reconstruct T1w        25.9 dB in the brain, 8 validation subjects   (trilinear 18.9)",
-        "translate   T2w->T1w    9.2 dB in the brain, 1 validation subject",
+        "reconstruct T1w        25.9 dB in the brain, 8 validation subjects",
+        "  Trilinear, same latent grid      18.9 dB",
+        "translate   T2w->T1w    9.2 (9.0 to 9.3) dB in the brain, 1 validation subject",
+        "  Monotone map, no network         11.0 (10.5 to 11.5) dB; the model against it -1.8 (-2.0 to -1.5)",
+        "  Best monotone map                12.0 (11.5 to 12.5) dB",
+        "2.40 bits per brain voxel (0.84 of the grid)",
         "codebook used 100%",
         "code gap 1.40 (0: the contrasts' codes are identical, 1: unrelated)",
         "the contrast is predicted from one code with accuracy 68% (chance 50%)",
     ]
-    assert headline(metrics | {"codebook": {}}).splitlines()[2:] == [
+    assert headline(metrics | {"codebook": {}}).splitlines()[6:] == [
         "the contrast is predicted from one latent vector with accuracy 68% (chance 50%)"
     ]

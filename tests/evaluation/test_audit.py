@@ -158,7 +158,7 @@ def test_codebook_in_front_is_the_anatomy():
     tree = codebook_tree(codebooks, {"anatomy": 4, "other": 4})
     assert (tree["utilisation"], tree["num_codes"]) == (0.75, 4)
     assert (tree["perplexity"], tree["entropy_bits"]) == (pytest.approx(2), pytest.approx(1))
-    assert tree["books"]["anatomy"]["brain"]["utilisation"] == 0.5
+    assert tree["codebooks"]["anatomy"]["brain"]["utilisation"] == 0.5
     assert codebook_tree({}, {}) == {}
 
 

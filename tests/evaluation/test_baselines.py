@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.isotonic import IsotonicRegression
 from torch.nn import functional
 
-from neurotome.evaluation.baselines import BINS, Baselines, Lookup, down_up
+from neurotome.evaluation.baselines import BINS, Baselines, Lookup, down_up, mapped, monotone_ceiling
 from tests.evaluation.toy_evaluation import SHAPE, session_images
 
 
@@ -95,13 +96,15 @@ def test_baselines_of_a_fitted_cohort():
     torch.testing.assert_close(own["mean_image"], torch.stack([s[0] for s in sessions]).mean(0))
     torch.testing.assert_close(own["trilinear"][mask], down_up(t1, (2, 2, 2))[mask])
     assert (own["trilinear"][~mask] == -1).all()
-    outputs = baselines.translate("T1w", "T2w", t1, mask)
+    outputs = baselines.translate("T1w", "T2w", t1, t2, mask)
     error = {name: float(((image - t2)[mask] ** 2).mean()) for name, image in outputs.items()}
-    assert set(error) == {"mean_image", "lookup_full_rate", "lookup_equal_rate", "lookup_refitted"}
+    lookups = {"lookup_full_rate", "lookup_equal_rate", "lookup_refitted"}
+    assert set(error) == {"mean_image", *lookups, "monotone_map", "monotone_ceiling"}
+    assert error["monotone_ceiling"] < error["monotone_map"] < 0.01
     assert error["lookup_full_rate"] < 0.01 < error["lookup_refitted"] < 0.9 * error["lookup_equal_rate"]
     assert (outputs["lookup_full_rate"] != outputs["lookup_equal_rate"]).any()
     # the equal-rate lookup sees nothing of the source but its coarse grid
-    same = baselines.translate("T1w", "T2w", down_up(t1, (2, 2, 2)), mask)
+    same = baselines.translate("T1w", "T2w", down_up(t1, (2, 2, 2)), t2, mask)
     assert tuple(same["lookup_full_rate"].shape) == (1, 1, *SHAPE)
     torch.testing.assert_close(same["lookup_full_rate"], outputs["lookup_equal_rate"])
 
@@ -112,4 +115,42 @@ def test_a_missing_view_is_left_out():
     baselines.update({"T1w": t1}, mask)
     assert "mean_image" in baselines.reconstruct("T1w", t1, mask)
     assert set(baselines.reconstruct("T2w", t2, mask)) == {"trilinear"}
-    assert baselines.translate("T1w", "T2w", t1, mask) == {}
+    assert set(baselines.translate("T1w", "T2w", t1, t2, mask)) == {"monotone_ceiling"}  # nothing was learned
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_ceiling_is_the_best_monotone_curve_of_the_scan(sign):
+    """By the library's regression over single voxels, in both directions; equal intensities get one value."""
+    x, y, mask = images(7)
+    x = (x * 20).round() / 20 if sign > 0 else x
+    y = (sign * x + y).clamp(-1, 1)
+    output = monotone_ceiling(x, y, mask)
+    assert (output[~mask] == -1).all()
+    flat, wanted = x[mask].double().numpy(), y[mask].double().numpy()
+    fits = [IsotonicRegression(increasing=up).fit(flat, wanted).predict(flat) for up in (True, False)]
+    best = min(float(((fit - wanted) ** 2).mean()) for fit in fits)
+    assert float(((output[mask].double().numpy() - wanted) ** 2).mean()) == pytest.approx(best, rel=1e-5)
+    # no curve of another kind that only falls reaches more
+    for power in (0.5, 1.0, 2.0):
+        curve = ((1 - x) / 2) ** power * 2 - 1
+        assert float(((curve - y)[mask] ** 2).mean()) > best
+    assert (monotone_ceiling(x, y, torch.zeros_like(mask)) == -1).all()
+
+
+def test_the_monotone_map_is_learned_on_training_subjects_and_only_falls():
+    lookup = Lookup()
+    for seed in range(3):
+        x, y, mask = images(seed)
+        lookup.update(x, y + 0.3 * torch.sin(9 * x), mask)
+    curve = lookup.monotone_curve()
+    assert curve.shape == (BINS,)
+    assert (curve.diff() <= 0).all()
+    assert (lookup.curve().diff() > 0).any()
+    pooled = [torch.cat([images(seed)[i].flatten() for seed in range(3)]) for i in range(3)]
+    x, y, mask = pooled
+    x, y = x[mask].numpy(), (y + 0.3 * torch.sin(9 * x))[mask].numpy()
+    fit = IsotonicRegression(increasing=False, out_of_bounds="clip").fit(x, y)
+    fresh, _, inside = images(40)
+    found = mapped(fresh, curve, inside)
+    assert (found[~inside] == -1).all()
+    assert np.abs(found[inside].numpy() - fit.predict(fresh[inside].numpy())).mean() < 0.01

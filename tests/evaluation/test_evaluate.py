@@ -73,10 +73,16 @@ def test_scheme(metrics):
     own, translated = metrics["reconstruction"]["T1w"], metrics["translation"]["T1w->T2w"]
     assert set(own) == set(translated) == METRICS | {"baselines", "paired"}
     assert set(own["baselines"]) == {"mean_image", "trilinear", "shared_codes_alone"}
-    assert set(translated["baselines"]) == {"mean_image", "lookup_full_rate", "lookup_equal_rate", "lookup_refitted"}
+    lookups = {"lookup_full_rate", "lookup_equal_rate", "lookup_refitted"}
+    assert set(translated["baselines"]) == {"mean_image", *lookups, "monotone_map", "monotone_ceiling"}
     for row in (*own["baselines"].values(), *translated["baselines"].values()):
         assert set(row) == METRICS
         assert set(row["ssim"]) == {"mean", "ci95", "n"}
+    for name in ("monotone_map", "monotone_ceiling"):  # T2w is T1w upside down but for noise
+        assert translated["baselines"][name]["psnr_db"]["mean"] == pytest.approx(37, abs=1)
+        assert len(translated["paired"][f"over_{name}_db"]["ci95"]) == 2
+    over = {name: translated["paired"][f"over_{name}_db"]["mean"] for name in ("monotone_map", "monotone_ceiling")}
+    assert over["monotone_ceiling"] < over["monotone_map"] < 0
     # T2w is T1w upside down: a lookup of the source fails by the noise of both alone, 0.02 each
     assert translated["baselines"]["lookup_full_rate"]["psnr_db"]["mean"] == pytest.approx(37, abs=0.5)
     coarse = metrics["reconstruction"]["T1w"]["baselines"]["trilinear"]["psnr_db"]["mean"]
@@ -102,8 +108,13 @@ def test_protocol_says_what_was_done(metrics, store):
 
 def test_bits_of_own_and_translated(metrics):
     """Blocks of 8 voxels: 4 bits shared, 1 private, 16 for the style."""
-    style = 16 / (16 * 20 * 16)
-    assert metrics["bits"] == pytest.approx({"own_per_voxel": 5 / 8 + style, "translated_per_voxel": 4 / 8 + style})
+    style, brain = 16 / (16 * 20 * 16), 16 * 20 * 16 / session_images(0)[1].sum()
+    own, translated = 5 / 8 + style, 4 / 8 + style
+    expected = {
+        "own_per_voxel": own, "own_per_brain_voxel": own * brain, "translated_per_voxel": translated,
+        "translated_per_brain_voxel": translated * brain,
+    }  # fmt: skip
+    assert metrics["bits"] == pytest.approx(expected)
 
 
 def test_codebook_over_the_split(metrics):
@@ -117,16 +128,21 @@ def test_codebook_over_the_split(metrics):
             seen |= set(np.clip(np.floor((blocks + 1) / 2 * 16), 0, 15).astype(int).ravel().tolist())
     assert codebook["utilisation"] == len(seen) / 16
     assert codebook["num_codes"] == 16
-    assert codebook["perplexity"] == codebook["books"]["anatomy"]["brain"]["perplexity"] > 5
-    assert codebook["books"]["anatomy"]["box"]["perplexity"] < codebook["perplexity"]  # background takes few codes
-    assert codebook["books"]["private"]["num_codes"] == 2
+    assert codebook["perplexity"] == codebook["codebooks"]["anatomy"]["brain"]["perplexity"] > 5
+    assert codebook["codebooks"]["anatomy"]["box"]["perplexity"] < codebook["perplexity"]  # background takes few codes
+    assert codebook["codebooks"]["private"]["num_codes"] == 2
 
 
-def test_panels_show_what_was_scored(folder):
+def test_panels_show_what_was_scored(folder, metrics):
     with safe_open(folder / "panels.safetensors", framework="numpy") as file:
         entries = json.loads(file.metadata()["entries"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    assert {e["subject"] for e in entries} == {"06", "07", "08"}
+    scores = [*metrics["reconstruction"].values(), *metrics["translation"].values()]
+    means = {s: np.mean([task["psnr_db"]["values"][s] for task in scores]) for s in ("06", "07", "08", "09")}
+    order = sorted(means, key=means.get)
+    ranks = {e["subject"]: e["rank"] for e in entries}
+    assert ranks == {"06": "", order[1]: "median", order[0]: "worst"}
+    assert entries[0]["subject"] == "06"  # the first of the split, whatever the model
     assert {(e["from"], e["to"]) for e in entries} == {(a, b) for a in MODALITIES for b in MODALITIES}
     views, mask = session_images(600)
     for entry in (e for e in entries if e["subject"] == "06"):
@@ -226,7 +242,7 @@ def test_other_tokenizers(store):
     assert "agreement" not in metrics["audit"]
     assert set(metrics["factors"]["site"]["T1w"]) == {"anatomy", "chance", "n"}
     assert "Continuous has no style" in metrics["not_applicable"]["translation"]
-    assert set(metrics["bits"]) == {"own_per_voxel"}
+    assert set(metrics["bits"]) == {"own_per_voxel", "own_per_brain_voxel"}
     assert metrics["reconstruction"]["T1w"]["psnr_db"]["n"] == 4
     network = BlockTokenizer(private=True)
     network.codebook_sizes = {}
@@ -273,3 +289,31 @@ def test_refusals(store, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         evaluate(ToyScans(BlockTokenizer()), store, out=tmp_path / "file")
+
+
+class Painted(BlockTokenizer):
+    """Fills the brain with its style, so that an output says which style it was decoded with."""
+
+    def decode(self, encoded, modality):
+        blocks = super().decode(encoded, modality)
+        style = encoded.style[:, 0].view(-1, 1, 1, 1, 1)
+        return torch.where(blocks <= -0.9, blocks, style.expand_as(blocks))
+
+
+def test_a_translation_has_the_mean_style_of_the_target_over_training_subjects(store, tmp_path):
+    """Neither the source's style nor that of the very scan it is compared with."""
+    scans = ToyScans(Painted())
+    scans.styles = {("T1w", "all"): torch.tensor([0.3]), ("T2w", "all"): torch.tensor([-0.6])}
+    evaluate(scans, store, out=tmp_path)
+    views, mask = session_images(600)
+    inside = mask & (views[0] > -0.5) & (views[1] > -0.5)
+    with safe_open(tmp_path / "panels.safetensors", framework="numpy") as file:
+        for source, target, style in (("T1w", "T2w", -0.6), ("T2w", "T1w", 0.3)):
+            output = file.get_tensor(f"0/{source}->{target}")[inside]
+            values, counts = np.unique(output, return_counts=True)
+            assert values[counts.argmax()] == pytest.approx(style, abs=1e-3)
+            assert counts.max() > 0.7 * output.size
+        for name, view in zip(MODALITIES, views, strict=True):  # a reconstruction has the scan's own
+            output = file.get_tensor(f"0/{name}->{name}")[inside]
+            values, counts = np.unique(output, return_counts=True)
+            assert values[counts.argmax()] == pytest.approx(view.mean(), abs=1e-3)

@@ -1,15 +1,20 @@
 """The bench: plans are checked, rows are means over seeds within a subject, steps are paired."""
 
 import json
+import math
 import re
+from importlib import resources
 
 import pytest
 
 from neurotome.errors import InputError, UsageError
 from neurotome.evaluation.results import evaluation_request
-from neurotome.experiments.bench import BenchCell, alarms, at, read_cell, table, unprobed
+from neurotome.experiments.bench import BenchCell, alarms, at, is_real, read_cell, table, unprobed
 from neurotome.experiments.bench_plan import BenchPlan, BenchRun, read_plan
-from neurotome.report.bench import columns, markdown, page, step_lines, step_text
+from neurotome.experiments.config import load_config
+from neurotome.experiments.experiment import check_experiment
+from neurotome.metrics.statistics import Interval
+from neurotome.report.bench import columns, markdown, page, rate_charts, step_lines, step_text
 
 PLAN = """
 about: two rungs
@@ -285,3 +290,44 @@ def test_structures_and_probes_are_columns_with_their_limits():
     assert "Not probed" not in text
     assert "Not probed for want of subjects: site. A class" in markdown(bench(rows, unprobed=["site"]))
     assert "Structure Dice: overlap" in page(bench(rows), {})
+
+
+@pytest.mark.parametrize(
+    ("low", "mean", "high", "real"),
+    [(-0.1, 0.5, 1.1, False), (-1.1, -0.5, 0.1, False), (0.1, 0.5, 0.9, True), (-0.9, -0.5, -0.1, True),
+     (0.0, 0.5, 1.0, False), (0.001, 0.04, 0.08, False), (math.nan, 0.5, math.nan, False)],
+)  # fmt: skip
+def test_a_step_is_real_where_its_interval_excludes_zero_and_it_matters(low, mean, high, real):
+    assert is_real(Interval(mean, low, high, 8), 0.05) is real
+
+
+def test_bits_of_the_brain_and_monotone_curves_stand_in_the_table():
+    """Tokenizers are compared at equal bits per brain voxel; a translation beside what needs no network."""
+    one = cell(0, {"s": 20.0, "t": 24.0})
+    one.metrics["bits"]["own_per_brain_voxel"] = 2.4
+    one.metrics["translation"] = {
+        "T1w->T2w": {
+            "psnr_db": {"mean": 19.0, "ci95": None, "n": 2, "values": {"s": 18.0, "t": 20.0}},
+            "baselines": {
+                "monotone_map": {"psnr_db": {"mean": 18.75, "ci95": [18.0, 19.0], "n": 2}},
+                "monotone_ceiling": {"psnr_db": {"mean": 19.5, "ci95": [19.0, 20.0], "n": 2}},
+            },
+        }
+    }
+    rows = table(BenchPlan((BenchRun("a", "x"),), (0,), steps=1), {"a": [one]})
+    assert rows[0]["bits_per_brain_voxel"]["mean"] == 2.4
+    headings = [heading for heading, *_ in columns(rows)]
+    assert "bits per voxel of the grid" in headings
+    assert "bits per brain voxel" in headings
+    assert "T1w → T2w (dB) (monotone map 18.75, best of the very scan 19.50)" in headings
+    assert [chart.svg.count("bits per brain voxel") for chart in rate_charts(rows, 2)] == [2]
+    before = table(BenchPlan((BenchRun("a", "x"),), (0,), steps=1), {"a": [cell(0, {"s": 20.0})]})
+    assert "bits per brain voxel" not in rate_charts(before, 1)[0].svg
+    assert "equal bits per brain voxel" in markdown(bench(rows))
+
+
+def test_every_run_of_the_rates_is_a_config_that_leaves_background_out_where_it_says_so():
+    text = (resources.files("neurotome") / "configs" / "bench" / "rates.yaml").read_text(encoding="utf-8")
+    for one in read_plan(text, "rates.yaml").runs:
+        experiment = check_experiment(load_config(one.config, one.overrides.items()), ("T1w", "T2w"))
+        assert (experiment.resolved().count("tissue_above: -0.95") == 1) is one.name.endswith("-tissue")

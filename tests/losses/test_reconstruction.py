@@ -86,3 +86,14 @@ def test_weights_out_of_range_are_refused():
         ReconstructionLoss(spectral_weight=-1)
     with pytest.raises(ValueError, match="every weight"):
         ReconstructionLoss(l1_weight=0, ssim_weight=0)
+
+
+def test_the_foreground_weight_has_mean_one():
+    """Heavier foreground, same scale of the term: a constant error costs what it is, whatever share is foreground."""
+    y, x = pair()
+    loss = ReconstructionLoss(ssim_weight=0, foreground_weight=5, foreground_above=0.2)
+    weight = np.where(x.numpy() > 0.2, 5.0, 1.0)
+    assert weight.mean() > 2
+    expected = (weight * np.abs((y - x).numpy())).sum() / weight.sum()
+    assert loss(y, x)["l1"].item() == pytest.approx(expected, rel=1e-5)
+    assert loss(x + 0.25, x)["l1"].item() == pytest.approx(0.25, rel=1e-5)

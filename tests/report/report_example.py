@@ -1,11 +1,14 @@
 """A synthetic run folder: numbers and pictures of the shape that a demo leaves, drawn with a fixed seed."""
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 from safetensors.numpy import save_file
 
 
@@ -93,7 +96,7 @@ def metrics() -> dict[str, Any]:
         },
         "codebook": {
             "utilisation": 0.94, "perplexity": 19.2, "entropy_bits": 4.3, "num_codes": 64,
-            "books": {
+            "codebooks": {
                 "anatomy": {
                     "num_codes": 64,
                     "box": {"utilisation": 0.94, "perplexity": 8.1, "entropy_bits": 3.0},
@@ -159,3 +162,9 @@ def write_run(folder: Path) -> Path:
     log(folder / "metrics.jsonl")
     panels(folder / "panels.safetensors")
     return folder
+
+
+def opened(address: str) -> Image.Image:
+    head, data = address.split(",", 1)
+    assert head == "data:image/png;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data)))

@@ -4,17 +4,21 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from neurotome.errors import OutputError, UsageError
 from neurotome.report.headline import headline, lead, translation_cost_table
+from neurotome.report.methods import methods_text
 from neurotome.report.page import render, write_report
-from neurotome.report.run import read_run
+from neurotome.report.run import Run, read_run
 from neurotome.report.tables import cohort_table, duration, factor_table, plain, result_table, shown
 from tests.report.report_example import audit, entry, metrics, panels, write_run
 
@@ -73,7 +77,7 @@ def test_page_is_well_formed_and_its_menu_leads_somewhere(page: str) -> None:
     sections = {attrs["id"] for tag, attrs in reader.tags if tag == "section"}
     assert sections == {
         "run", "data", "training", "results", "reconstruction", "translation", "codebook", "separation", "cost",
-        "protocol", "limits", "cite",
+        "protocol", "methods", "limits", "cite",
     }  # fmt: skip
     assert sections <= set(targets)
 
@@ -202,7 +206,10 @@ def test_metrics_of_another_shape_do_no_harm(tmp_path: Path, wrong: Any) -> None
         assert [section for section, number in others.items() if number not in text] == []
     (tmp_path / "metrics.json").write_text(
         json.dumps(
-            {"codebook": {"books": {"a": {"brain": {"counts": [1, wrong, -1]}}, "b": wrong}}, "bits": metrics()["bits"]}
+            {
+                "codebook": {"codebooks": {"a": {"brain": {"counts": [1, wrong, -1]}}, "b": wrong}},
+                "bits": metrics()["bits"],
+            }
         )
     )
     assert "0.75" in Reader(render(read_run(tmp_path))).text
@@ -264,7 +271,7 @@ def test_result_table_shows_a_dash_for_what_was_not_measured() -> None:
 def test_small_words() -> None:
     assert [duration(v) for v in (None, 3.21, 75.0, 7260.0)] == ["", "3.2 s", "1 min 15 s", "2 h 1 min"]
     assert [plain(k) for k in ("peak_rss_mb", "shape", "a.b_c", "x_per_s")] == [
-        "Peak rss (MB)",
+        "Peak memory (MB)",
         "Shape",
         "A · b c",
         "X per second",
@@ -334,3 +341,65 @@ def test_the_fingerprint_and_the_findings_of_a_check_are_shown(tmp_path: Path) -
     assert "error: &lt;b&gt;.nii.gz" in page
     assert "the stream is cut off. Remedy: copy it again" in page
     assert "nothing much" not in page
+
+
+def test_translations_stand_beside_curves_that_need_no_network() -> None:
+    """The monotone map of training subjects and the best one of each scan, in words and in the table."""
+    found = metrics()
+    for task, mean in (("T1w->T2w", 20.6), ("T2w->T1w", 20.9)):
+        row = found["translation"][task]
+        for name, value in (("monotone_map", mean), ("monotone_ceiling", mean + 1)):
+            row["baselines"][name] = {"psnr_db": {"mean": value, "ci95": [value - 0.3, value + 0.3], "n": 8}}
+            row["paired"][f"over_{name}_db"] = {"mean": row["psnr_db"]["mean"] - value, "ci95": None, "n": 8}
+    (text,) = lead(found)
+    assert "0.2\u00a0dB above a monotone map of it and 0.8\u00a0dB below the best monotone map of each scan" in text
+    assert "0.6\u00a0dB below a monotone map of it" in text
+    rows = [[cell.text for cell in row] for row in result_table(found["translation"], "From → to").rows]
+    assert [row[2] for row in rows if row[1] == "Monotone map, no network"] == ["20.6", "20.9"]
+    assert [row[2] for row in rows if row[1] == "Best monotone map"] == ["21.6", "21.9"]
+
+
+def test_bits_are_those_of_the_brain_beside_those_of_the_grid() -> None:
+    bits = {"own_per_voxel": 0.87, "own_per_brain_voxel": 2.4, "translated_per_voxel": 0.46}
+    found = metrics() | {"bits": bits | {"translated_per_brain_voxel": 1.27}}
+    assert "from 2.40 bits per brain voxel (0.87 of the grid)" in lead(found)[0]
+    (stat,) = [s for s in headline(found) if s.label.startswith("Bits")]
+    assert (stat.label, stat.value) == ("Bits per brain voxel", "2.40")
+    assert "0.87 per voxel of the grid" in stat.detail
+    assert "1.27 bits per brain voxel" in stat.beside
+
+
+@pytest.mark.parametrize(("gain", "word"), [(4.96, "reached"), (5.0, "reached"), (4.94, "missed"), (-1.0, "missed")])
+def test_a_goal_is_reached_or_missed_in_a_word_and_a_tie_is_no_miss(gain: float, word: str) -> None:
+    found = metrics()
+    found["reconstruction"]["T1w"]["paired"]["over_trilinear_db"] = {"mean": gain, "ci95": None, "n": 8}
+    assert headline(found)[0].goal == f"goal 5\u00a0dB above: {word}"
+
+
+def test_median_and_worst_are_shown_side_by_side(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    path = folder / "panels.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        entries = json.loads(file.metadata()["entries"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    ranks = {"sub-041": "worst", "sub-045": "median"}
+    save_file(tensors, path, metadata={"entries": json.dumps([e | {"rank": ranks[e["subject"]]} for e in entries])})
+    text = write_report(folder).read_text(encoding="utf-8")
+    heads = re.findall(r'<article class="scan"><header>([^<]*) <span>([^< ]*)', text)
+    assert heads[:4] == [
+        ("T1w, median subject", "sub-045"), ("T1w, worst subject", "sub-041"),
+        ("T2w, median subject", "sub-045"), ("T2w, worst subject", "sub-041"),
+    ]  # fmt: skip
+    assert len(heads) == 8
+    assert "50 mm" in text
+    assert "more from other subjects" not in text
+
+
+def test_the_methods_text_states_what_the_files_say(run: Path) -> None:
+    text = methods_text(read_run(run))
+    assert "was trained for 3000 optimiser steps" in text
+    assert "95 % bias-corrected and accelerated bootstrap intervals over subjects" in text
+    empty = Run(run)
+    assert methods_text(empty) == ""
+    empty.metrics = {"protocol": {"split": "val", "subjects": 1, "ssim_window": "x", "shape": 3}}
+    assert "It was evaluated on 1 subject of the validation split." in methods_text(empty)

@@ -1,6 +1,7 @@
 """What a model folder states of its training: statistics over the training subjects, and the card."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,8 @@ def test_the_folder_states_preparation_subjects_and_limits(tmp_path: Path, toy_s
     assert "- Steps: 4" in content.card
     volumes = json.loads((tmp_path / "model" / "latent_stats.json").read_text())["volumes"]
     assert f"per channel, over {volumes} training volumes; these are few" in content.card
+    line = re.search(r"- Bits: ([\d.]+) per voxel of the grid, ([\d.]+) per brain voxel, mean over", content.card)
+    assert 0 < float(line[1]) < float(line[2])
     assert "not for clinical use" in content.card
     assert not any(s in content.card for s in (str(tmp_path), "sub-"))
     assert set(load_file(tmp_path / "model" / "styles.safetensors")) == {

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 def headline(metrics: dict[str, Any]) -> str:
     """Return the numbers that matter most, one line each."""
-    from neurotome.report.headline import split_name
+    from neurotome.report.headline import rate_words, split_name
     from neurotome.report.tables import count
 
     lines = []
@@ -80,25 +80,50 @@ def headline(metrics: dict[str, Any]) -> str:
             value = _mean(row.get("psnr_db"))
             if value is None:
                 continue
-            others = {
-                k: _mean(v.get("psnr_db") if isinstance(v, dict) else v) for k, v in row.get("baselines", {}).items()
-            }
-            beside = ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in others.items() if v is not None)
             n = count(row["psnr_db"])
             over = "" if n is None else f", {counted(n, f'{split_name(metrics)} subject')}"
-            tail = f"   ({beside})" if beside else ""
-            lines.append(f"{name:<11} {key:<8} {value:6.1f} dB in the brain{over}{tail}")
+            lines.append(f"{name:<11} {key:<8} {_level(row['psnr_db'])} dB in the brain{over}")
+            lines += _beside(row)
     for task, row in (metrics.get("structures") or {}).items():
         if (value := _mean((row.get("dice") or {}).get("mean"))) is not None:
             ceiling = _mean((row.get("ceiling") or {}).get("mean"))
             beside = "" if ceiling is None else f"   (scan against label map: {ceiling:.2f})"
             lines.append(f"{'structures':<11} {task:<8} Dice {value:.3f} with the labels of the scan{beside}")
     lines += _region_lines(metrics.get("regions") or {})
+    if rate := rate_words(metrics, "own"):
+        translated = rate_words(metrics, "translated")
+        lines.append(rate.replace("\u00a0", " ") + (f"; a translation {translated}" if translated else ""))
     utilisation = _mean((metrics.get("codebook") or {}).get("utilisation"))
     if utilisation is not None:
         lines.append(f"codebook used {utilisation:.0%}")
     lines += _separation_lines(metrics.get("audit") or {}, has_codes=bool(metrics.get("codebook")))
     return "\n".join(lines) or "no headline number: see metrics.json"
+
+
+def _level(entry: Any) -> str:
+    """Return a mean with its interval: ``20.8 (20.4 to 21.2)``."""
+    from neurotome.report.tables import interval
+
+    between = interval(entry, 1)
+    return f"{_mean(entry):6.1f}{f' ({between})' if between else ''}"
+
+
+def _beside(row: dict[str, Any]) -> list[str]:
+    """Return a line per baseline: its PSNR, and how far the model is above or below it, subject by subject."""
+    from neurotome.report.tables import BASELINES
+
+    lines = []
+    given = row.get("baselines") or {}
+    for key in [*(k for k in BASELINES if k in given), *(k for k in given if k not in BASELINES)]:
+        entry = given[key].get("psnr_db") if isinstance(given[key], dict) else given[key]
+        if _mean(entry) is None:
+            continue
+        gain = (row.get("paired") or {}).get(f"over_{key}_db")
+        ends = gain.get("ci95") if isinstance(gain, dict) else None
+        between = f" ({ends[0]:+.1f} to {ends[1]:+.1f})" if ends else ""
+        against = "" if _mean(gain) is None else f"; the model against it {_mean(gain):+.1f}{between}"
+        lines.append(f"  {BASELINES.get(key, key.replace('_', ' ')):<31}{_level(entry)} dB{against}")
+    return lines
 
 
 def _region_lines(regions: dict[str, Any]) -> list[str]:

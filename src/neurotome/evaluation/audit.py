@@ -30,7 +30,7 @@ from neurotome.metrics.disentanglement import (
 )
 from neurotome.metrics.statistics import bootstrap_interval
 from neurotome.tokenizers.base import Encoded
-from neurotome.types import Mask
+from neurotome.types import Image, Mask
 
 SAMPLED_CELLS = 2000  # vectors kept per session
 PROBE_TOKENS = 20_000  # tokens a probe is fitted and tested on
@@ -112,6 +112,12 @@ def scan_codes(
         )
         for i, name in enumerate(modalities)
     ]
+
+
+def noisy(views: Mapping[str, Image], mask: Mask, sd: float, rng: np.random.Generator) -> dict[str, Image]:
+    """Return the views with noise inside the brain; the background of a prepared scan holds none."""
+    noise = {name: torch.from_numpy(rng.standard_normal(x.shape, np.float32)).to(x) for name, x in views.items()}
+    return {name: (x + sd * noise[name] * mask).clamp(-1, 1) for name, x in views.items()}
 
 
 def _anatomy_codes(encoded: Encoded, mask: Mask) -> Int[Tensor, "v n"] | None:

@@ -5,6 +5,11 @@ r"""What a method must beat, fitted on the training split.
     lookup_full_rate    y(v) = f(x(v))        "no bottleneck": is given the whole source
     lookup_equal_rate   y = f(U D x)          the same f behind the latent grid
     lookup_refitted     y = g(U D x)          g fitted on what it is applied to
+    monotone_map        y(v) = m(x(v))        m the rising or falling curve nearest to the training subjects
+    monotone_ceiling    y(v) = c(x(v))        c the nearest one to this very scan: no monotone curve reaches more
+
+The last two need no network; the last one is given the answer, so it is no rival but the end of what turning the
+intensities of the source upside down can reach.
 
 f is the mean target intensity per source intensity inside the brain, a histogram of 256 bins smoothed by its counts.
 The background is the mask's, so that no baseline pays for it. Of the plain ways down, averaging blocks and antialiased
@@ -13,8 +18,10 @@ trilinear, the first keeps more and is the one used: a rival should be as strong
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from neurotome.metrics.windows import apply_bands, gaussian_weights
@@ -81,17 +88,54 @@ class Lookup:
             torch.conv1d(v.view(1, 1, -1), weights, padding=reach).view(-1) for v in (self.total, self.count)
         )
         seen = (count > 0).nonzero().view(-1)
-        nearest = seen[(torch.arange(BINS)[:, None] - seen).abs().argmin(1)]
-        return (total[nearest] / count[nearest]).float()
+        return (total[seen] / count[seen]).float()[_nearest(seen)]
+
+    def monotone_curve(self) -> Curve:
+        """Return the rising or falling curve with the least squared error over everything counted, as :meth:`curve`."""
+        seen = self.count.nonzero().view(-1)
+        count = self.count[seen]
+        fitted = monotone((self.total[seen] / count).numpy(), count.numpy())
+        return torch.from_numpy(fitted).float()[_nearest(seen)]
 
     def __call__(self, source: Image, mask: Mask) -> Image:
         """Return the looked-up target, linear between bin centres, with background outside the mask."""
-        curve = self.curve().to(source.device)
-        place = ((source + 1) / 2 * BINS - 0.5).clamp(0, BINS - 1)
-        low = place.floor().long().clamp_max(BINS - 2)
-        share = place - low
-        value = (1 - share) * curve[low] + share * curve[low + 1]
-        return torch.where(mask, value, BACKGROUND)
+        return mapped(source, self.curve(), mask)
+
+
+def mapped(source: Image, curve: Curve, mask: Mask) -> Image:
+    """Return the values of ``curve`` at the source's intensities, linear between bins, background outside the mask."""
+    curve = curve.to(source.device)
+    place = ((source + 1) / 2 * BINS - 0.5).clamp(0, BINS - 1)
+    low = place.floor().long().clamp_max(BINS - 2)
+    share = place - low
+    return torch.where(mask, (1 - share) * curve[low] + share * curve[low + 1], BACKGROUND)
+
+
+def _nearest(seen: Tensor) -> Tensor:
+    """Return for every bin the index of the nearest bin in ``seen``."""
+    return (torch.arange(BINS)[:, None] - seen).abs().argmin(1)
+
+
+def monotone(y: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Return the rising or falling sequence nearest to ``y`` in weighted squares, whichever is nearer."""
+    fits = [isotonic_regression(y, weights=weights, increasing=rising).x for rising in (True, False)]
+    nearest = min(fits, key=lambda fit: float(np.dot(weights, (fit - y) ** 2)))
+    return np.ascontiguousarray(nearest)  # a falling fit comes back as a view with a negative stride
+
+
+def monotone_ceiling(source: Image, target: Image, mask: Mask) -> Image:
+    """Return what the best monotone curve of all makes of ``source``: the one with the least error to ``target``.
+
+    Every intensity that occurs has a value of its own, so that no monotone function of intensity has a smaller squared
+    error inside the brain. An empty mask gives background.
+    """
+    output = torch.full_like(source, BACKGROUND)
+    x, y = source[mask].double().cpu().numpy(), target[mask].double().cpu().numpy()
+    if len(x):
+        _, place, count = np.unique(x, return_inverse=True, return_counts=True)
+        means = np.bincount(place, weights=y) / count
+        output[mask] = torch.from_numpy(monotone(means, count.astype(np.float64))[place]).to(output)
+    return output
 
 
 class Baselines:
@@ -129,9 +173,12 @@ class Baselines:
             outputs["mean_image"] = mean.expand_as(image)
         return outputs
 
-    def translate(self, source: str, target: str, image: Image, mask: Mask) -> dict[str, Image]:
-        """Return the baselines of a translation of ``image``; without the lookups where no training pair exists."""
-        outputs = {}
+    def translate(self, source: str, target: str, image: Image, truth: Image, mask: Mask) -> dict[str, Image]:
+        """Return the baselines of a translation of ``image``; no curve was learned where no training pair exists.
+
+        ``truth``, the target's scan, is read by the ceiling alone.
+        """
+        outputs = {"monotone_ceiling": monotone_ceiling(image, truth, mask)}
         if self._counts[target]:
             outputs["mean_image"] = (self._sums[target] / self._counts[target]).to(image).expand_as(image)
         if self._full[source, target].count.sum():
@@ -139,4 +186,5 @@ class Baselines:
             outputs["lookup_full_rate"] = self._full[source, target](image, mask)
             outputs["lookup_equal_rate"] = self._full[source, target](coarse, mask)
             outputs["lookup_refitted"] = self._refitted[source, target](coarse, mask)
+            outputs["monotone_map"] = mapped(image, self._full[source, target].monotone_curve(), mask)
         return outputs

@@ -5,7 +5,8 @@ r"""Evaluate a tokenizer on a split: fidelity, translation, structures, codes, t
                      not applicable to a tokenizer without style
 
 One value per subject (its sessions averaged), then a mean and an interval over subjects. Baselines are fitted on the
-store's training split and stand in the same table. Nothing is read from the scan that a translation is compared with.
+store's training split and stand in the same table. Nothing is read from the scan that a translation is compared with,
+but by the baseline that says so, ``monotone_ceiling``.
 """
 
 import os
@@ -26,7 +27,7 @@ from neurotome.data.stores.entries import LoadedSession, SessionEntry
 from neurotome.data.stores.leaks import check_splits
 from neurotome.data.stores.store import Store
 from neurotome.errors import InputError, UsageError
-from neurotome.evaluation.audit import ScanCode, audit, scan_codes
+from neurotome.evaluation.audit import ScanCode, audit, noisy, scan_codes
 from neurotome.evaluation.baselines import Baselines
 from neurotome.evaluation.factors import Truth, factors
 from neurotome.evaluation.held_out import check_held_out, seen_by
@@ -40,7 +41,9 @@ from neurotome.evaluation.results import (
     evaluation_request,
     finite,
     image_metrics,
+    not_applicable,
     scales,
+    shown_subjects,
     structure_tree,
     task_tree,
     window_size,
@@ -144,7 +147,7 @@ class _Evaluation:
         self.device = tokenizer.codec.device
 
     def check(self, allow_train: bool) -> None:
-        """Refuse what cannot give an valid number."""
+        """Refuse what cannot give a valid number."""
         if not self.entries:
             raise UsageError(f"the store has no session in its {self.split} split; choose another split")
         if not self.modalities:
@@ -189,7 +192,19 @@ class _Evaluation:
                 step(entry, views, mask, i)
             if progress is not None:
                 progress(i + 1, len(passes), entry.name)
+        for subject, rank in shown_subjects(self.found.scores, [entry.subject for entry in self.entries]).items():
+            self._show(next(entry for entry in self.entries if entry.subject == subject), rank)
         return finite(self._tree())
+
+    def _show(self, entry: SessionEntry, rank: str) -> None:
+        """Keep the images of one session for the report."""
+        views, mask = self._views(self.store.load(entry))
+        if not views:
+            return
+        encoded, names = self._encode(views), list(views)
+        own = self._decode(encoded, names)
+        outputs = {(name, name): own[i : i + 1] for i, name in enumerate(names)}
+        self.found.keep(entry.subject, rank, views, outputs | self._translations(encoded, names), mask)
 
     def _fit(self, entry: SessionEntry, views: dict[str, Image], mask: Mask, index: int) -> None:
         """Fit the baselines to a training session and keep its codes for the probes."""
@@ -215,19 +230,30 @@ class _Evaluation:
                 metrics = self._metrics(name, "shared_codes_alone", entry.subject, name, alone[i : i + 1], views, mask)
                 self.found.score(name, "shared_codes_alone", entry.subject, metrics)
         self.styled = encoded.style is not None
-        for target in self.modalities if self.styled else ():
-            decoded = self._decode(self._styled(shared, target), [target] * len(names))
-            outputs |= {(name, target): decoded[i : i + 1] for i, name in enumerate(names) if name != target}
+        outputs |= self._translations(encoded, names)
         for (source, target), output in outputs.items():
             if target in views:
                 self._score(entry.subject, source, target, output, views, mask)
         self.code_maps = tuple(encoded.codes)
-        self.found.bits["own"] += self.network.bits_used(encoded).tolist()
-        self.found.bits["translated"] += self.network.bits_used(shared).tolist() if self.styled else []
+        self.found.spend("own", self.network.bits_used(encoded), mask)
+        if self.styled:
+            self.found.spend("translated", self.network.bits_used(shared), mask)
         self.found.count(encoded.codes, self._sizes(encoded.codes), mask)
-        noisy = self._encode(self._noisy(views, mask, index)) if encoded.codes else None
-        self.found.test += self._codes(entry, names, encoded, mask, index, noisy)
-        self.found.keep(entry.subject, views, outputs, mask)
+        again = (
+            self._encode(noisy(views, mask, self.noise_sd, self._rng(streams.EVALUATION_NOISE, index)))
+            if encoded.codes
+            else None
+        )
+        self.found.test += self._codes(entry, names, encoded, mask, index, again)
+
+    def _translations(self, encoded: Encoded, names: Sequence[str]) -> dict[tuple[str, str], Image]:
+        """Return every contrast in every other one the model knows; nothing where it has no style."""
+        outputs: dict[tuple[str, str], Image] = {}
+        shared = self.network.shared(encoded)
+        for target in self.modalities if encoded.style is not None else ():
+            decoded = self._decode(self._styled(shared, target), [target] * len(names))
+            outputs |= {(name, target): decoded[i : i + 1] for i, name in enumerate(names) if name != target}
+        return outputs
 
     def _views(self, session: LoadedSession) -> tuple[dict[str, Image], Mask]:
         """Return the present contrasts the model knows as ``(1, c, x, y, z)``, and the mask."""
@@ -262,7 +288,10 @@ class _Evaluation:
         if source == target:
             task, rivals = target, self.baselines.reconstruct(target, views[target], mask)
         else:
-            task, rivals = f"{source}->{target}", self.baselines.translate(source, target, views[source], mask)
+            task, rivals = (
+                f"{source}->{target}",
+                self.baselines.translate(source, target, views[source], views[target], mask),
+            )
         for method, image in {"": output, **rivals}.items():
             self.found.score(task, method, subject, self._metrics(task, method, subject, target, image, views, mask))
 
@@ -307,21 +336,14 @@ class _Evaluation:
                 entry.subject,
                 entry.session or "",
                 entry.site or "",
-                streams.generator(self.seed, streams.EVALUATION_CELLS, index),
+                self._rng(streams.EVALUATION_CELLS, index),
                 noisy,
             )
         except ValueError as error:
             raise InputError(str(error), remedy="check the brain mask of this session and prepare it again") from error
 
-    def _noisy(self, views: Mapping[str, Image], mask: Mask, index: int) -> dict[str, Image]:
-        """Return the views with noise inside the brain; the background of a prepared scan holds none."""
-        rng = streams.generator(self.seed, streams.EVALUATION_NOISE, index)
-        return {
-            name: (x + self.noise_sd * torch.from_numpy(rng.standard_normal(x.shape, np.float32)).to(x) * mask).clamp(
-                -1, 1
-            )
-            for name, x in views.items()
-        }
+    def _rng(self, stream: int, index: int) -> np.random.Generator:
+        return streams.generator(self.seed, stream, index)
 
     def _tree(self) -> dict[str, Any]:
         """Return the tree of ``metrics.json``."""
@@ -334,24 +356,11 @@ class _Evaluation:
             "codebook": codebook_tree(found.codebooks, sizes),
             "bits": bits_tree(found.bits, self.store.preparation.shape),
             "audit": audit(found.train, found.test, self.modalities, self.seed),
-            "not_applicable": self._not_applicable(),
+            "not_applicable": not_applicable(type(self.network).__name__, self.styled, bool(self.code_maps)),
             "factors": factors(found.train, found.test, self.modalities, self.truth, self.seed),
             "speed": {f"{k}_volumes_per_s": 1 / max(statistics.median(v), 1e-9) for k, v in found.seconds.items() if v},
             "memory": peak_memory(),
         }
-
-    def _not_applicable(self) -> dict[str, str]:
-        """Say which sections are empty because the tokenizer has no such part, and not because something failed."""
-        name, reasons = type(self.network).__name__, {}
-        if not self.styled:
-            without = f"{name} has no style apart from the anatomy"
-            reasons["translation"] = f"{without}, so it cannot make another contrast"
-            reasons["split"] = (
-                f"{without}, so there is no separation to measure; the probes show what can be predicted from its code"
-            )
-        if not self.code_maps:
-            reasons["codebook"] = f"{name} stores floats and has no codebook"
-        return reasons
 
     def _protocol(self) -> dict[str, Any]:
         """Say what was evaluated and how every number was made."""

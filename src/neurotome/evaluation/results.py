@@ -35,13 +35,13 @@ from neurotome.metrics.fidelity import (
     window_centres,
 )
 from neurotome.metrics.statistics import paired_interval
+from neurotome.tokenizers.tissue import coded_cells
 from neurotome.types import Image, Mask
 
-FORMAT_VERSION = 4  # raised whenever a number of metrics.json is added or made otherwise
+FORMAT_VERSION = 5  # raised whenever a number of metrics.json is added or made otherwise
 DATA_RANGE = 2.0
 WINDOW = 7
 PSNR_CEILING_DB = 120.0  # what equal images get; single precision on [-1, 1] ends near 140 dB
-PANEL_SUBJECTS = 3
 PANEL_BYTES = 64 << 20
 
 # How every number is made; stands in `metrics.json` beside the numbers.
@@ -56,7 +56,8 @@ PROTOCOL = {
     "interval": "95 %, BCa bootstrap over subjects, 2000 resamples",
     "style_source": "mean style of the target contrast over training subjects; everything else from the source scan",
     "bits": "ceil(log2 K) per code that is stored, 16 per float, style included, mean over the images of the split; a "
-    "translation leaves private codes out",
+    "translation leaves private codes out; per_voxel: of the grid, background included; per_brain_voxel: all bits over "
+    "the voxels of the brain, where PSNR is measured",
     "codebook": "utilisation: codes seen in the split, background included; perplexity: cells at least half brain",
     "audit": f"cells at least half brain; vectors (of the anatomy, else of the whole latent) at up to {SAMPLED_CELLS} "
     "random cells per session, codes of the first map at all; probes fitted on the training split; gap over twice the "
@@ -73,6 +74,9 @@ PROTOCOL = {
     "trilinear": "blocks of latent_factor voxels averaged, trilinear up, background from the mask",
     "lookup": "mean target per source intensity, 256 bins, fitted inside the brain on the training split at full rate; "
     "full_rate: no bottleneck; equal_rate: applied after trilinear; refitted: also fitted after trilinear",
+    "monotone": "curve of the source's intensity that only rises or only falls, least squares in the brain, the whole "
+    "source, no network; monotone_map: fitted on the training split, 256 bins; monotone_ceiling: fitted on the very "
+    "scan it is compared with, so that no such curve reaches more",
     "speed": "median over sessions of seconds per volume, all contrasts of a session in one batch",
 }
 
@@ -130,7 +134,7 @@ class Findings:
         overlaps: ``{"T1w" or "T1w->T2w": {"dice", "truth_dice", "volume_error" or "ceiling": {structure:
             [(subject, value)]}}}``.
         seconds: Seconds per volume, "encode" and "decode".
-        bits: Of every image, "own" and "translated".
+        bits: Of every image and the voxels of its brain, "own" and "translated".
         panels: Images of a few subjects by tensor name.
         entries: What each panel shows.
     """
@@ -141,7 +145,7 @@ class Findings:
     codebooks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     overlaps: dict[str, dict[str, dict[str, list[tuple[str, float]]]]] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"encode": [], "decode": []})
-    bits: dict[str, list[float]] = field(default_factory=lambda: {"own": [], "translated": []})
+    bits: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
     panels: dict[str, Tensor] = field(default_factory=dict)
     entries: list[dict[str, str]] = field(default_factory=list)
 
@@ -158,30 +162,39 @@ class Findings:
             if math.isfinite(value):
                 row.setdefault(name, []).append((subject, value))
 
+    def spend(self, kind: str, bits: Tensor, mask: Mask) -> None:
+        """Note the bits ``(b,)`` that each image of one session takes."""
+        brain = int(mask.sum())
+        self.bits.setdefault(kind, []).extend((taken, brain) for taken in bits.tolist())
+
     def count(self, codes: Mapping[str, Tensor], sizes: Mapping[str, int | None], mask: Mask) -> None:
         """Count the codes of one session; a codebook of unknown size is as large as the largest code seen.
 
         Where a map "tissue" says which cells are coded, the others are not counted.
         """
-        tissue = codes.get("tissue")
         for name, found in codes.items():
             codebook = self.codebooks.setdefault(name, {k: torch.zeros(0, dtype=torch.long) for k in ("box", "brain")})
             size = sizes[name] or max(len(codebook["box"]), int(found.max()) + 1)
             inside = measures.brain_cells(mask, found.shape[1:]).expand_as(found)
-            coded = None if tissue is None or name == "tissue" else tissue.bool()
+            coded = coded_cells(codes, name)
             for place, where in (("box", coded), ("brain", inside if coded is None else inside & coded)):
                 counts = measures.code_counts(found, size, where).cpu()
                 counts[: len(codebook[place])] += codebook[place]
                 codebook[place] = counts
 
     def keep(
-        self, subject: str, views: Mapping[str, Image], outputs: Mapping[tuple[str, str], Image], mask: Mask
+        self,
+        subject: str,
+        rank: str,
+        views: Mapping[str, Image],
+        outputs: Mapping[tuple[str, str], Image],
+        mask: Mask,
     ) -> None:
-        """Keep the images of the first subjects for the report, within a budget of bytes."""
+        """Keep the images of one session for the report, within a budget of bytes."""
         kept = {entry["subject"] for entry in self.entries}
         size = (2 * (len(views) + len(outputs)) + 1) * mask.numel()
         used = sum(t.numel() * t.element_size() for t in self.panels.values())
-        if subject in kept or len(kept) >= PANEL_SUBJECTS or (kept and used + size > PANEL_BYTES):
+        if kept and used + size > PANEL_BYTES:
             return
         at = f"{len(kept)}"
         self.panels |= {f"{at}/{name}": _half(image) for name, image in views.items()}
@@ -190,6 +203,7 @@ class Findings:
         for (a, b), image in outputs.items():
             entry = {
                 "subject": subject,
+                "rank": rank,
                 "from": a,
                 "to": b,
                 "source": f"{at}/{a}",
@@ -200,6 +214,45 @@ class Findings:
                 entry["note"] = f"{float(psnr(image, views[b], DATA_RANGE, mask)):.1f} dB in the brain"
                 entry |= {"truth": f"{at}/{b}"} if a != b else {}
             self.entries.append(entry)
+
+
+def shown_subjects(scores: Mapping[str, Any], subjects: Sequence[str]) -> dict[str, str]:
+    """Return the subjects whose images are kept, and why: the median and the worst of the model's own PSNR.
+
+    The first subject of the split comes first: it is the same for every model, so that models can be compared.
+
+    Args:
+        scores: As in :class:`Findings`.
+        subjects: Of the split, in its order.
+    """
+    own = [per_subject(methods[""]["psnr_db"]) for methods in scores.values() if "" in methods]
+    known = [subject for subject in dict.fromkeys(subjects) if any(subject in values for values in own)]
+    mean = {s: statistics.fmean(values[s] for values in own if s in values) for s in known}
+    order = sorted(known, key=lambda s: (mean[s], s))
+    if not order:
+        return {}
+    ranks = {known[0]: "", order[(len(order) - 1) // 2]: "median"}
+    return ranks | ({order[0]: "worst"} if len(order) > 1 else {})
+
+
+def not_applicable(name: str, styled: bool, coded: bool) -> dict[str, str]:
+    """Say which sections are empty because the tokenizer has no such part, and not because something failed.
+
+    Args:
+        name: Class of the tokenizer.
+        styled: Whether it has a style.
+        coded: Whether it has codes.
+    """
+    reasons = {}
+    if not styled:
+        without = f"{name} has no style apart from the anatomy"
+        reasons["translation"] = f"{without}, so it cannot make another contrast"
+        reasons["split"] = (
+            f"{without}, so there is no separation to measure; the probes show what can be predicted from its code"
+        )
+    if not coded:
+        reasons["codebook"] = f"{name} stores floats and has no codebook"
+    return reasons
 
 
 def _half(image: Image) -> Tensor:
@@ -266,12 +319,21 @@ def codebook_tree(codebooks: Mapping[str, Mapping[str, Tensor]], sizes: Mapping[
         return {}
     first = next(iter(trees.values()))
     front = {"utilisation": first["box"]["utilisation"], "num_codes": first["num_codes"]}
-    return {**front, **{k: first["brain"][k] for k in ("perplexity", "entropy_bits")}, "books": trees}
+    return {**front, **{k: first["brain"][k] for k in ("perplexity", "entropy_bits")}, "codebooks": trees}
 
 
-def bits_tree(bits: Mapping[str, Sequence[float]], shape: Sequence[int]) -> dict[str, float]:
-    """Return bits per voxel from the bits of every image, ``own`` and, where there is one, ``translated``."""
-    return {f"{kind}_per_voxel": statistics.fmean(values) / math.prod(shape) for kind, values in bits.items() if values}
+def bits_tree(bits: Mapping[str, Sequence[tuple[float, int]]], shape: Sequence[int]) -> dict[str, float]:
+    """Return bits per voxel of the grid and of the brain, means over images, ``own`` and, if any, ``translated``.
+
+    Args:
+        bits: Of every image, and the number of voxels of its brain.
+        shape: Of the grid.
+    """
+    found = {}
+    for kind, images in bits.items():
+        found[f"{kind}_per_voxel"] = statistics.fmean(taken for taken, _ in images) / math.prod(shape)
+        found[f"{kind}_per_brain_voxel"] = statistics.fmean(taken / max(brain, 1) for taken, brain in images)
+    return found
 
 
 def finite(tree: Any) -> Any:
@@ -289,8 +351,8 @@ def write_results(
     """Write ``metrics.json`` and ``panels.safetensors``, each complete or not at all.
 
     ``panels.safetensors`` holds volumes ``(x, y, z)`` in [-1, 1], float16, and masks; its metadata ``entries`` is a
-    JSON list that names the tensors ``source``, ``output``, ``truth`` and ``mask``, the ``subject``, and the contrasts
-    ``from`` and ``to``.
+    JSON list that names the tensors ``source``, ``output``, ``truth`` and ``mask``, the ``subject``, its ``rank``
+    ("median", "worst" or ""), and the contrasts ``from`` and ``to``.
 
     Raises:
         OutputError: The folder cannot be written to.

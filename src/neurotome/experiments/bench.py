@@ -136,6 +136,7 @@ FLOORS = {"psnr_db": 0.05, "translation_psnr_db": 0.05}
 # measure: path of one number in metrics.json; "*" is the mean over all that stands there, the contrasts
 SCALARS = {
     "bits_per_voxel": ("bits", "own_per_voxel"),
+    "bits_per_brain_voxel": ("bits", "own_per_brain_voxel"),
     "codebook_use": ("codebook", "utilisation"),
     "perplexity": ("codebook", "perplexity"),
     "token_probe": ("audit", "probes", "token_vector"),
@@ -152,6 +153,8 @@ SCALARS = {
     "decode_volumes_per_s": ("speed", "decode_volumes_per_s"),
 }
 
+# baselines of a translation that need no network, and the end of what they can reach
+MONOTONE = ("monotone_map", "monotone_ceiling")
 # factor that a table or the scans may tell: its measure
 PROBED = {"sex": "sex_probe", "site": "site_probe", "age": "age_r2"}
 
@@ -221,6 +224,7 @@ def row(run: BenchRun, cells: Sequence[BenchCell], rival: Sequence[BenchCell] = 
         "peak_device_mb": _largest(cells, "peak_device_mb"),
         "warnings": [f"seed {c.seed}: {line}" for c in cells for line in c.warnings],
         "structure_ceiling": _ceilings(cells),
+        "monotone_psnr_db": _monotone(cells),
         **tasks,
         **scalars,
     }
@@ -238,6 +242,17 @@ def _ceilings(cells: Sequence[BenchCell]) -> dict[str, float] | None:
         if found:
             return found
     return None
+
+
+def _monotone(cells: Sequence[BenchCell]) -> dict[str, dict[str, float]]:
+    """Return by direction what curves of the source's intensity reach; they are the same for every tokenizer."""
+    found: dict[str, dict[str, float]] = {}
+    for cell in cells:
+        for task, entry in (cell.metrics.get("translation") or {}).items():
+            for name in MONOTONE:
+                if (value := at(entry, "baselines", name, "psnr_db")) is not None:
+                    found.setdefault(task, {}).setdefault(name, value)
+    return found
 
 
 def _step(step: Interval, floor: float) -> dict[str, Any]:

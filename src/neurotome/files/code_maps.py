@@ -3,7 +3,7 @@ r"""Code maps on disk in the bits they need.
     b        = bits of the largest code                              at most ceil(log2 K)
     packed   = bit 0, 1, ..., b - 1 of each cell's code, cell after cell with z fastest; in bytes, bit 0 first
 
-A map that is 0 wherever a ``tissue`` map of its shape is 0 holds the other cells alone.
+A map that is 0 wherever the cells under it are 0 in a ``tissue`` map holds the other cells alone.
 """
 
 import math
@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 TISSUE = "tissue"  # names of maps that say which cells are coded begin so
 MAX_BITS = 31
@@ -35,8 +37,8 @@ def pack_codes(maps: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, A
         entry: dict[str, Any] = {"shape": list(codes.shape), "bits": bits}
         cells = codes.reshape(-1)
         for tissue, inside in tissues.items():
-            coded = inside.reshape(-1) > 0
-            if name not in tissues and inside.shape == codes.shape and not cells[~coded].any():
+            coded = _coded(inside, codes.shape)
+            if name not in tissues and coded is not None and not cells[~coded].any():
                 entry["where"], cells = tissue, cells[coded]
                 break
         planes = (cells[:, None] >> np.arange(bits, dtype=cells.dtype)) & 1
@@ -59,9 +61,9 @@ def unpack_codes(packed: Mapping[str, Array], layout: Mapping[str, Any]) -> dict
         shape, bits, where = tuple(int(n) for n in entry["shape"]), int(entry["bits"]), entry.get("where")
         if min(shape, default=0) < 1 or not 0 <= bits <= MAX_BITS or data.dtype != np.uint8 or data.ndim != 1:
             raise ValueError(f"the codes {name} are {data.dtype} {data.shape}, described as {bits} bits {shape}")
-        if where is not None and (where not in found or found[where].shape != shape):
-            raise ValueError(f"the codes {name} lie in {where}, which is no map of their shape")
-        coded = None if where is None else found[where].reshape(-1) > 0
+        coded = None if where is None or where not in found else _coded(found[where], shape)
+        if where is not None and coded is None:
+            raise ValueError(f"the codes {name} lie in {where}, which is no map that covers theirs")
         count = math.prod(shape) if coded is None else int(coded.sum())
         if data.size != math.ceil(count * bits / 8):
             raise ValueError(f"the codes {name} are {data.size} bytes, not {count} times {bits} bits")
@@ -73,3 +75,13 @@ def unpack_codes(packed: Mapping[str, Array], layout: Mapping[str, Any]) -> dict
             codes = whole
         found[name] = codes.reshape(shape)
     return {name: found[name] for name in layout}
+
+
+def _coded(tissue: Array, shape: tuple[int, ...]) -> Array | None:
+    """Return which cells of a map have a code, flat; None where the map of tissue is coarser or of other axes."""
+    if len(shape) != tissue.ndim or any(n > m for n, m in zip(shape, tissue.shape, strict=True)):
+        return None
+    if shape == tissue.shape:
+        return tissue.reshape(-1) > 0
+    cells = torch.from_numpy(tissue.astype(np.float32)).reshape(-1, *tissue.shape[-3:])
+    return F.adaptive_max_pool3d(cells, shape[-3:]).reshape(-1).numpy() > 0

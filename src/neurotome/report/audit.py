@@ -11,6 +11,7 @@ A number that was not measured gives no sentence and no verdict. Plausible trans
 decoder may have learned to read each contrast's own codes.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -28,8 +29,15 @@ GAP_LIMIT, TOKEN_LIMIT = 0.5, 0.65
 COLLAPSE_CHANCE = 0.5
 # A difference from chance smaller than this (or than half of chance) is not larger than that between two seeds.
 CHANCE_MARGIN = 0.02
+# The site is a property of the scanner, not of the anatomy: read better than this above chance, it is named.
+SITE_MARGIN = 0.15
+# Fewer subjects than this show nothing about a population.
+FEWEST_SUBJECTS = 2
+# A probe on fewer scans than this changes in steps that are as large as what it is to show.
+FEW_SCANS = 100
 
 
+POOLED = ("pooled_mean", "pooled_histogram", "style")
 PROBES = ("token_vector", "token_onehot", "pooled_mean", "pooled_histogram", "style")
 
 
@@ -49,6 +57,8 @@ class Audit:
         style: Probe on the style vector; here a high value is wanted.
         guess: The probes' chance level, one over the number of contrasts.
         samples: Number of test samples behind a probe, by its name.
+        subjects: Number of subjects behind the measures.
+        site: What is read of the site from a scan's mean anatomy vector: contrast, balanced accuracy, chance.
     """
 
     gap: float | None = None
@@ -62,6 +72,8 @@ class Audit:
     style: float | None = None
     guess: float = 0.5
     samples: Mapping[str, int] = field(default_factory=dict)
+    subjects: int | None = None
+    site: tuple[tuple[str, float, float], ...] = ()
 
     @property
     def measured(self) -> bool:
@@ -86,6 +98,7 @@ class AuditStatement:
         reference: Chance level or the like to draw beside the value, or None.
         scale: Ends of the axis it is drawn on.
         samples: How many test samples were used, in words, or "".
+        pooled: Whether it is a probe of whole scans.
     """
 
     measure: str
@@ -98,6 +111,12 @@ class AuditStatement:
     reference: float | None
     scale: tuple[float, float]
     samples: str = ""
+    pooled: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """Whether the goal is reached, in a word; "" without a goal."""
+        return "" if self.goal is None else "reached" if self.tone == "good" else "missed"
 
 
 def read_audit(metrics: Mapping[str, Any], modalities: int = 2) -> Audit:
@@ -118,9 +137,28 @@ def read_audit(metrics: Mapping[str, Any], modalities: int = 2) -> Audit:
         chance=first(("chance",), ("agreement", "chance")),
         self_agreement=first(("self_agreement",), ("agreement", "self_agreement")),
         guess=1.0 / max(modalities, 2) if chance is None else chance,
+        subjects=_subjects(metrics),
+        site=_site(metrics),
         samples={k: int(n) for k in PROBES if (n := number(lookup(tree, "probes", "samples", k, "test"))) is not None},
         **values,
     )
+
+
+def _subjects(metrics: Mapping[str, Any]) -> int | None:
+    counted = number(lookup(metrics, "audit", "code_gap", "n"))
+    counted = number(lookup(metrics, "protocol", "subjects")) if counted is None else counted
+    return None if counted is None else int(counted)
+
+
+def _site(metrics: Mapping[str, Any]) -> tuple[tuple[str, float, float], ...]:
+    """Return what is read of the site, where it is more than chance by the margin that counts."""
+    tree = lookup(metrics, "factors", "site")
+    found = []
+    for contrast, values in tree.items() if isinstance(tree, Mapping) else ():
+        read, chance = number(lookup(values, "anatomy")), number(lookup(values, "chance"))
+        if read is not None and chance is not None and read - chance > SITE_MARGIN:
+            found.append((str(contrast), read, chance))
+    return tuple(found)
 
 
 def statements(audit: Audit, *, with_goals: bool = True) -> list[AuditStatement]:
@@ -140,9 +178,9 @@ def statements(audit: Audit, *, with_goals: bool = True) -> list[AuditStatement]
     )
     for key, name, goal, subject in hidden:
         row = _probe(name, getattr(audit, key), goal, subject, audit.guess)
-        rows.append(row and replace(row, samples=_samples(audit, key)))
+        rows.append(row and replace(row, samples=_samples(audit, key), pooled=key in POOLED))
     style = _style(audit)
-    rows.append(style and replace(style, samples=_samples(audit, "style")))
+    rows.append(style and replace(style, samples=_samples(audit, "style"), pooled=True))
     found = [row for row in rows if row is not None]
     return found if with_goals else [replace(row, tone="none", goal=None, goal_text="") for row in found]
 
@@ -158,6 +196,8 @@ def level(audit: Audit) -> Level:
     It is ``unknown`` unless every measure that a verdict needs was taken. One bad value suffices for ``absent``;
     ``hidden`` needs every measure.
     """
+    if audit.subjects is not None and audit.subjects < FEWEST_SUBJECTS:
+        return "unknown"
     if audit.chance is not None and audit.chance >= COLLAPSE_CHANCE:
         return "collapsed"
     above_guess = 0.5 - audit.guess
@@ -169,12 +209,17 @@ def level(audit: Audit) -> Level:
         return "absent"
     if not audit.measured:
         return "unknown"
-    return "partial" if _missed(audit) else "hidden"
+    return "partial" if _missed(audit) or audit.site else "hidden"
 
 
 def verdict(audit: Audit) -> tuple[str, str]:
     """Return a headline of a few words and one paragraph."""
     found = level(audit)
+    if audit.subjects is not None and audit.subjects < FEWEST_SUBJECTS:
+        return "No verdict: too few subjects", (
+            f"A verdict needs at least {FEWEST_SUBJECTS} subjects, measured was {audit.subjects}: what holds for one "
+            "brain need not hold for the next."
+        )
     if found == "unknown":
         return "Not fully measured", (
             "The measures that a verdict needs were not all taken in this run, so none is given. Training with swapped "
@@ -189,15 +234,42 @@ def verdict(audit: Audit) -> tuple[str, str]:
     if found == "absent":
         return "Anatomy and contrast are not separated", (
             f"{_reasons(audit)} Translations may still be plausible, because the decoder can learn to read "
-            "each contrast's own codes; that is not a separation of anatomy from contrast."
+            "each contrast's own codes; that is not a separation of anatomy from contrast. "
+            f"{_site_words(audit)}".strip()
         )
     if found == "partial":
+        missed = _shortfall(audit)
+        but = f", but not every measure reaches its goal. {missed}" if missed else "."
         return "Anatomy and contrast are partly separated", (
-            f"Single codes hide most of the contrast, but not every measure reaches its goal. {_shortfall(audit)}"
+            f"Single codes hide most of the contrast{but} {_site_words(audit)}".strip()
         )
     return "Anatomy and contrast are separated by every measure taken here", (
         "Every measure with a goal reaches it: the anatomy codes of the two contrasts are close, and these probes "
         "barely distinguish them. A stronger probe, or scans from elsewhere, may still find a difference."
+    )
+
+
+def _site_words(audit: Audit) -> str:
+    """Return what the anatomy vector still reads of the scanner."""
+    if not audit.site:
+        return ""
+    values = " and ".join(f"{read:.2f} ({contrast})" for contrast, read, _ in audit.site)
+    return (
+        f"The mean anatomy vector of a scan still reveals its site: a linear probe reads it with accuracy {values}, "
+        f"chance {audit.site[0][2]:.2f}."
+    )
+
+
+def resolution(audit: Audit) -> str:
+    """Return what probes of whole scans can resolve, where they are tested on few; else ""."""
+    known = [n for key, n in audit.samples.items() if key in POOLED]
+    if not known or min(known) >= FEW_SCANS:
+        return ""
+    n, chance = min(known), audit.guess
+    by_luck = min(chance + 1.96 * math.sqrt(chance * (1 - chance) / n), 1.0)
+    return (
+        f"Probes of whole scans, tested on {n}: one scan more or less changes an accuracy by {1 / n:.2f}, and at "
+        f"chance ({chance:.2f}) luck alone gives up to {by_luck:.2f}"
     )
 
 
@@ -236,7 +308,7 @@ def _gap(audit: Audit) -> AuditStatement | None:
     tone: Tone
     if gap is None:
         return None
-    if gap <= GAP_GOAL:
+    if round(gap, 2) <= GAP_GOAL:  # as it is printed: a tie is no miss
         sentence, tone = "The two contrasts of one brain get nearly the same code vectors.", "good"
     elif gap <= GAP_LIMIT:
         sentence, tone = "The two contrasts' code vectors are related, but not the same.", "fair"
@@ -270,7 +342,7 @@ def _agreement(audit: Audit) -> AuditStatement | None:
         sentence, tone = f"{measured} Chance is so high that agreement says little.", "poor"
     elif _near_chance(agreement, chance):
         sentence, tone = f"{measured} That is no better than chance: the codes are not shared.", "poor"
-    elif agreement < goal:
+    elif round(100 * agreement) < round(100 * goal):
         sentence, tone = f"{measured} That is more than chance and less than half of self-agreement.", "fair"
     else:
         sentence, tone = f"{measured} That is at least half of self-agreement.", "good"
@@ -287,7 +359,7 @@ def _probe(name: str, value: float | None, goal: float | None, subject: str, gue
     if value < guess - 0.1:
         sentence = f"{subject} gives an accuracy below chance, which does not show that the contrast is hidden."
         tone = "fair"
-    elif value <= reach:
+    elif round(value, 2) <= round(reach, 2):
         words = "barely reveals" if value > guess + 0.02 else "does not reveal"
         sentence, tone = f"{subject} {words} the contrast.", "good"
     elif value <= TOKEN_LIMIT + shift:
@@ -296,7 +368,7 @@ def _probe(name: str, value: float | None, goal: float | None, subject: str, gue
         sentence, tone = f"{subject} often reveals the contrast.", "poor"
     else:
         sentence, tone = f"{subject} reveals the contrast.", "poor"
-    if 0.60 + shift < value <= reach:
+    if 0.60 + shift < value and round(value, 2) <= round(reach, 2):
         sentence = f"{subject} reveals the contrast in part, within the goal."
     goal_text = "" if goal is None else f"at most {reach:.2f}"
     return AuditStatement(

@@ -23,7 +23,8 @@ MEASURES = (
     ("{} (dB)", "translation_psnr_db", 2),
 )  # fmt: skip
 FRONT: tuple[tuple[str, Key, int], ...] = (
-    ("tokenizer", "name", 0), ("parameters", "parameters", 0), ("bits per voxel", "bits_per_voxel", 3),
+    ("tokenizer", "name", 0), ("parameters", "parameters", 0), ("bits per voxel of the grid", "bits_per_voxel", 3),
+    ("bits per brain voxel", "bits_per_brain_voxel", 3),
     ("seeds", "num_seeds", 0), ("steps", "steps", 0), ("training (wall s)", "training_seconds", 0),
     ("training (CPU s)", "training_cpu_seconds", 0),
 )  # fmt: skip
@@ -51,7 +52,12 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, Key, int]]:
     for heading, measure, digits in MEASURES:
         tasks = dict.fromkeys(task for row in rows for task in row.get(measure) or {})
         middle += [
-            (heading.format(arrow(task)) + _limit(rows, measure, task), (measure, task), digits) for task in tasks
+            (
+                heading.format(arrow(task)) + _limit(rows, measure, task) + _monotone(rows, measure, task),
+                (measure, task),
+                digits,
+            )
+            for task in tasks
         ]
     back = [(heading + _chance(rows, key), key, digits) for heading, key, digits in BACK]
     return [c for c in (*FRONT, *middle, *back) if any(cell_text(row, c[1], c[2]) != "–" for row in rows)]
@@ -68,6 +74,14 @@ def _limit(rows: Sequence[Row], measure: str, task: str) -> str:
     """Return the Dice of the scans themselves with their label maps, as words of the heading."""
     known = [row["structure_ceiling"][task] for row in rows if task in (row.get("structure_ceiling") or {})]
     return f" (scan itself {known[0]:.3f})" if known and measure == "structure_dice_truth" else ""
+
+
+def _monotone(rows: Sequence[Row], measure: str, task: str) -> str:
+    """Return what a curve of the source's intensity reaches without a network, as words of a translation's heading."""
+    found: Row = next((known[task] for row in rows if task in (known := row.get("monotone_psnr_db") or {})), {})
+    if measure != "translation_psnr_db" or not {"monotone_map", "monotone_ceiling"} <= found.keys():
+        return ""
+    return f" (monotone map {found['monotone_map']:.2f}, best of the very scan {found['monotone_ceiling']:.2f})"
 
 
 def notes(bench: Mapping[str, Any]) -> list[str]:
@@ -89,6 +103,17 @@ def notes(bench: Mapping[str, Any]) -> list[str]:
             f"Not probed for want of subjects: {', '.join(bench['unprobed'])}. A class probe needs two classes in "
             f"training, with two scans of a contrast for each, and two in the {bench['split']} split; a number needs "
             "three training scans and two values in the split."
+        )
+    if "bits_per_brain_voxel" in kept:
+        said.append(
+            "Bits per brain voxel: all bits of an image over the voxels of its brain mask, where PSNR is measured. A "
+            "tokenizer that codes background pays for it, one that leaves it out spends its bits in the brain; compare "
+            "quality at equal bits per brain voxel."
+        )
+    if any("monotone map" in heading for heading, _, _ in columns(rows)):
+        said.append(
+            "Monotone map: the rising or falling curve from source to target intensity, without a network, learned on "
+            "training subjects; best of the very scan: the most that any such curve could reach."
         )
     if kept & {"training_seconds", "training_cpu_seconds"}:
         said.append(
@@ -220,18 +245,24 @@ def page(bench: Mapping[str, Any], folders: Mapping[str, Path]) -> str:
 
 
 def rate_charts(rows: Sequence[Row], n: int) -> list[Chart]:
-    """Return quality over bits per voxel, one chart per measure and contrast; titles state the ``n`` subjects."""
-    charts = []
+    """Return quality over bits, one chart per measure and contrast; titles state the ``n`` subjects.
+
+    Bits are those per brain voxel, or per voxel of the grid where an earlier evaluation did not say.
+    """
+    charts, kind = [], "bits_per_brain_voxel"
+    if not all(row.get(kind) for row in rows):
+        kind = "bits_per_voxel"
+    axis = "bits per brain voxel" if kind == "bits_per_brain_voxel" else "bits per voxel of the grid"
     for heading, measure, unit in CHARTED:
         for task in dict.fromkeys(task for row in rows for task in row.get(measure) or {}):
             dots = [
                 RateDot(row["name"], bits["mean"], entry["mean"], *(entry["ci95"] or (None, None)))
                 for row in rows
-                if (bits := row.get("bits_per_voxel"))
+                if (bits := row.get(kind))
                 and (entry := (row.get(measure) or {}).get(task))
                 and entry["mean"] is not None
                 and bits["mean"] > 0
             ]
             if dots:
-                charts.append(rate_chart(f"{heading.format(task)}, n = {n}", dots, unit))
+                charts.append(rate_chart(f"{heading.format(task)}, n = {n}", dots, unit, axis=axis))
     return charts

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from neurotome.report.panels import Figure, Panel, difference_range, draw, read_panels
+from neurotome.report.mosaics import Figure, draw
+from neurotome.report.panels import Panel, difference_range, read_panels
 
 
 @dataclass(frozen=True)

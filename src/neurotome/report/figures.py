@@ -217,7 +217,7 @@ def _x_axis(start: float, end: float, width: float, height: float) -> list[Marku
 
 def dot_chart(title: str, rows: Sequence[Dot], unit: str, *, width: float = 410) -> Chart:
     """Return values on one line each, the model filled, the baselines open, intervals as bars."""
-    label, line = 182.0, 25.0
+    label, line = 205.0, 25.0
     height = TOP + line * len(rows) + BOTTOM
     shown = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
     spread = (max(shown) - min(shown)) or 1.0

@@ -75,9 +75,15 @@ def _against(label: str, entry: Mapping[str, Any], baseline: str, words: str, go
         ends = interval(paired, 1)
         beside = f"{_gain(gain)} {words} ({other:.1f}{NBSP}dB{f'; gain {ends}' if ends else ''})"
         if goal is not None:
-            tone = "good" if gain >= goal else "fair" if gain > 0 else "poor"
-            wish = f"goal {goal:g}{NBSP}dB above"
+            reached = round(gain, 1) >= goal  # as it is printed: a tie is no miss
+            tone = "good" if reached else "fair" if gain > 0 else "poor"
+            wish = f"goal {goal:g}{NBSP}dB above: {said(reached)}"
     return Stat(label, f"{mean:.1f}", "dB", _detail(value, 1), beside, wish, tone)
+
+
+def said(reached: bool) -> str:
+    """Return whether a goal is reached, in a word."""
+    return "reached" if reached else "missed"
 
 
 def _gain(gain: float) -> str:
@@ -104,17 +110,41 @@ def lead(metrics: Mapping[str, Any]) -> list[str]:
     if entries:
         levels = [f"{number(entry['psnr_db']):.1f}{NBSP}dB ({name})" for name, entry in entries.items()]
         n = max((count(entry["psnr_db"]) or 0) for entry in entries.values())
-        bits = number(lookup(metrics, "bits", "own_per_voxel"))
-        rate = "its codes" if bits is None else f"{bits:.2f} bits per voxel"
+        rate = rate_words(metrics, "own") or "its codes"
         over = f", mean over {n} {split_name(metrics)} subject{'s' if n != 1 else ''}" if n else ""
         sentences.append(f"A scan is reconstructed from {rate} with a PSNR of {_listed(levels)} in the brain{over}.")
     for name, entry in tasks(metrics, "translation").items():
-        mean, free = number(entry.get("psnr_db")), number(lookup(entry, "baselines", "lookup_full_rate", "psnr_db"))
         source, _, target = name.partition("->")
+        mean = number(entry.get("psnr_db"))
         if mean is not None and target:
-            baseline = "" if free is None else f", {_gain(mean - free)} a voxel lookup of the whole {source} scan"
-            sentences.append(f"{target} made from {source} reaches {mean:.1f}{NBSP}dB{baseline}.")
+            sentences.append(f"{target} made from {source} reaches {mean:.1f}{NBSP}dB{_beside_curves(entry, source)}.")
     return [" ".join(sentences)] if sentences else []
+
+
+def _beside_curves(entry: Mapping[str, Any], source: str) -> str:
+    """Return how a translation compares with what needs no network: a curve of the source's intensity."""
+    words = {
+        "lookup_full_rate": f"a voxel lookup of the whole {source} scan",
+        "monotone_map": "a monotone map of it",
+        "monotone_ceiling": "the best monotone map of each scan",
+    }
+    parts = []
+    for name, what in words.items():
+        paired = number(lookup(entry, "paired", f"over_{name}_db"))
+        mean, other = number(entry.get("psnr_db")), number(lookup(entry, "baselines", name, "psnr_db"))
+        if mean is not None and other is not None:
+            parts.append(f"{_gain(mean - other if paired is None else paired)} {what}")
+    return f", {_listed(parts)}" if parts else ""
+
+
+def rate_words(metrics: Mapping[str, Any], kind: str) -> str:
+    """Return the bits of ``own`` or ``translated`` images per brain voxel and per voxel of the grid, or ""."""
+    brain, grid = (number(lookup(metrics, "bits", f"{kind}_per_{what}")) for what in ("brain_voxel", "voxel"))
+    if grid is None:
+        return ""
+    return (
+        f"{grid:.2f} bits per voxel" if brain is None else f"{brain:.2f} bits per brain voxel ({grid:.2f} of the grid)"
+    )
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -123,7 +153,7 @@ def _listed(parts: Sequence[str]) -> str:
 
 def translation_cost_table(metrics: Mapping[str, Any]) -> Table | None:
     """Return how much PSNR is lost by decoding another contrast's codes, with the bits per voxel of both."""
-    own_bits, far_bits = (number(lookup(metrics, "bits", k)) for k in ("own_per_voxel", "translated_per_voxel"))
+    own_bits, far_bits = rate_words(metrics, "own"), rate_words(metrics, "translated")
     reconstruction = tasks(metrics, "reconstruction")
     rows = []
     for name, entry in tasks(metrics, "translation").items():
@@ -134,13 +164,14 @@ def translation_cost_table(metrics: Mapping[str, Any]) -> Table | None:
         paired = lookup(entry, "paired", "under_own_reconstruction_db")
         within = number(paired)
         lost = own - far if within is None else within
-        tone: Tone = "good" if lost <= UNDER_OWN_DB else "fair"
+        reached = round(lost, 1) <= UNDER_OWN_DB
+        tone: Tone = "good" if reached else "fair"
         words = f"{abs(lost):.1f}{NBSP}dB {'lower' if lost >= 0 else 'higher'}"
         ends = interval(paired, 1)
-        wish = f"goal at most {UNDER_OWN_DB:g}{NBSP}dB lower"
+        wish = f"goal at most {UNDER_OWN_DB:g}{NBSP}dB lower: {said(reached)}"
         aside = f"95{NBSP}% {ends}; {wish}" if ends else wish
         both = (f"{own:.1f}{NBSP}dB", own_bits), (f"{far:.1f}{NBSP}dB", far_bits)
-        levels = [TableCell(text, "" if bits is None else f"{bits:.2f} bits per voxel") for text, bits in both]
+        levels = [TableCell(text, bits) for text, bits in both]
         rows.append((TableCell(arrow(name)), *levels, TableCell(words, aside, tone)))
     head = cells("From → to", "Target from its own codes", "Target from the other's codes", "Cost")
     return Table(head, tuple(rows)) if rows else None
@@ -148,15 +179,29 @@ def translation_cost_table(metrics: Mapping[str, Any]) -> Table | None:
 
 def _cost(metrics: Mapping[str, Any]) -> list[Stat]:
     stats = []
-    own, translated = (number(lookup(metrics, "bits", k)) for k in ("own_per_voxel", "translated_per_voxel"))
+    own, brain = (number(lookup(metrics, "bits", k)) for k in ("own_per_voxel", "own_per_brain_voxel"))
     if own is not None:
-        beside = "" if translated is None else f"translation uses {translated:.2f}"
-        stats.append(Stat("Bits per voxel", f"{own:.2f}", "", "a stored float counts 16 bits", beside))
+        translated = rate_words(metrics, "translated")
+        beside = f"translation: {translated}" if translated else ""
+        if brain is None:
+            stats.append(Stat("Bits per voxel", f"{own:.2f}", "", "a stored float counts 16 bits", beside))
+        else:
+            detail = f"{own:.2f} per voxel of the grid · a stored float counts 16 bits"
+            stats.append(Stat("Bits per brain voxel", f"{brain:.2f}", "", detail, beside))
     use, perplexity = codebook(metrics)
     if use is not None:
         words = "" if perplexity is None else f"perplexity {perplexity:.0f} inside the brain"
-        tone: Tone = "good" if use >= UTILISATION_GOAL else "fair" if use >= 0.2 else "poor"
+        reached = round(use, 2) >= UTILISATION_GOAL
+        tone: Tone = "good" if reached else "fair" if use >= 0.2 else "poor"
         stats.append(
-            Stat("Codes in use", f"{100 * use:.0f}", "%", words, "", f"goal {100 * UTILISATION_GOAL:.0f} %", tone)
+            Stat(
+                "Codes in use",
+                f"{100 * use:.0f}",
+                "%",
+                words,
+                "",
+                f"goal {100 * UTILISATION_GOAL:.0f} %: {said(reached)}",
+                tone,
+            )
         )
     return stats

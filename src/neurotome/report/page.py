@@ -19,15 +19,26 @@ from markupsafe import Markup
 from neurotome.files.atomic import write_atomically
 from neurotome.report import audit, headline, tables
 from neurotome.report.figures import Chart, dot_chart, gauge, line_chart, usage_chart
-from neurotome.report.panels import Figure, difference_range, draw
+from neurotome.report.methods import methods_text
+from neurotome.report.mosaics import Figure, Spacing, draw
+from neurotome.report.panels import Panel, difference_range
 from neurotome.report.run import BEGUN, Run, Series, flat, lookup, number, read_run
 
 PAGE_NAME = "report.html"
 # parts of data.json that have tables of their own
 APART = frozenset({"splits", "excluded", "fingerprint"})
 DONE = frozenset({"finished", "done", "complete", "completed"})
-# Two scans of 1 mm take about 1 MB; mail and code hosts show files up to a few MB.
-IMAGE_BYTES = 2_000_000
+# Two scans of 1 mm take about 2 MB; mail and code hosts show files up to a few MB.
+IMAGE_BYTES = 3_000_000
+RANKS = ("median", "worst")
+# what is logged of a validation, in words
+MEASURES = {
+    "psnr": "PSNR (dB)",
+    "psnr_swapped": "PSNR of translations (dB)",
+    "ssim": "SSIM",
+    "codebook/utilisation": "share of codes in use",
+    "codebook/perplexity": "perplexity of the codes",
+}
 RESULTS_NOTE = (
     "Means inside the brain mask over the {} subjects, with bootstrap 95 % intervals. Fine detail kept is the "
     "energy of high spatial frequencies in the output over that in the truth: below 1 is blur."
@@ -172,8 +183,7 @@ def _training(run: Run) -> dict[str, Any]:
 
 def _group(measure: str, lines: list[Series]) -> Chart:
     names = [line.name.split("/")[-1] for line in lines]
-    measure = {"psnr": "PSNR (dB)", "ssim": "SSIM"}.get(measure, measure)
-    return line_chart(f"Validation {measure}", lines[:6], names[:6])
+    return line_chart(f"Validation: {MEASURES.get(measure, measure)}", lines[:6], names[:6])
 
 
 def _evaluation(run: Run) -> dict[str, Any]:
@@ -200,6 +210,7 @@ def _evaluation(run: Run) -> dict[str, Any]:
         "dot_charts": [dot_chart(title, rows, "PSNR in the brain, dB") for title, rows in dots if rows],
         "usage": [usage_chart(name, found) for name, found in counted],
         "codebook_table": tables.codebook_table(metrics),
+        "methods": methods_text(run),
         "translation_reason": not_applicable(metrics, "translation"),
         "codebook_reason": not_applicable(metrics, "codebook"),
         "cost": [(name, table) for name, tree in costs.items() if (table := tables.tree_table(tree))],
@@ -214,12 +225,12 @@ def not_applicable(metrics: Mapping[str, Any], section: str) -> str | None:
 
 
 def _pictures(run: Run) -> dict[str, Any]:
-    limit = difference_range(run.panels)
+    limit, spacing = difference_range(run.panels), _spacing(run)
     left, notes = IMAGE_BYTES, 0
     reconstructions: list[tuple[str, Figure]] = []
     translations: list[tuple[str, Figure]] = []
-    for panel in run.panels:
-        figure = draw(panel, limit)
+    for panel in _ordered(run.panels):
+        figure = draw(panel, limit, spacing)
         left -= sum(len(cell.address) + len(cell.flicker) for cell in figure.cells)
         if left < 0:
             notes += 1
@@ -229,10 +240,26 @@ def _pictures(run: Run) -> dict[str, Any]:
         "limit": f"{limit:g}",
         "reconstructions": reconstructions,
         "translations": translations,
+        "shows_ranks": any(panel.rank for panel in run.panels),
         "first_subject": run.panels[0].subject if run.panels else "",
         "panels_left_out": notes,
-        "worst": [(panel.subject, draw(panel, limit)) for panel in run.worst] if left > 0 else [],
+        "worst": [(panel.subject, draw(panel, limit, spacing)) for panel in run.worst] if left > 0 else [],
     }
+
+
+def _ordered(panels: list[Panel]) -> list[Panel]:
+    """Return the panels to show, task by task, the median before the worst; without ranks all of them as they are."""
+    ranked = [panel for panel in panels if panel.rank]
+    tasks = list(dict.fromkeys((panel.source, panel.target) for panel in ranked))
+    return sorted(ranked, key=lambda p: (tasks.index((p.source, p.target)), RANKS.index(p.rank))) or panels
+
+
+def _spacing(run: Run) -> Spacing | None:
+    """Return the voxel edges in mm that the evaluation or the data state, or None."""
+    found = lookup(run.metrics, "protocol", "spacing_mm") or run.data.get("spacing_mm")
+    edges = [number(v) for v in (found if isinstance(found, list) else [found] * 3)]
+    known = [v for v in edges if v is not None and v > 0]
+    return (known[0], known[1], known[2]) if len(edges) == len(known) == 3 else None
 
 
 def _separation(run: Run) -> dict[str, Any]:
@@ -245,14 +272,19 @@ def _separation(run: Run) -> dict[str, Any]:
     level = audit.level(measured)
     if reason is not None:
         words, paragraph, level = "Not applicable", reason, "unknown"
+    drawn_rows = [(row, gauge(row.value, *row.scale, row.goal, row.reference)) for row in rows]
+    few = audit.resolution(measured)
     tone = {"hidden": "good", "partial": "fair", "absent": "poor", "collapsed": "poor", "unknown": "none"}
     return {
         "verdict": words,
         "verdict_text": paragraph,
         "verdict_tone": tone[level],
         "factors": tables.factor_table(run.metrics),
+        "factor_scans": tables.factor_scans(run.metrics),
         "translation_cost": headline.translation_cost_table(run.metrics),
-        "statements": [(row, gauge(row.value, *row.scale, row.goal, row.reference)) for row in rows],
+        "statements": [drawn for drawn in drawn_rows if not (few and drawn[0].pooled)],
+        "coarse": [drawn for drawn in drawn_rows if few and drawn[0].pooled],
+        "resolution": few,
     }
 
 
@@ -270,6 +302,7 @@ def _sections(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("separation", "How well anatomy and contrast are separated"): True,
         ("cost", "Speed and memory"): content["cost"],
         ("protocol", "Protocol"): content["protocol"],
+        ("methods", "Methods text"): content["methods"],
         ("limits", "Limits"): True,
         ("cite", "How to cite"): True,
         ("errors", "Errors and notes"): content["message"] or content["notes"],

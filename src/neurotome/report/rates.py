@@ -16,7 +16,7 @@ TICK_ROOM = 52.0  # of the longest label, 0.00781
 
 @dataclass(frozen=True)
 class RateDot:
-    """One tokenizer: its name, bits per voxel, value, and the ends of the interval of that."""
+    """One tokenizer: its name, bits, value, and the ends of the interval of that."""
 
     name: str
     bits: float
@@ -25,8 +25,10 @@ class RateDot:
     high: float | None = None
 
 
-def rate_chart(title: str, dots: Sequence[RateDot], unit: str = "", *, width: float = 500) -> Chart:
-    """Return quality over bits per voxel (logarithmic); a thin line leads from every dot to its name."""
+def rate_chart(
+    title: str, dots: Sequence[RateDot], unit: str = "", *, width: float = 500, axis: str = "bits per voxel"
+) -> Chart:
+    """Return quality over bits (logarithmic), what they are is ``axis``; a thin line leads from a dot to its name."""
     words = [dot.name if len(dot.name) <= LONGEST else f"{dot.name[: LONGEST - 1]}…" for dot in dots]
     right = width - 28 - LETTER * max(len(word) for word in words)
     height = max(280.0, TOP + BELOW + LINE * len(dots))
@@ -41,7 +43,7 @@ def rate_chart(title: str, dots: Sequence[RateDot], unit: str = "", *, width: fl
     def y(value: float) -> float:
         return base - (value - low) / (high - low) * (base - TOP)
 
-    parts = [*_axes(x, y, (2.0**first, 2.0**last), (low, high), (right, base))]
+    parts = [*_axes(x, y, (2.0**first, 2.0**last), (low, high), (right, base), axis)]
     order = sorted(range(len(dots)), key=lambda i: (y(dots[i].value), i))
     places = dict(zip(order, spread_out([y(dots[i].value) for i in order], LINE, TOP + LINE / 2, base), strict=True))
     for i, dot in enumerate(dots):
@@ -56,7 +58,7 @@ def rate_chart(title: str, dots: Sequence[RateDot], unit: str = "", *, width: fl
         parts.append(element("circle", class_="mark own", cx=at, cy=f"{y(dot.value):.1f}", r=4.2))
         label = {"x": f"{right + 18:.1f}", "y": f"{places[i]:.1f}", "dy": "0.35em"}
         parts.append(element("text", words[i], class_="name own", **label))
-    return Chart(title, drawing(width, height, f"{title} over bits per voxel", parts), (), unit)
+    return Chart(title, drawing(width, height, f"{title} over {axis}", parts), (), unit)
 
 
 def _axes(
@@ -65,6 +67,7 @@ def _axes(
     rates: tuple[float, float],
     levels: tuple[float, float],
     corner: tuple[float, float],
+    name: str,
 ) -> list[Markup]:
     """Return grid, axis and labels; ``corner`` is the lower right end of the plot."""
     right, base = corner
@@ -78,7 +81,7 @@ def _axes(
         parts.append(element("line", class_="axis", x1=at, x2=at, y1=base, y2=base + 4))
         parts.append(element("text", f"{value:.3g}", class_="tick", x=at, y=base + 18, text_anchor="middle"))
     middle = f"{(LEFT + right) / 2:.1f}"
-    return [*parts, element("text", "bits per voxel", class_="tick", x=middle, y=base + 35, text_anchor="middle")]
+    return [*parts, element("text", name, class_="tick", x=middle, y=base + 35, text_anchor="middle")]
 
 
 def rate_ticks(low: float, high: float, most: int = 7) -> list[float]:

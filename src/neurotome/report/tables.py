@@ -18,7 +18,28 @@ BASELINES = {
     "lookup_equal_rate": "Voxel lookup, equal rate",
     "lookup_refitted": "Voxel lookup, refitted",
     "lookup_full_rate": "Voxel lookup, no bottleneck",
+    "monotone_map": "Monotone map, no network",
+    "monotone_ceiling": "Best monotone map",
     "mean_image": "Mean training image",
+}
+# keys whose words would say little to a reader
+NAMES = {
+    "own_per_voxel": "Reconstruction, per voxel of the grid",
+    "own_per_brain_voxel": "Reconstruction, per brain voxel",
+    "translated_per_voxel": "Translation, per voxel of the grid",
+    "translated_per_brain_voxel": "Translation, per brain voxel",
+    "peak_rss_mb": "Peak memory (MB)",
+    "peak_device_mb": "Peak memory of the device (MB)",
+    "encode_volumes_per_s": "Scans encoded per second",
+    "decode_volumes_per_s": "Scans decoded per second",
+    "noise_sd": "Noise of self-agreement (standard deviation)",
+    "trained_on_evaluated": "Trained on evaluated subjects",
+    "ms_ssim": "MS-SSIM",
+    "ms_ssim_scales": "MS-SSIM scales",
+    "ssim": "SSIM",
+    "ssim_window": "SSIM window (voxels)",
+    "psnr": "PSNR",
+    "high_frequency_ratio": "Fine detail kept",
 }
 UNITS = {
     "_per_s": " per second",
@@ -157,7 +178,8 @@ def codebook(metrics: Mapping[str, Any]) -> tuple[float | None, float | None]:
 def codebooks(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the codebooks of an evaluation by name; without names the top-level numbers are those of the only one."""
     tree = lookup(metrics, "codebook")
-    named = lookup(tree, "books")
+    named = lookup(tree, "codebooks")
+    named = lookup(tree, "books") if named is None else named  # files of formats before 5
     if isinstance(named, Mapping):
         return {str(name): entry for name, entry in named.items() if isinstance(entry, Mapping)}
     return {"codes": {"box": tree, "brain": tree, **tree}} if isinstance(tree, Mapping) and tree else {}
@@ -220,6 +242,12 @@ def factor_table(metrics: Mapping[str, Any]) -> Table | None:
     anatomy = "From code" if lookup(metrics, "not_applicable", "split") else "From anatomy"
     head = cells("Factor", "Contrast", (anatomy, "mean vector"), "From style", "Measure")
     return Table(head, tuple(rows)) if rows else None
+
+
+def factor_scans(metrics: Mapping[str, Any]) -> int | None:
+    """Return the fewest scans that a probe of a factor was tested on, or None."""
+    counts = [n for *_, values in _factor_rows(lookup(metrics, "factors")) if (n := number(values.get("n")))]
+    return int(min(counts)) if counts else None
 
 
 def _factor_rows(tree: Any) -> Iterable[tuple[str, str, Mapping[str, Any]]]:
@@ -330,7 +358,9 @@ def shown(value: Any) -> str:
 
 
 def plain(key: str) -> str:
-    """Return a key as words: ``shape`` is ``Shape``, ``peak_rss_mb`` is ``Peak rss (MB)``."""
+    """Return a key as words, those of ``NAMES`` first: ``shape`` is ``Shape``, ``window_mm`` is ``Window (mm)``."""
+    if key in NAMES:
+        return NAMES[key]
     unit = next((u for u in UNITS if key.endswith(u)), "")
     words = key.removesuffix(unit).replace("_", " ").replace(".", " · ")
     return f"{words[:1].upper()}{words[1:]}{UNITS.get(unit, '')}"

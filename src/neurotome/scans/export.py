@@ -8,6 +8,8 @@ Statistics are those of a tokenizer; of masks there are no intensities. Nothing 
 subject.
 """
 
+import math
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,9 +46,11 @@ class TrainingStatistics:
         total: Sum per latent channel, float64.
         square: Sum of squares per latent channel, float64.
         styles: Style vectors by (contrast, site).
+        bits: Of each image, its voxels, and those of its brain.
     """
 
     volumes: int = 0
+    bits: list[tuple[float, int, int]] = field(default_factory=list)
     count: int = 0
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
     square: Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -67,6 +71,13 @@ class TrainingStatistics:
         return {
             "mean": mean.tolist(), "std": variance.sqrt().tolist(), "volumes": self.volumes, "cells": self.count
         }  # fmt: skip
+
+    def bits_in_words(self) -> str:
+        """Return the mean bits per voxel of the grid and of the brain."""
+        grid = statistics.fmean(bits / voxels for bits, voxels, _ in self.bits)
+        known = [bits / brain for bits, _, brain in self.bits if brain]
+        brain = f", {statistics.fmean(known):.3f} per brain voxel" if known else ""
+        return f"{grid:.3f} per voxel of the grid{brain}, mean over {len(self.bits)} training volumes"
 
     def volumes_in_words(self) -> str:
         """Return on how many volumes the statistics rest, and whether these are few."""
@@ -102,6 +113,8 @@ def training_statistics(network: Tokenizer, reader: Reader, progress: Report | N
         codes = codec.encode(list(image.numpy()), names)
         if codes:
             found.add_latent(torch.cat([code.latent for code in codes]))
+            brain = 0 if batch.mask is None else int(batch.mask[0].sum())
+            found.bits += [(float(network.bits_used(code)[0]), math.prod(code.shape), brain) for code in codes]
         for name, code in zip(names, codes, strict=True):
             if code.style is None:
                 continue
@@ -153,6 +166,7 @@ def export(
         stats = {**found.to_json(), "intensity": reader.intensity("train")}
         styles = named_styles(*found.style_moments())
         facts = {**facts, "Latent statistics": found.volumes_in_words(), "Translation": _translation(bool(styles))}
+        facts |= {"Bits": found.bits_in_words()} if found.bits else {}
     return write_model_folder(
         folder,
         network,

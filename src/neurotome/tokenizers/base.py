@@ -218,7 +218,7 @@ class Tokenizer(Exportable):
 
     def describe(self, grid: Sequence[int]) -> list[str]:
         """See :class:`Exportable`."""
-        return [f"Bits per voxel: at most {self.bits_per_voxel(grid):.3f}."]
+        return [f"Bits per voxel of the grid: at most {self.bits_per_voxel(grid):.3f}."]
 
     def limits(self) -> str:
         """See :class:`Exportable`."""

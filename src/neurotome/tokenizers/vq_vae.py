@@ -21,10 +21,19 @@ from neurotome.nn.nd import Conv, flat_axes, per_axis
 from neurotome.nn.quantize.base import Quantizer
 from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.nn.rescale import Slicewise, TransposedConv
-from neurotome.ranges import MAY_BE_EMPTY, Dims, Size, SizeOrNone
+from neurotome.ranges import MAY_BE_EMPTY, Dims, Finite, Size, SizeOrNone
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.intensity_range import IntensityRange
 from neurotome.tokenizers.kl_vae import ResidualDecoder, ResidualEncoder
+from neurotome.tokenizers.tissue import (
+    TISSUE,
+    bits_with_tissue,
+    cell_bits,
+    on_background,
+    only_tissue,
+    tissue_cells,
+    tissue_of,
+)
 from neurotome.types import Image, Latent, ModalityIds
 
 
@@ -128,6 +137,8 @@ class VQVAE(Tokenizer):
         recompute: Whether training computes activations again in the backward pass (residual blocks).
         intensities: The range that the weights see: what -1 and 1 of an image become before the first layer, and back
             behind the last. MAISI's were trained on [0, 1].
+        tissue_above: Cells whose brightest voxel is at most this are background: they take one bit, have no code, and
+            are decoded to -1 (see :mod:`neurotome.tokenizers.tissue`); None codes every cell.
 
     Raises:
         ValueError: A list has not one entry per level, or plain blocks are given what only residual ones have.
@@ -151,6 +162,7 @@ class VQVAE(Tokenizer):
         quantizer: Quantizer | None = None,
         recompute: bool = False,
         intensities: Sequence[float] = (-1.0, 1.0),
+        tissue_above: Finite | None = None,
     ) -> None:
         super().__init__()
         inner = tuple(channels) if res_channels is None else tuple(res_channels)
@@ -188,15 +200,23 @@ class VQVAE(Tokenizer):
         self.quantizer = quantizer
         names = ("anatomy", *(f"residual{i}" for i in range(1, len(quantizer.sizes))))
         self.codebook_sizes = dict(zip(names, quantizer.sizes, strict=True))
+        self.tissue_above = tissue_above
+        if tissue_above is not None:
+            self.codebook_sizes[TISSUE] = 2
 
     def encode(self, image: Image, modality: ModalityIds) -> Encoded:
         """See :class:`Tokenizer`; ``aux`` holds ``anatomy``, the latent before quantisation."""
         self.check_input(image, modality)
         self.slices.check(image.shape[2:])
         h = self.slices.unfold(self.encoder(self.slices.fold(self.range.enter(image))), len(image)).float()
-        found = self.quantizer(h)
-        codes = dict(zip(self.codebook_sizes, found.codes, strict=True))
         x, y, z = image.shape[2:]
+        above, tissue = self.tissue_above, None
+        if above is not None:
+            tissue = tissue_cells(image, self.latent_shape((x, y, z)), above)
+        found = self.quantizer(h, where=tissue)
+        codes = dict(zip(self.codebook_sizes, found.codes, strict=False))  # without the map of tissue
+        if tissue is not None:
+            codes[TISSUE] = tissue.long()
         return Encoded(found.vectors, codes, None, found.terms, (x, y, z), {"anatomy": h})
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
@@ -205,12 +225,21 @@ class VQVAE(Tokenizer):
         shape = (*encoded.shape[:2], 1) if self.slices.alone else encoded.shape
         image = self.slices.unfold(self.decoder(self.slices.fold(encoded.latent), shape), len(encoded.latent)).float()
         image = self.range.leave(image)
+        image = image if self.tissue_above is None else on_background(image, tissue_of(encoded))
         return image if self.training else image.clamp(-1, 1)
 
     def lookup(self, codes: Mapping[str, Tensor], shape: Sequence[int]) -> Latent:
         """See :class:`Tokenizer`; every map is needed."""
-        return self.quantizer.lookup([codes[name] for name in self.codebook_sizes])
+        return only_tissue(
+            self.quantizer.lookup([codes[name] for name in self.codebook_sizes if name != TISSUE]), codes
+        )
 
     def bits(self, shape: Sequence[int]) -> float:
-        """See :class:`Tokenizer`."""
-        return float(self.quantizer.bits * math.prod(self.latent_shape(shape)))
+        """See :class:`Tokenizer`; with background left out, the most an image can take."""
+        return float((self.quantizer.bits + (self.tissue_above is not None)) * math.prod(self.latent_shape(shape)))
+
+    def bits_used(self, encoded: Encoded) -> Tensor:
+        """See :class:`Tokenizer`; codes where there is tissue, and a bit per cell that says where."""
+        if self.tissue_above is None:
+            return super().bits_used(encoded)
+        return bits_with_tissue(encoded.codes, cell_bits(self.codebook_sizes))

@@ -27,8 +27,18 @@ from neurotome.nn.nd import BatchNorm, Conv, Flat, Triple, flat_axes, per_axis, 
 from neurotome.nn.quantize.base import Coding
 from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.nn.rescale import Slicewise, TransposedConv
-from neurotome.ranges import Dims, Share, Size
+from neurotome.ranges import Dims, Finite, Share, Size
 from neurotome.tokenizers.base import Encoded, Tokenizer
+from neurotome.tokenizers.tissue import (
+    TISSUE,
+    bits_with_tissue,
+    cell_bits,
+    coarser,
+    on_background,
+    only_tissue,
+    tissue_cells,
+    tissue_of,
+)
 from neurotome.types import Codes, Image, Latent, ModalityIds
 
 Norm = Literal["batch", "group", "none"]
@@ -172,6 +182,9 @@ class VQVAE2(Tokenizer):
         hide_prob: Share of the training images whose finer codes are hidden from the image's decoder, up to a level
             drawn for each, so that every coarser level must say what it can (ours, after the quantizer dropout of
             Zeghidour et al., 2022, arXiv:2107.03312); 0 never (published).
+        tissue_above: Cells whose brightest voxel is at most this are background: they take one bit on the finest map,
+            have no code, and are decoded to -1 (ours, see :mod:`neurotome.tokenizers.tissue`); None codes every cell
+            (published).
 
     Raises:
         ValueError: A rate is not a power of 2, there is not one quantizer per level, their codes differ in length, or
@@ -192,6 +205,7 @@ class VQVAE2(Tokenizer):
         quantizers: Sequence[EMAQuantizer] | None = None,
         norm: Norm = "batch",
         hide_prob: Share = 0.0,
+        tissue_above: Finite | None = None,
     ) -> None:
         super().__init__()
         levels = len(scaling_rates)
@@ -209,6 +223,9 @@ class VQVAE2(Tokenizer):
         self.modalities, self.latent_channels = tuple(modalities), sum(dims)
         self.code_channels, self.hide_prob = d, hide_prob
         self.codebook_sizes = {f"level{i}": quantizers[i].num_codes for i in reversed(range(levels))}
+        self.tissue_above = tissue_above
+        if tissue_above is not None:
+            self.codebook_sizes[TISSUE] = 2
         self.rates = [per_axis(rate, spatial_dims) for rate in scaling_rates]
         self.factor, self.slices = self.rates[0], Slicewise(spatial_dims)
         halvings = [rate.bit_length() - 1 for rate in scaling_rates]
@@ -245,18 +262,19 @@ class VQVAE2(Tokenizer):
         self.check_input(image, modality)
         self.slices.check(image.shape[2:])
         b, x = len(image), self.slices.fold(image)
-        flat, maps = flat_axes(x.shape), []
+        flat, maps, seen = flat_axes(x.shape), [], x
         for encoder in self.encoders:
             x = encoder(x)
             maps.append(x)
-        above: Tensor | None = None
+        tissue, above = self._tissue(seen, maps[0].shape[2:]), None
         latents: list[Tensor] = []  # codes at the current map, this level's first, then the coarser ones'
         codes: dict[str, Codes] = {}
         aux = {f"level{i}": self.slices.unfold(h, b) for i, h in enumerate(maps)}
         for i in reversed(range(len(maps))):
             size = maps[i].shape[2:]
             h = maps[i] if above is None else torch.cat([maps[i], resized(above, size).to(maps[i].dtype)], dim=1)
-            found: Coding = self.quantizers[i](self.to_code[i](h).float())
+            where = None if tissue is None else coarser(tissue, size)
+            found: Coding = self.quantizers[i](self.to_code[i](h).float(), where=where)
             latents = [found.vectors, *self._scaled(latents, i, size, flat)]
             codes[f"level{i}"] = self.slices.unfold(found.codes[0][:, None], b)[:, 0]
             aux[f"commitment_level{i}"] = found.terms["commitment"]
@@ -264,6 +282,9 @@ class VQVAE2(Tokenizer):
                 above = self.decoders[i](torch.cat(latents, dim=1), flat)
         commitment = torch.stack([aux[f"commitment_level{i}"] for i in range(len(maps))]).sum()
         latent = self._hidden(self.slices.unfold(torch.cat(latents, dim=1).float(), b))
+        if tissue is not None:
+            inside = self.slices.unfold(tissue[:, None], b)
+            codes[TISSUE], latent = inside[:, 0].long(), latent * inside
         nx, ny, nz = image.shape[2:]
         return Encoded(latent, codes, None, {"commitment": commitment}, (nx, ny, nz), aux)
 
@@ -274,23 +295,27 @@ class VQVAE2(Tokenizer):
         shape = (*encoded.shape[:2], 1) if self.slices.alone else encoded.shape
         image = resized(self.decoders[0](latent, flat_axes(shape)).float(), shape)
         image = self.slices.unfold(image, len(encoded.latent))
+        image = image if self.tissue_above is None else on_background(image, tissue_of(encoded))
         return image if self.training else image.clamp(-1, 1)
 
     def lookup(self, codes: Mapping[str, Tensor], shape: Sequence[int]) -> Latent:
         """See :class:`Tokenizer`; every map is needed."""
         latents: list[Tensor] = []
         flat = flat_axes((*shape[:2], 1) if self.slices.alone else shape)
-        for name in self.codebook_sizes:  # coarsest first
-            i = int(name.removeprefix("level"))
+        tissue = self.slices.fold(codes[TISSUE][:, None])[:, 0].bool() if TISSUE in codes else None
+        for i in reversed(range(len(self.quantizers))):  # coarsest first
             quantizer: EMAQuantizer = self.quantizers[i]  # type: ignore[assignment]  # a list of them
-            vectors = self.slices.fold(quantizer.lookup([codes[name]]))
+            vectors = self.slices.fold(quantizer.lookup([codes[f"level{i}"]]))
+            if tissue is not None:
+                vectors = vectors * coarser(tissue, vectors.shape[2:])[:, None]
             latents = [vectors, *self._scaled(latents, i, vectors.shape[2:], flat)]
-        latent = torch.cat(latents, dim=1).float()
-        return self.slices.unfold(latent, len(next(iter(codes.values()))))
+        latent = self.slices.unfold(torch.cat(latents, dim=1).float(), len(next(iter(codes.values()))))
+        return only_tissue(latent, codes)
 
     def code_shapes(self, shape: Sequence[int]) -> dict[str, Triple]:
-        """See :class:`Tokenizer`: each level has its own."""
-        return dict(zip(self.codebook_sizes, reversed(self.map_shapes(shape)), strict=True))
+        """See :class:`Tokenizer`: each level has its own; the map of tissue has that of the finest."""
+        finest, *coarse = self.map_shapes(shape)
+        return dict(zip(self.codebook_sizes, (*reversed(coarse), finest, finest), strict=False))
 
     def latent_shape(self, shape: Sequence[int]) -> Triple:
         """Return the finest map's spatial shape; every shape is admissible, lengths are rounded down."""
@@ -306,9 +331,21 @@ class VQVAE2(Tokenizer):
         return found
 
     def bits(self, shape: Sequence[int]) -> float:
-        """See :class:`Tokenizer`; the codebooks of all levels."""
-        cells = (math.prod(size) for size in reversed(self.map_shapes(shape)))
-        return float(sum(math.ceil(math.log2(k)) * n for k, n in zip(self.codebook_sizes.values(), cells, strict=True)))
+        """See :class:`Tokenizer`; the codebooks of all levels; with background left out, the most an image can take."""
+        cells = [math.prod(size) for size in self.map_shapes(shape)]
+        bits = cell_bits(self.codebook_sizes).values()  # coarse to fine
+        which = 0 if self.tissue_above is None else cells[0]
+        return float(which + sum(k * n for k, n in zip(bits, reversed(cells), strict=True)))
+
+    def bits_used(self, encoded: Encoded) -> Tensor:
+        """See :class:`Tokenizer`; codes where there is tissue, and a bit per finest cell that says where."""
+        if self.tissue_above is None:
+            return super().bits_used(encoded)
+        return bits_with_tissue(encoded.codes, cell_bits(self.codebook_sizes))
+
+    def _tissue(self, image: Tensor, cells: Sequence[int]) -> Tensor | None:
+        """Return which cells of the finest map hold tissue; None where every cell is coded."""
+        return None if self.tissue_above is None else tissue_cells(image, cells, self.tissue_above)
 
     def _hidden(self, latent: Latent) -> Latent:
         """Return the latent with the finer codes of some training images at zero."""

@@ -15,6 +15,7 @@ from neurotome.nn.nd import channels_last
 from neurotome.ranges import PositiveCount, Share
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.health import ALARM_BELOW, CodebookHealth, codebooks_started
+from neurotome.tokenizers.tissue import coded_only
 from neurotome.training.base import Method
 from neurotome.training.optim import OptimizerConfig
 from neurotome.training.worst_batch import WorstBatch
@@ -68,8 +69,8 @@ class WatchedTraining(Method):
         return {"codebook": "the codebook has started: latents are quantised from here on, and the loss jumps"}
 
     def counted(self, encoded: Encoded) -> Mapping[str, Tensor]:
-        """Return the codes by which the use of a codebook is counted; all of them unless overridden."""
-        return encoded.codes
+        """Return the codes by which the use of a codebook is counted: those of the cells that have one."""
+        return coded_only(encoded.codes)
 
     @torch.no_grad()
     def watch(

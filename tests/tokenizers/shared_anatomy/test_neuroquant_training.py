@@ -1,5 +1,6 @@
 """The objective by hand, missing views, slices, the alignment and what it may touch."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -245,3 +246,29 @@ def test_books_and_the_worst_batch_are_watched():
 def test_a_canonical_contrast_that_is_not_there_is_named_with_its_key():
     with pytest.raises(ValueError, match=r"alignment\.canonical is PDw.*--method\.alignment\.canonical T1w"):
         method(alignment=Alignment(canonical="PDw"))
+
+
+def test_the_index_loss_aims_at_the_leaders_codes_and_leaves_the_leader_alone():
+    m = method(aligned, swap_prob=0.5, alignment=Alignment(ramp_fraction=0.0, calibration_rate=0.0))
+    given = batch()
+    image, modality = given.flat()
+    views = Views.of(given)
+    encoded = m.tokenizer.encode(image, modality)
+    z = encoded.aux["anatomy"].detach().clone().requires_grad_()  # views: T1w, T2w, T1w, T2w
+    terms: dict[str, torch.Tensor] = {}
+    loss = m.aligned(given, replace(encoded, aux={"anatomy": z}), modality, views, terms)
+    loss.backward()
+    assert z.grad[[0, 2]].abs().sum() == 0  # the canonical contrast leads
+    assert z.grad[[1, 3]].abs().sum() > 0
+    cells = m._foreground(given, encoded)[0::2] & m._foreground(given, encoded)[1::2]
+    rows = z.detach().movedim(1, -1)
+    codes = encoded.codes["anatomy"]
+    lead, follow = rows[0::2][cells], rows[1::2][cells]
+    codebook = m.tokenizer.quantizer.codebook
+    tau = (lead - codebook[codes[0::2][cells]]).square().sum(1).mean()
+    by_hand = {
+        side: F.cross_entropy(-torch.cdist(follow, codebook).square() / tau, codes[side::2][cells]).item()
+        for side in (0, 1)
+    }
+    assert terms["align_index"].item() == pytest.approx(by_hand[0], rel=1e-3)
+    assert abs(by_hand[0] - by_hand[1]) > 0.1

@@ -61,6 +61,11 @@ class LibraryQuantizer(Quantizer):
         """See :class:`Quantizer`."""
         if offsets:
             raise ValueError(f"{type(self).__name__} has no distances that could be offset; use EMAQuantizer")
+        if not len(
+            vectors
+        ):  # crops of background alone, where only tissue is coded; the library divides by their number
+            none = torch.zeros(0, dtype=torch.long, device=vectors.device)
+            return vectors, tuple(none for _ in self.sizes), {"commitment": vectors.sum()}
         found, codes, terms = self.batched(vectors[None])
         return found[0], tuple(c[0].long() for c in codes), terms
 

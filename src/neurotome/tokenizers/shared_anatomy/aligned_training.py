@@ -100,11 +100,6 @@ class AlignedTraining(WatchedTraining):
             )
         self.canonical = tokenizer.modality_id(alignment.canonical) if alignment else -1
 
-    def counted(self, encoded: Encoded) -> Mapping[str, Tensor]:
-        """Return the codes of the cells that have one."""
-        coded = self.tokenizer.coded(encoded)
-        return {name: codes[coded] for name, codes in encoded.codes.items() if name != "tissue"}
-
     def drawn(self, modality: Tensor, views: Views, swap_prob: float) -> Tensor:
         """Return the index of the view that each view is decoded from, ``(n,)``.
 

@@ -23,6 +23,7 @@ from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.nn.quantize.search import nearest_codes
 from neurotome.ranges import Positive, Ranged, Share, Weight
 from neurotome.tokenizers.base import Encoded, Tokenizer
+from neurotome.tokenizers.tissue import coded_cells
 from neurotome.types import Latent, Vectors
 
 
@@ -46,8 +47,9 @@ class SharedAnatomy(Tokenizer):
         return encoded.latent[:, : self.anatomy_channels]
 
     def coded(self, encoded: Encoded) -> Bool[Tensor, "b x y z"]:
-        """Return which cells have a code; here all of them."""
-        return torch.ones_like(encoded.codes["anatomy"], dtype=torch.bool)
+        """Return which cells have a code; all of them, where no map "tissue" says otherwise."""
+        where = coded_cells(encoded.codes, "anatomy")
+        return torch.ones_like(encoded.codes["anatomy"], dtype=torch.bool) if where is None else where
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,12 @@ bits in the cells that need them. What was tried on the way stands in ``docs/exp
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool
 from torch import Tensor, nn
 
 from neurotome.nn.modulation import FiLM
@@ -38,10 +37,16 @@ from neurotome.tokenizers.shared_anatomy.parts import (
     Trunk,
     pooled,
 )
+from neurotome.tokenizers.tissue import (
+    BACKGROUND,
+    bits_with_tissue,
+    cell_bits,
+    cells_with_code,
+    on_background,
+    only_tissue,
+    tissue_cells,
+)
 from neurotome.types import Image, Latent, ModalityIds
-
-# what background is decoded to: the lower end of the window
-BACKGROUND = -1.0
 
 
 @dataclass(frozen=True)
@@ -175,8 +180,7 @@ class Anatome(SharedAnatomy):
     def encode(self, image: Image, modality: ModalityIds) -> Encoded:
         """See :class:`Tokenizer`; ``aux`` holds ``anatomy``, before quantisation."""
         self.check_input(image, modality)
-        x, y, z = self.latent_shape(image.shape[2:])
-        tissue: Bool[Tensor, "b x y z"] = F.adaptive_max_pool3d(image, (x, y, z)).amax(dim=1) > self.foreground_above
+        tissue = tissue_cells(image, self.latent_shape(image.shape[2:]), self.foreground_above)
         trunk = self.encoder(image, modality)
         anatomy = self.anatomy_head(trunk).float()
         coded = self.quantizer(anatomy, self.offset[modality], tissue)
@@ -214,22 +218,17 @@ class Anatome(SharedAnatomy):
         base = self.decoder.conv_out(h)
         detailed = (detail != 0).any(dim=1, keepdim=True)
         refined = base + self.refine_out(F.silu(h + self.refine_in(detail))) * detailed
-        tissue = (anatomy != 0).any(dim=1, keepdim=True)
+        tissue = cells_with_code(anatomy)
         first, second = (self._image(cells, tissue, encoded.shape) for cells in (base, refined))
         return first, second
 
     def lookup(self, codes: Mapping[str, Tensor], shape: Sequence[int]) -> Latent:
         """See :class:`Tokenizer`; cells without tissue hold zeros."""
-        tissue = codes["tissue"].bool()[:, None]
         anatomy = self.quantizer.lookup([codes["anatomy"]])
         detail = anatomy.new_zeros(len(anatomy), self.detail_quantizer.dim, *anatomy.shape[2:])
         if "detail" in codes:
             detail = self.detail_quantizer.lookup([codes["detail"]])
-        return torch.where(tissue, torch.cat([anatomy, detail], dim=1), 0)
-
-    def coded(self, encoded: Encoded) -> Bool[Tensor, "b x y z"]:
-        """Return which cells hold tissue."""
-        return encoded.codes["tissue"].bool()
+        return only_tissue(torch.cat([anatomy, detail], dim=1), codes)
 
     def shared(self, encoded: Encoded) -> Encoded:
         """Return the code without its detail."""
@@ -239,20 +238,15 @@ class Anatome(SharedAnatomy):
 
     def bits(self, shape: Sequence[int]) -> float:
         """See :class:`Tokenizer`; the most an image can take, which is one without background."""
-        return (
-            math.prod(self.latent_shape(shape)) * (1 + self._cell_bits(self.codebook_sizes)) + 16 * self.style_channels
-        )
+        per_cell = 1 + sum(cell_bits(self.codebook_sizes).values())
+        return math.prod(self.latent_shape(shape)) * per_cell + 16 * self.style_channels
 
     def bits_used(self, encoded: Encoded) -> Tensor:
         """See :class:`Tokenizer`: one bit per cell, the codes of the cells with tissue, the style."""
-        tissue = encoded.codes["tissue"].flatten(1)
-        return tissue.shape[1] + tissue.sum(dim=1).double() * self._cell_bits(encoded.codes) + 16 * self.style_channels
-
-    def _cell_bits(self, names: Iterable[str]) -> int:
-        """Return the bits of one cell with tissue."""
-        return sum(math.ceil(math.log2(self.codebook_sizes[name])) for name in names if name != "tissue")
+        bits = cell_bits({name: self.codebook_sizes[name] for name in encoded.codes})
+        return bits_with_tissue(encoded.codes, bits) + 16 * self.style_channels
 
     def _image(self, cells: Tensor, tissue: Tensor, shape: Sequence[int]) -> Image:
         """Return the image of ``(b, c prod(f), x/f, y/f, z/f)``; cells without tissue are background."""
-        image = depth_to_space(torch.where(tissue, cells, BACKGROUND), self.decoder.stem, shape).float()
+        image = on_background(depth_to_space(cells, self.decoder.stem, shape).float(), tissue)
         return image if self.training else image.clamp(-1, 1)

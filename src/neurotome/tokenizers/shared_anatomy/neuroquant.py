@@ -11,7 +11,7 @@ they have not been ablated one by one.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -22,7 +22,7 @@ from neurotome.nn.adversary import ModalityAdversary
 from neurotome.nn.modulation import FiLM, Modulation
 from neurotome.nn.nd import per_axis, upsample
 from neurotome.nn.quantize.ema import EMAQuantizer
-from neurotome.ranges import Dims, Size
+from neurotome.ranges import Dims, Finite, Size
 from neurotome.tokenizers.base import Encoded
 from neurotome.tokenizers.shared_anatomy.alignment import SharedAnatomy
 from neurotome.tokenizers.shared_anatomy.parts import (
@@ -34,6 +34,15 @@ from neurotome.tokenizers.shared_anatomy.parts import (
     Trunk,
     foreground_share,
     pooled,
+)
+from neurotome.tokenizers.tissue import (
+    TISSUE,
+    bits_with_tissue,
+    cell_bits,
+    cells_with_code,
+    on_background,
+    only_tissue,
+    tissue_cells,
 )
 from neurotome.types import Image, Latent, ModalityIds, Style
 
@@ -56,6 +65,8 @@ class NeuroQuant(SharedAnatomy):
         adversary: Whether the modality adversary is built (training only).
         recompute: Whether training computes activations again in the backward pass (gradient checkpointing, stage by
             stage): less memory for more time, the same gradients.
+        tissue_above: Cells whose brightest voxel is at most this are background: they take one bit, have no code, and
+            are decoded to -1 (ours, see :mod:`neurotome.tokenizers.tissue`); None codes every cell (paper).
 
     Raises:
         ValueError: ``spatial_dims`` is neither 2 nor 3, or a width does not fit ``num_heads`` or ``norm_groups``.
@@ -77,6 +88,7 @@ class NeuroQuant(SharedAnatomy):
         output: Literal["tanh", "clamp"] = "tanh",
         adversary: bool = True,
         recompute: bool = False,
+        tissue_above: Finite | None = None,
     ) -> None:
         super().__init__()
         quantizer = quantizer or EMAQuantizer(4096, 64)
@@ -85,7 +97,9 @@ class NeuroQuant(SharedAnatomy):
         self.latent_channels = quantizer.dim + (private.dim if private else 0)
         self.codebook_sizes = {"anatomy": quantizer.num_codes} | ({"private": private.num_codes} if private else {})
         self.foreground_above, self.output = appearance.foreground_above, output
-        self.contrast_in_encoder = contrast_in_encoder
+        self.contrast_in_encoder, self.tissue_above = contrast_in_encoder, tissue_above
+        if tissue_above is not None:
+            self.codebook_sizes[TISSUE] = 2
         parts, deepest, contrasts = Parts(spatial_dims, trunk), trunk.channels[-1], len(self.modalities)
 
         # two streams
@@ -128,15 +142,20 @@ class NeuroQuant(SharedAnatomy):
         trunk = self.encoder(image, modality)
         style, gain = self._appearance(trunk, image)
         anatomy = self.anatomy_head(trunk).float()
-        found = self.quantizer(anatomy, self.offset[modality] if self.contrast_in_encoder else None)
+        x, y, z = image.shape[2:]
+        tissue = None
+        if self.tissue_above is not None:
+            tissue = tissue_cells(image, self.latent_shape((x, y, z)), self.tissue_above)
+        found = self.quantizer(anatomy, self.offset[modality] if self.contrast_in_encoder else None, tissue)
         latent, codes, terms = found.vectors, {"anatomy": found.codes[0]}, dict(found.terms)
         aux = {"anatomy": anatomy}
         if self.private is not None:
             seen = torch.cat([trunk, latent.detach().to(trunk.dtype)], dim=1)
-            own = self.private(self.private_head(seen).float())
+            own = self.private(self.private_head(seen).float(), where=tissue)
             latent = torch.cat([latent, own.vectors], dim=1)
             codes["private"], terms["private_commitment"] = own.codes[0], own.terms["commitment"]
-        x, y, z = image.shape[2:]
+        if tissue is not None:
+            codes[TISSUE] = tissue.long()
         return Encoded(latent, codes, style, terms, (x, y, z), aux, gain)
 
     def decode(self, encoded: Encoded, modality: ModalityIds) -> Image:
@@ -155,16 +174,19 @@ class NeuroQuant(SharedAnatomy):
         image = torch.tanh(image) if self.output == "tanh" else image
         if encoded.gain is not None:
             image = (image + 1) * upsample(encoded.gain, encoded.shape).exp() - 1
+        if self.tissue_above is not None:  # of the anatomy in the latent, which in training may be another view's
+            image = on_background(image, cells_with_code(self.anatomy(encoded)))
         return image if self.training else image.clamp(-1, 1)
 
     def lookup(self, codes: Mapping[str, Tensor], shape: Sequence[int]) -> Latent:
         """See :class:`Tokenizer`."""
         latent = self.quantizer.lookup([codes["anatomy"]])
-        if self.private is None:
-            return latent
-        if "private" not in codes:
-            return torch.cat([latent, latent.new_zeros(len(latent), self.private.dim, *latent.shape[2:])], dim=1)
-        return torch.cat([latent, self.private.lookup([codes["private"]])], dim=1)
+        if self.private is not None:
+            private = latent.new_zeros(len(latent), self.private.dim, *latent.shape[2:])
+            if "private" in codes:
+                private = self.private.lookup([codes["private"]])
+            latent = torch.cat([latent, private], dim=1)
+        return only_tissue(latent, codes)
 
     def shared(self, encoded: Encoded) -> Encoded:
         """Return the code without its private part."""
@@ -172,24 +194,26 @@ class NeuroQuant(SharedAnatomy):
             return encoded
         public = encoded.latent[:, : self.anatomy_channels]
         zeroed = torch.zeros_like(encoded.latent[:, self.anatomy_channels :])
-        return replace(encoded, latent=torch.cat([public, zeroed], dim=1), codes={"anatomy": encoded.codes["anatomy"]})
+        codes = {name: found for name, found in encoded.codes.items() if name != "private"}
+        return replace(encoded, latent=torch.cat([public, zeroed], dim=1), codes=codes)
 
     def bits(self, shape: Sequence[int]) -> float:
         """See :class:`Tokenizer`; private codes are counted, because the own reconstruction uses them."""
-        return self._bits(shape, self.codebook_sizes)
+        per_cell = sum(cell_bits(self.codebook_sizes).values()) + (self.tissue_above is not None)
+        return math.prod(self.latent_shape(shape)) * per_cell + self._float_bits(shape)
 
     def bits_used(self, encoded: Encoded) -> Tensor:
-        """See :class:`Tokenizer`; private codes are counted where they are there."""
-        return torch.full((len(encoded.latent),), self._bits(encoded.shape, encoded.codes), dtype=torch.float64)
+        """See :class:`Tokenizer`; private codes are counted where they are there, codes where there is tissue."""
+        bits = cell_bits({name: self.codebook_sizes[name] for name in encoded.codes})
+        if self.tissue_above is not None:
+            return bits_with_tissue(encoded.codes, bits) + self._float_bits(encoded.shape)
+        total = math.prod(self.latent_shape(encoded.shape)) * sum(bits.values()) + self._float_bits(encoded.shape)
+        return torch.full((len(encoded.latent),), total, dtype=torch.float64)
 
-    def _bits(self, shape: Sequence[int], names: Iterable[str]) -> float:
-        """Return the bits of an image with the named codes, its style and its gain."""
-        latent = self.latent_shape(shape)
-        per_cell = sum(math.ceil(math.log2(self.codebook_sizes[name])) for name in names)
-        floats = (self.modality_channels if self.film is not None else 0) + (
-            0 if self.gain is None else math.prod(self.gain.cells(latent))
-        )
-        return math.prod(latent) * per_cell + 16 * floats
+    def _float_bits(self, shape: Sequence[int]) -> int:
+        """Return the bits of the style and of the gain."""
+        gain = 0 if self.gain is None else math.prod(self.gain.cells(self.latent_shape(shape)))
+        return 16 * ((self.modality_channels if self.film is not None else 0) + gain)
 
     def _appearance(self, trunk: Tensor, image: Image) -> tuple[Style | None, Tensor | None]:
         """Return the style vector and the gain field, where the network has them."""
