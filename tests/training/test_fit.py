@@ -4,6 +4,9 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -20,7 +23,7 @@ from neurotome.training import checkpoint as checkpoint_module
 from neurotome.training.callbacks import validate
 from neurotome.training.checkpoint import CheckpointFolder
 from neurotome.types import Batch
-from tests.training.toy_run import Toy, ToyData, batch, toy_config
+from tests.training.toy_run import ENVIRONMENT, Toy, ToyData, batch, toy_config
 
 STEPS = 23
 CLOCKS = ("seconds", "steps_per_s")
@@ -89,6 +92,30 @@ def test_files_of_a_run(whole: Path) -> None:
     assert [r["step"] for r in table if "val/error" in r] == [7, 14, 21, 23]
     assert set(table[0]) == {"step", "train/loss", "train/l1", "train/l2", "train/grad_norm", "lr", "muon_lr"}
     assert all(r["val/training"] == 0 for r in table if "val/error" in r)
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+def test_a_stopped_process_resumes_bit_by_bit(number: signal.Signals, tmp_path: Path, whole: Path) -> None:
+    command = [sys.executable, "-m", "tests.training.toy_run", str(tmp_path / "run"), str(STEPS), "0.1"]
+    process = subprocess.Popen(command, env=ENVIRONMENT)
+    deadline, log = time.monotonic() + 120, tmp_path / "run" / "metrics.jsonl"
+    while not log.exists() or '"step": 6' not in log.read_text():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(random.Random(os.getpid()).uniform(0, 0.8))
+    process.send_signal(number)
+    code = process.wait(60)
+    if number is signal.SIGTERM:
+        assert code == 75
+        stopped = status(tmp_path / "run")
+        assert stopped["state"] == "interrupted"
+        assert "run the same command again" in stopped["message"]
+        assert CheckpointFolder(tmp_path / "run/checkpoints").all()[-1].name == f"step-{stopped['step']:08d}"
+    data = ToyData(STEPS)
+    result = train(tmp_path / "run", data=data)
+    assert result.resumed_from == data.served[0] > 0
+    assert_same_end(tmp_path / "run", whole)
 
 
 class Stopper(Toy):

@@ -47,14 +47,8 @@ def stop(run: Path, number: signal.Signals, after: float) -> int:
     return process.exitcode
 
 
-@pytest.mark.parametrize(
-    ("number", "count"),
-    [
-        (signal.SIGTERM, 1), (signal.SIGKILL, 1),
-        pytest.param(signal.SIGTERM, 200, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, 50, marks=pytest.mark.slow),
-    ],
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "count"), [(signal.SIGTERM, 200), (signal.SIGKILL, 50)])
 def test_stops_at_random_moments_change_nothing(
     number: signal.Signals,
     count: int,

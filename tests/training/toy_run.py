@@ -1,11 +1,16 @@
 """A method small enough to be trained in every test, with all that makes a resume hard.
 
 Batch statistics and a hand-kept buffer, augmentation from three generators, Muon with channels-last weights, averages.
+Run as a module it is the process that the tests stop:
+``python -m tests.training.toy_run RUN MAX_STEPS [SECONDS_PER_STEP]``.
 """
 
+import os
 import random
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import lightning
 import numpy as np
@@ -13,8 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from neurotome.training import Method, OptimizerConfig, TrainerConfig
+from neurotome.errors import NeurotomeError
+from neurotome.training import Method, OptimizerConfig, TrainerConfig, fit
 from neurotome.types import Batch
+
+# of processes: the tests as a package, the code that is tested
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), *sys.path]))}
 
 
 def batch(seed: int, size: int = 2) -> Batch:
@@ -104,3 +113,18 @@ def toy_config(max_steps: int, **changes: object) -> TrainerConfig:
         "ema_decay": 0.9, "quiet": True, **changes,
     }  # fmt: skip
     return TrainerConfig(max_steps=max_steps, **values)  # type: ignore[arg-type]
+
+
+def main() -> int:
+    run_dir, max_steps = Path(sys.argv[1]), int(sys.argv[2])
+    pause = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+    try:
+        fit(Toy(pause=pause), ToyData(max_steps), run_dir, toy_config(max_steps))
+    except NeurotomeError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
