@@ -206,8 +206,8 @@ FAULTS = {
         r"another shape or type: encoder.*\(3,\).*for \(4,\)",
     ),
     "another shape of one of three": (
-        {"encoder.blocks.6.attn.to_k.weight": torch.ones(8, 7)},
-        r"type: encoder\.blocks\.6\.attn\.to_k",
+        {"encoder.blocks.5.attn.to_k.weight": torch.ones(8, 7)},
+        r"type: encoder\.blocks\.5\.attn\.to_k",
     ),
     "another type": ({"quant_conv_mu.conv.bias": torch.ones(3, dtype=torch.complex64)}, "complex"),
     "whole numbers": (
