@@ -159,13 +159,23 @@ def test_a_run_that_stores_nothing_leaves_what_was_there(dataset, prepared, tmp_
             with pytest.raises(InputError, match="12 of 12"):
                 prepare(dataset, tmp_path / name, preparation=PREPARATION)
     assert contents(tmp_path / "store") == contents(prepared.path)
-    assert list((tmp_path / "empty").iterdir()) == []
+    assert [part.name for part in (tmp_path / "empty").iterdir()] == [".lock"]
     # a store of another preparation that was given up is gone, and does not stand in the way of a third
     with monkeypatch.context() as patch:
         patch.setattr(session_jobs, "make_entry", refuse)
         with pytest.raises(InputError, match="12 of 12"):
             prepare(dataset, tmp_path / "store", preparation=Preparation(3.0, (24, 24, 16)), overwrite=True)
     prepare(dataset, tmp_path / "store", preparation=Preparation(3.0, (20, 32, 16)))
+
+
+def test_a_store_of_another_preparation_is_refused_before_brains_are_measured(dataset, prepared, monkeypatch):
+    before = contents(prepared.path)
+    with pytest.raises(UsageError, match=r"choose another folder, prepare with --shape 20 24 16, or give --overwrite"):
+        prepare(dataset, prepared.path, preparation=PREPARATION, multiple=32)
+    monkeypatch.setattr(session_jobs, "read_volume", refuse)
+    with pytest.raises(UsageError, match=r"choose another folder, or give --overwrite"):
+        prepare(dataset, prepared.path, preparation=replace(PREPARATION, crop="centre"), multiple=32)
+    assert contents(prepared.path) == before
 
 
 def refuse(*_, **__):

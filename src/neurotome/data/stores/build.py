@@ -128,6 +128,7 @@ def prepare(
     with _alone(folder):
         unusable: list[Failure] = []
         if multiple is not None:
+            _earlier_store(folder, preparation, wanted, overwrite, any_shape=True)
             jobs, unusable = _fitted(jobs, multiple, workers, measuring)
         grid = _grid(jobs, len(wanted), preparation, multiple is not None)
         refuse = partial(left_out, total=len(chosen), grid=grid, stored=False, centred=preparation.crop == "centre")
@@ -241,25 +242,14 @@ def _open_folder(
     folder: Path, preparation: Preparation, modalities: tuple[str, ...], overwrite: bool
 ) -> dict[str, str]:
     """Make the store's folder and return the finished entries of an earlier run: digest to SHA-256."""
+    earlier = _earlier_store(folder, preparation, modalities, overwrite)
     known: dict[str, str] = {}
-    if (folder / INDEX_NAME).exists():
-        try:
-            earlier = Store.open(folder)
-        except InputError as error:
-            if error.unreadable:
-                raise
-            earlier = None  # a damaged index is written anew; entries are found by the journal or made again
-        if earlier is not None and (earlier.preparation, earlier.modalities) != (preparation, modalities):
-            if not overwrite:
-                raise UsageError(
-                    f"{printable(folder)}: a store of another preparation or other contrasts is there; choose another "
-                    "folder or give --overwrite"
-                )
-            for name in (INDEX_NAME, *_TABLES):
-                (folder / name).unlink(missing_ok=True)
-            shutil.rmtree(folder / "entries", ignore_errors=True)
-        elif earlier is not None:
-            known = {s.digest: s.sha256 for s in earlier.sessions}
+    if earlier is not None and (earlier.preparation, earlier.modalities) != (preparation, modalities):
+        for name in (INDEX_NAME, *_TABLES):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "entries", ignore_errors=True)
+    elif earlier is not None:
+        known = {s.digest: s.sha256 for s in earlier.sessions}
     try:
         # first of all, so that whatever a killed run leaves is known to be a store's
         (folder / JOURNAL_NAME).touch()
@@ -268,6 +258,35 @@ def _open_folder(
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}). Remedy: choose another folder.") from error
     return {**known, **_read_journal(folder / JOURNAL_NAME)}
+
+
+def _earlier_store(
+    folder: Path, preparation: Preparation, modalities: tuple[str, ...], overwrite: bool, *, any_shape: bool = False
+) -> Store | None:
+    """Return the store that lies in a folder; None where there is none, or a damaged index, which is written anew.
+
+    Raises:
+        UsageError: Without ``overwrite``: it is of another preparation, or of other contrasts.
+        InputError: Its index cannot be read for want of access.
+    """
+    if not (folder / INDEX_NAME).exists():
+        return None
+    try:
+        earlier = Store.open(folder)
+    except InputError as error:
+        if error.unreadable:
+            raise
+        return None  # entries are found by the journal or made again
+    shape = earlier.preparation.shape
+    asked = replace(preparation, shape=shape) if any_shape else preparation
+    if (earlier.preparation, earlier.modalities) == (asked, modalities) or overwrite:
+        return earlier
+    only_grid = (earlier.preparation, earlier.modalities) == (replace(preparation, shape=shape), modalities)
+    grid = f" prepare with --shape {' '.join(map(str, shape))}," if only_grid else ""
+    raise UsageError(
+        f"{printable(folder)}: a store of another preparation or other contrasts is there; choose another folder,"
+        f"{grid} or give --overwrite"
+    )
 
 
 def _read_journal(path: Path) -> dict[str, str]:
