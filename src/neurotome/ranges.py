@@ -40,6 +40,7 @@ class Range:
 
 
 Dims = Annotated[int, Range("[2, 3]")]
+Axis = Annotated[int, Range("[0, 2]")]
 Size = Annotated[int, Range("[1, 65536]")]  # channels, blocks, heads, edges; the upper end is beyond any memory
 SizeOrNone = Annotated[int, Range("[0, 65536]")]  # 0 leaves the part out
 NumCodes = Annotated[int, Range("[2, 16777216]")]

@@ -57,7 +57,7 @@ def test_python_and_the_command_line_train_the_same_weights(tmp_path: Path, conf
         ({"overrides": {"optimizer.lr": float("nan")}}, "no value of a config"),
         ({"overrides": {"data.crop": {1, 2}}}, "no value of a config"),
         ({"overrides": {"method.tokenizer.modalities": ["T1w", "\U0001f600"]}}, "modalities"),
-        ({"overrides": {"data.batch_sessions": 10**30}}, "admissible is 1 to 4096"),
+        ({"overrides": {"data.batch_sessions": 10**30}}, r"batch_sessions is 10+; give a number in \[1, 4096\]"),
         ({"overrides": {"trainer.max_steps": 10**30}}, "max_steps"),
         ({"overrides": {"optimizer": []}}, "optimizer: give a block"),
         ({"workers": -1}, "workers is -1"),

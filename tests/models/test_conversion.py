@@ -189,7 +189,7 @@ def test_the_folder_is_an_ordinary_one(tmp_path):
     assert content.provenance["kind"] == "converted"
     assert content.provenance["from"] == "monai"
     assert "not known" in content.card
-    assert not content.training_subjects[1]
+    assert not content.training_subjects.subjects
     tokenizer = ScanTokenizer.from_pretrained(tmp_path / "model")
     assert tokenizer.modalities == ("T1w", "T2w")
     with pytest.raises(UsageError, match="something already"):

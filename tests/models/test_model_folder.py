@@ -174,6 +174,7 @@ def test_a_folder_of_format_2_is_read_and_keeps_its_digest(tmp_path: Path) -> No
 
 def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:
     digest = write(tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.yaml").write_text("")
     assert toy.read(tmp_path / "run").digest == digest
 
 
@@ -210,7 +211,7 @@ def test_reading_draws_no_random_number(tmp_path: Path) -> None:
         ({"network": {"class": "ToyTokenizer", "arguments": {"breadth": 2}}}, "breadth"),
         ({"network": {"class": "VQVAE", "arguments": {"quantizer": 1}}}, "do not fit"),
         ({"network": {"class": "VQVAE", "arguments": {**SMALL_VQVAE, "channels": []}}}, "do not fit VQVAE"),
-        ({"network": {"class": "VQVAE", "arguments": {**SMALL_VQVAE, "num_res_blocks": 10**7}}}, "layers"),
+        ({"network": {"class": "VQVAE", "arguments": {**SMALL_VQVAE, "num_res_blocks": 60000}}}, "layers"),
         ({"capabilities": 5}, "the key capabilities"),
         ({"images": "scans"}, "the key images"),
         ({"images": {"space": "meshes"}}, "the key images"),
@@ -447,7 +448,7 @@ def test_nested_parts_and_groups_come_back(tmp_path: Path, part: str) -> None:
         ({"class": "FiniteScalarQuantizer"}, "class 'FiniteScalarQuantizer' is not a public EMAQuantizer"),
         ({"class": None}, "class 'None' is not a public EMAQuantizer"),
         ({"arguments": {"num_codes": 8, "dim": 3, "price": 1}}, "price"),
-        ({"arguments": {"num_codes": 1, "dim": 3}}, "give at least 2 codes"),
+        ({"arguments": {"num_codes": 1, "dim": 3}}, "num_codes is 1"),
         ({"arguments": {"num_codes": 9, "dim": 3}}, "weights do not fit"),
         ({"arguments": None}, "is no part of a network"),
     ],

@@ -395,7 +395,7 @@ def test_recomputing_does_not_move_running_statistics_twice():
         ({"batch_norm_levels": -1}, "give 0 to 2"),
         ({"axis_order": (0, 1)}, "each of 0 .x., 1 .y. and 2 .z. once"),
         ({"axis_order": (0, 1, 1)}, "once"),
-        ({"output_activation": "gelu"}, "admissible are silu and relu"),
+        ({"output_activation": "gelu"}, "output_activation is 'gelu'; give silu or relu"),
     ],
 )
 def test_decoders_that_there_are_not_are_refused(changes, match):

@@ -247,7 +247,7 @@ def test_what_is_left_of_a_run_belongs_to_its_last_window_and_a_short_run_is_one
     assert reported == [2, 7]
     m.max_steps = 2
     assert [s for s in range(2) if "codebook/alarm/anatomy" in _terms_at(m, s)] == [1]
-    with pytest.raises(ValueError, match="alarm_below 2"):
+    with pytest.raises(ValueError, match="alarm_below is 2"):
         TokenizerTraining(PlainVAE(), alarm_below=2)
 
 

@@ -1,8 +1,11 @@
 """The seconds of a step: every method has its turns, and takes the steps that training takes."""
 
+from typing import Annotated
+
 import torch
 from torch import nn
 
+from neurotome.ranges import MAY_BE_EMPTY
 from neurotome.training import pace
 from neurotome.training.base import Method
 from neurotome.training.optim import OptimizerConfig
@@ -12,7 +15,7 @@ from neurotome.types import Batch
 class Line(Method):
     """Learns y = 2 from one weight, and notes when it was its turn."""
 
-    def __init__(self, name: str, turns: list[str]) -> None:
+    def __init__(self, name: str, turns: Annotated[list[str], MAY_BE_EMPTY]) -> None:
         super().__init__(OptimizerConfig(name="adamw", lr=0.1))
         self.weight, self.name, self.turns = nn.Parameter(torch.zeros(1)), name, turns
 

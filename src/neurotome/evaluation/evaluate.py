@@ -373,7 +373,7 @@ class _Evaluation:
             "subjects": len({e.subject for e in self.entries}),
             "sessions": len(self.entries),
             "training_subjects": len({e.subject for e in self.training}),
-            "trained_on_evaluated": bool(seen_by(self.tokenizer, self.entries)),
+            "trained_on_evaluated": None if self.tokenizer.provenance else bool(seen_by(self.tokenizer, self.entries)),
             "modalities": list(self.modalities),
             "shape": list(preparation.shape),
             "spacing_mm": preparation.spacing_mm,

@@ -113,7 +113,7 @@ def write_model_folder(
     frozen: Mapping[str, str] | None = None,
     stats: Mapping[str, Any] | None = None,
     styles: Mapping[str, Tensor] | None = None,
-    provenance: Mapping[str, str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
     origin: Sequence[str] = (),
     overwrite: bool = False,
 ) -> str:

@@ -76,6 +76,7 @@ class ScanTokenizer:
         images: Images | None = None,
         frozen: Mapping[str, str] | None = None,
         origin: Sequence[str] = (),
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         network.check_window(preparation.window)
         self.codec = Codec(network, preparation.shape, precision, slabs)
@@ -87,6 +88,7 @@ class ScanTokenizer:
         self.digest = digest
         self.card = card
         self.images, self.frozen, self.origin = images or Images(), dict(frozen or {}), tuple(origin)
+        self.provenance = dict(provenance or {})
 
     @classmethod
     def from_pretrained(
@@ -113,20 +115,10 @@ class ScanTokenizer:
         means = {style_key(k): v for k, v in content.styles.items() if k.endswith("/mean")}
         covariances = {style_key(k): v for k, v in content.styles.items() if k.endswith("/covariance")}
         return cls(
-            content.network.to(device),
-            content.preparation,
-            content.stats,
-            means,
-            covariances,
-            content.training_subjects,
-            content.digest,
-            content.card,
-            precision,
-            slabs,
-            content.images,
-            content.frozen,
-            content.origin,
-        )
+            content.network.to(device), content.preparation, content.stats, means, covariances,
+            content.training_subjects, content.digest, content.card, precision, slabs, content.images, content.frozen,
+            content.origin, content.provenance,
+        )  # fmt: skip
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write a model folder; see :func:`write_model_folder`."""
@@ -141,6 +133,7 @@ class ScanTokenizer:
             images=self.images,
             frozen=self.frozen,
             origin=self.origin,
+            provenance=self.provenance,
             overwrite=overwrite,
         )
 

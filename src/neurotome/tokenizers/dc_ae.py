@@ -32,7 +32,7 @@ from neurotome.nn.shortcut import (
     average_channels,
     repeat_channels,
 )
-from neurotome.ranges import MAY_BE_EMPTY, Dims, Range, Size, SizeOrNone
+from neurotome.ranges import MAY_BE_EMPTY, Axis, Count, Dims, Range, Size, SizeOrNone
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, Latent, ModalityIds
 
@@ -189,8 +189,8 @@ class DCAE(Tokenizer):
         structured_step: Size = 4,
         recompute: bool = False,
         output_activation: Literal["silu", "relu"] = "silu",
-        batch_norm_levels: int = 0,
-        axis_order: Sequence[int] = XYZ,
+        batch_norm_levels: Count = 0,
+        axis_order: Sequence[Axis] = XYZ,
     ) -> None:
         super().__init__()
         decoder_blocks = num_res_blocks if decoder_res_blocks is None else decoder_res_blocks

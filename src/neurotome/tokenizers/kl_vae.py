@@ -24,7 +24,7 @@ from neurotome.nn.attention import FullAttention
 from neurotome.nn.nd import Conv, Triple, depth_to_space, flat_axes, per_axis, space_to_depth
 from neurotome.nn.rescale import Downsample, Slicewise, Upsample
 from neurotome.nn.residual import ResidualBlock, normalisation, run_stage
-from neurotome.ranges import Dims, Size, SizeOrNone
+from neurotome.ranges import Dims, Finite, Size, SizeOrNone
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.tokenizers.intensity_range import IntensityRange
 from neurotome.types import Image, Latent, ModalityIds, Scalar
@@ -209,7 +209,7 @@ class KLVAE(Tokenizer):
         stem_factor: Size = 1,
         recompute: bool = False,
         upsampling: Literal["nearest", "trilinear"] = "nearest",
-        intensities: Sequence[float] = (-1.0, 1.0),
+        intensities: Sequence[Finite] = (-1.0, 1.0),
     ) -> None:
         super().__init__()
         if len(channels) != len(attention_levels):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from neurotome.nn.nd import XYZ, checked_order, depth_to_space, flat_axes, per_axis, space_to_depth
-from neurotome.ranges import Dims, Positive, Size
+from neurotome.ranges import Axis, Dims, Positive, Size
 from neurotome.tokenizers.base import Encoded, Tokenizer
 from neurotome.types import Image, ModalityIds
 
@@ -127,7 +127,7 @@ class HaarWavelet(_Lossless):
         in_channels: Size = 1,
         modalities: Sequence[str] = ("T1w", "T2w"),
         low_divisor: Positive = 1.0,
-        axis_order: Sequence[int] = XYZ,
+        axis_order: Sequence[Axis] = XYZ,
     ) -> None:
         super().__init__()
         self.modalities, self.factor = tuple(modalities), per_axis(2, spatial_dims)

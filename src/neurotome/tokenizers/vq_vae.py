@@ -161,7 +161,7 @@ class VQVAE(Tokenizer):
         stem_factor: Size = 1,
         quantizer: Quantizer | None = None,
         recompute: bool = False,
-        intensities: Sequence[float] = (-1.0, 1.0),
+        intensities: Sequence[Finite] = (-1.0, 1.0),
         tissue_above: Finite | None = None,
     ) -> None:
         super().__init__()

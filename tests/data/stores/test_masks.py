@@ -29,5 +29,5 @@ def test_masks_come_from_images_or_from_label_maps():
     assert torch.equal(each.image[:, 0, 1] > 0, label == 2)
     with pytest.raises(ValueError, match="holds none"):
         MaskSource().of(batch(image))
-    with pytest.raises(ValueError, match="image with 1 channel"):
+    with pytest.raises(ValueError, match="an image have 1 channel"):
         MaskSource("image", channels=2)

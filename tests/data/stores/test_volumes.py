@@ -112,7 +112,7 @@ def test_pairs_are_refused_where_no_session_has_two(uneven):
             ask(("T1w",))
     with pytest.raises(ValueError, match="no training session has 4 of T1w, T2w, FLAIR"):
         Pairs(crop=8, modalities_per_session=4).open(uneven).source(("T1w", "T2w", "FLAIR"))
-    with pytest.raises(ValueError, match="modalities_per_session is 1; a pair has at least 2"):
+    with pytest.raises(ValueError, match="modalities_per_session is 1; give a number in"):
         Pairs(modalities_per_session=1)
     with pytest.raises(ValueError, match="brain_prob is 2"):
         Pairs(brain_prob=2)
@@ -144,7 +144,7 @@ def test_masks_of_a_store_without_label_maps_are_refused_by_the_batch(prepared):
     with pytest.raises(ValueError, match="prepare the store with label maps"):
         reader.batches(3, 0, BOTH)[0]
     for settings in ({"channels": 0}, {"source": "image", "channels": 2}, {"source": "elsewhere"}):
-        with pytest.raises(ValueError, match="give label with at least 1 channel, or image with 1 channel"):
+        with pytest.raises(ValueError, match="(channels|source) is"):
             Masks(**settings)
 
 
