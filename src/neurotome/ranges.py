@@ -46,11 +46,12 @@ SizeOrNone = Annotated[int, Range("[0, 65536]")]  # 0 leaves the part out
 NumCodes = Annotated[int, Range("[2, 16777216]")]
 Count = Annotated[int, Range("[0, 1000000000]")]  # steps, updates
 PositiveCount = Annotated[int, Range("[1, 1000000000]")]
-Weight = Annotated[float, Range("[0, inf)")]
-Positive = Annotated[float, Range("(0, inf)")]
+# beyond 1e30 single precision overflows in a product or two
+Weight = Annotated[float, Range("[0, 1e30]")]
+Positive = Annotated[float, Range("(0, 1e30]")]
 Share = Annotated[float, Range("[0, 1]")]
 Decay = Annotated[float, Range("[0, 1)")]
-Finite = Annotated[float, Range("(-inf, inf)")]
+Finite = Annotated[float, Range("[-1e30, 1e30]")]
 
 
 class Ranged:

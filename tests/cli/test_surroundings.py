@@ -104,8 +104,10 @@ def test_random_surroundings(seed: int, tmp_path: Path, phantom_store: Path) -> 
     if draw.random() < 0.3:
         kept.pop("HOME", None)
     out = tmp_path / "Läufe 脳"
-    words = f'"$0" -m neurotome train vq-vae-demo "$1" --out "$2" --trainer.max_steps 2 {draw.choice(STREAMS)}'
-    tiny = "--method.tokenizer.channels [8] --method.tokenizer.quantizer.num_codes 8 --trainer.val_every_steps null"
+    words = f'"$0" -m neurotome train vq-vae-demo "$1" --out "$2" --trainer.max_steps 3 {draw.choice(STREAMS)}'
+    quantizer = "--method.tokenizer.quantizer"
+    tiny = f"--method.tokenizer.channels [8] {quantizer}.num_codes 8 {quantizer}.start_after 0 {quantizer}.reservoir 64"
+    tiny += " --trainer.val_every_steps null"
     command = ["bash", "-c", words.replace("--trainer", f"{tiny} --trainer", 1), sys.executable, phantom_store, out]
     done = subprocess.run(command, env={**left, **kept}, capture_output=True, timeout=120, check=False)
     assert b"internal error" not in done.stderr, (left, done.stderr)

@@ -75,7 +75,8 @@ def test_a_model_s_subjects_travel_with_its_weights(
     assert train(config, toy_store, tmp_path / "run", "--init-from", str(tmp_path / "source"), "--quiet") == 0
     model = toy.read(tmp_path / "run" / "model")
     seen = model.training_subjects
-    assert seen.include("someone") and seen.include("else")
+    assert seen.include("someone")
+    assert seen.include("else")
     assert len(seen.subjects) == 2 + 4
     assert model.origin == (source,)
     assert f"- Started from: ToyTokenizer {source[:12]}, trained on 2 subjects" in model.card

@@ -142,6 +142,7 @@ class ToyScans:
     """A network with styles, the subjects it was trained on, and the shape it expects."""
 
     digest = "toy"
+    provenance: dict[str, str] = {}  # noqa: RUF012 - never changed
 
     def __init__(
         self, network: Tokenizer, trained: tuple[str, ...] = (), styled: bool = True, shape: tuple[int, ...] = SHAPE

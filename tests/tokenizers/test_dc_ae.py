@@ -392,7 +392,7 @@ def test_recomputing_does_not_move_running_statistics_twice():
     ("changes", "match"),
     [
         ({"batch_norm_levels": 3}, "give 0 to 2, the finest levels without attention"),
-        ({"batch_norm_levels": -1}, "give 0 to 2"),
+        ({"batch_norm_levels": -1}, "batch_norm_levels is -1; give a number in"),
         ({"axis_order": (0, 1)}, "each of 0 .x., 1 .y. and 2 .z. once"),
         ({"axis_order": (0, 1, 1)}, "once"),
         ({"output_activation": "gelu"}, "output_activation is 'gelu'; give silu or relu"),

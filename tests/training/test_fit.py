@@ -158,6 +158,14 @@ def test_a_signal_at_any_place(step: int, where: str, number: signal.Signals, tm
     assert rows(tmp_path) == rows(whole)
 
 
+def test_a_validation_that_two_starts_do_not_finish_is_made_by_the_third(tmp_path: Path, whole: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(Interrupted, match="stopped the training after step 14"):
+            train(tmp_path, method=Stopper(14, "validate"))
+    assert train(tmp_path).resumed_from == 14
+    assert_same_end(tmp_path, whole)
+
+
 def test_a_signal_during_the_last_step_finishes_the_run(tmp_path: Path, whole: Path) -> None:
     result = train(tmp_path, method=Stopper(STEPS, "loss"), val_every_steps=None)
     assert result.step == STEPS

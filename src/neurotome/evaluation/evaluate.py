@@ -15,14 +15,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from neurotome import streams
-from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.entries import LoadedSession, SessionEntry
 from neurotome.data.stores.leaks import check_splits
 from neurotome.data.stores.store import Store
@@ -51,30 +49,15 @@ from neurotome.evaluation.results import (
 )
 from neurotome.evaluation.structures import SEGMENTED, StructureReader, StructureScores, check_reader
 from neurotome.files.progress import Report
-from neurotome.scans.codec import Codec
-from neurotome.tokenizers.base import Encoded, Tokenizer
+from neurotome.models.styles import ALL_SITES
+from neurotome.scans.tokenizer import ScanTokenizer
+from neurotome.tokenizers.base import Encoded
 from neurotome.training.cost import peak_memory
 from neurotome.types import Image, Mask
 
-ALL_SITES = "all"
-
-
-@runtime_checkable
-class Evaluable(Protocol):
-    """What is evaluated: a network with what it was trained with (``ScanTokenizer`` is one)."""
-
-    network: Tokenizer
-    codec: Codec
-    preparation: Preparation
-    styles: dict[tuple[str, str], Tensor]
-    digest: str
-
-    def trained_on(self, subject: str, scans: Iterable[str] = ()) -> bool:
-        """Return whether the model was trained on the subject, by its id or by the content of its scans."""
-
 
 def evaluate(
-    tokenizer: Evaluable,
+    tokenizer: ScanTokenizer,
     store: Store,
     split: str = "test",
     out: str | os.PathLike[str] | None = None,
@@ -123,7 +106,7 @@ class _Evaluation:
 
     def __init__(
         self,
-        tokenizer: Evaluable,
+        tokenizer: ScanTokenizer,
         store: Store,
         split: str,
         seed: int,

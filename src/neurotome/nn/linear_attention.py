@@ -26,11 +26,13 @@ class LinearAttention(nn.Module):
         scales: Odd kernel lengths; each gives as many further heads, on queries, keys and values averaged so wide.
 
     Raises:
-        ValueError: ``channels`` is not a multiple of ``head_channels``.
+        ValueError: ``channels`` is not a multiple of ``head_channels``, or a length is even.
     """
 
     def __init__(self, spatial_dims: int, channels: int, head_channels: int = 32, scales: Sequence[int] = (5,)) -> None:
         super().__init__()
+        if even := [scale for scale in scales if scale % 2 == 0]:
+            raise ValueError(f"scales is {tuple(scales)}; give odd lengths, not {even[0]}")
         if channels % head_channels:
             raise ValueError(f"channels is {channels}; give a multiple of head_channels, {head_channels}")
         self.spatial_dims, self.head_channels = spatial_dims, head_channels

@@ -15,6 +15,7 @@ from torch import Tensor
 from neurotome.nn.exported import Exportable
 from neurotome.nn.nd import per_axis
 from neurotome.nn.quantize.reservoir import Reservoir
+from neurotome.nn.rescale import Slicewise
 from neurotome.tokenizers.encoded import Encoded
 from neurotome.types import Image, Latent, ModalityIds, Source
 
@@ -116,6 +117,9 @@ class Tokenizer(Exportable):
         self.check_window(source.window)
         if source.crop is not None:
             self._check_crop(source.crop)
+        for slices in (part for part in self.children() if isinstance(part, Slicewise)):
+            for shape in (source.grid, source.crop or source.grid):
+                slices.check(shape)
         if (channels := self.in_channels) != source.channels:
             raise ValueError(
                 f"the tokenizer's in_channels is {channels}, but the images of a store have {source.channels} channel"

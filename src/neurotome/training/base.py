@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from neurotome.errors import NeurotomeError, UsageError
 from neurotome.nn.exported import Exportable, is_finite
 from neurotome.ranges import check_ranges
-from neurotome.training.optim import OptimizerConfig, Schedule, build_optimizer
+from neurotome.training.optim import OptimizerConfig, Schedule, build_optimizer, check_edges
 from neurotome.types import Batch, Source, Space
 
 FROZEN = "frozen"  # key of what a checkpoint keeps of the networks that are only read
@@ -121,7 +121,10 @@ class Method(lightning.LightningModule, ABC):
 
         Raises:
             ValueError: The data lack what the method needs, or the networks cannot take them.
+            UsageError: A part that the optimiser shall treat apart is none of the method's.
         """
+        if self.optimizer_config.name == "muon":
+            check_edges((name for name, p in self.named_parameters() if p.requires_grad), self.edge_parameters())
         needs = self.needs
         if source.images.space != needs.space:
             raise ValueError(

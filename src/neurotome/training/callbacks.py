@@ -194,6 +194,8 @@ class RunCallback(Callback):
         self.folder.status("running", method.step, method.max_steps, self.seconds)
         if self.state.validation_due:
             self.validation(method)
+            if self.state.validation_due:  # stopped again: the checkpoint still says that it is due
+                raise self._interrupted(method)
         if self.state.generators is None:
             seed_generators(self.seed)
         else:
@@ -230,11 +232,14 @@ class RunCallback(Callback):
         if stopping or last or method.step % self.intervals.checkpoint == 0:
             self.save(trainer, method)
         if stopping and (not last or self.state.validation_due):
-            name = signal.Signals(self.stop.signal or signal.SIGTERM).name
-            raise Interrupted(
-                f"{name} stopped the training after step {method.step} of {method.max_steps}; "
-                f"all is saved in {self.folder.root}: run the same command again to resume"
-            )
+            raise self._interrupted(method)
+
+    def _interrupted(self, method: Method) -> Interrupted:
+        name = signal.Signals(self.stop.signal or signal.SIGTERM).name
+        return Interrupted(
+            f"{name} stopped the training after step {method.step} of {method.max_steps}; "
+            f"all is saved in {self.folder.root}: run the same command again to resume"
+        )
 
     def _estimate(self, method: Method) -> None:
         """Say once what time and memory the run takes, from the steps after the first, which prepares much."""

@@ -222,6 +222,18 @@ def _restore_layout(optimizer: Optimizer) -> None:
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+def check_edges(parameters: Iterable[str], edge: Sequence[str]) -> None:
+    """Refuse a prefix of names that fits no trained parameter.
+
+    Raises:
+        UsageError: One fits none.
+    """
+    names = list(parameters)
+    unknown = [prefix for prefix in edge if not any(name.startswith(prefix) for name in names)]
+    if unknown and names:
+        raise UsageError(f"no trained parameter begins with {', '.join(unknown)}; names begin like {names[0]}")
+
+
 def build_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     config: OptimizerConfig,
@@ -247,11 +259,8 @@ def build_optimizer(
         raise UsageError("nothing to train: no parameter requires a gradient; unfreeze a part of the method")
     if max_steps < 1:
         raise UsageError(f"max_steps is {max_steps}; give a whole number > 0")
-    unknown = [prefix for prefix in edge if not any(name.startswith(prefix) for name in parameters)]
-    if config.name == "muon" and unknown:
-        raise UsageError(
-            f"no trained parameter begins with {', '.join(unknown)}; names begin like {next(iter(parameters))}"
-        )
+    if config.name == "muon":
+        check_edges(parameters, edge)
     apart = apart or {}
     parts: dict[str, dict[str, nn.Parameter]] = {part: {} for part in ("", *apart)}
     for name, p in parameters.items():

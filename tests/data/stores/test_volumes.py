@@ -144,7 +144,7 @@ def test_masks_of_a_store_without_label_maps_are_refused_by_the_batch(prepared):
     with pytest.raises(ValueError, match="prepare the store with label maps"):
         reader.batches(3, 0, BOTH)[0]
     for settings in ({"channels": 0}, {"source": "image", "channels": 2}, {"source": "elsewhere"}):
-        with pytest.raises(ValueError, match="(channels|source) is"):
+        with pytest.raises(ValueError, match=r"(channels|source) is"):
             Masks(**settings)
 
 
