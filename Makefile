@@ -14,13 +14,13 @@ RUN_STAMP := $(VENV)/.run-$(VERSIONS)
 DEV_STAMP := $(VENV)/.dev-$(VERSIONS)
 DOCS_STAMP := $(VENV)/.docs-$(VERSIONS)
 SEEDS ?= 0 1 2
-CONFIGS ?= neuroquant-demo neuroquant-aligned-demo
+CONFIGS ?= neuroquant-demo anatome-demo
 
 .PHONY: help setup setup-dev demo demo-seeds test pytest test-slow test-gpu lint docs freeze-commands lock bench clean
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
-	@echo "make demo-seeds   three seeds of each demo config, and the README's table"
+	@echo "make demo-seeds   three seeds of each demo config, and the table of docs/reference/demo.md"
 	@echo "make docs         the documentation, with the reference of the Python interface: site/index.html"
 	@echo "make pytest       the tests without lint; CONSTRAINTS=requirements/lowest.txt with the oldest dependencies"
 	@echo "make test-slow    the long fault and fuzz campaigns"

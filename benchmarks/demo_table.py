@@ -1,4 +1,4 @@
-"""Gathers the demos of several seeds into one table: the README's, and JSON under benchmarks/results/.
+"""Gathers the demos of several seeds into one table: docs/reference/demo.md, and JSON under benchmarks/results/.
 
     python -m benchmarks.demo_table runs/seeds
 
@@ -18,9 +18,9 @@ from typing import Any
 from benchmarks.base import environment
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "demo.md"
 MARKS = ("<!-- demo-seeds -->", "<!-- /demo-seeds -->")
-PUBLISHED, ALIGNED = "neuroquant-demo", "neuroquant-aligned-demo"
+PUBLISHED, ALIGNED = "neuroquant-demo", "anatome-demo"
 Tree = Mapping[str, Any]
 
 
@@ -185,21 +185,25 @@ def known(values: Iterable[float | None]) -> list[float]:
 
 
 def compared(found: Mapping[str, Sequence[Tree]]) -> list[str]:
-    """Return what the aligned objective costs, in dB under the published one, beside its goals."""
+    """Return what aligned codes cost, in dB under the published objective, beside the goals."""
     if not {PUBLISHED, ALIGNED} <= found.keys():
         return []
-    lines = ["", "| cost of the alignment (dB under `neuroquant-demo`) | T1w | T2w | goal |", "|---|---|---|---|"]
+    lines = [
+        "",
+        "| cost of aligned codes (dB under `neuroquant-demo`; a gain is negative) | T1w | T2w | goal |",
+        "|---|---|---|---|",
+    ]
     both = (("T1w", "T2w->T1w"), ("T2w", "T1w->T2w"))
     own = [reconstruction(name, "psnr_db") for name, _ in both]
     alone = [reconstruction(name, "baselines", "shared_codes_alone", "psnr_db") for name, _ in both]
-    painted = [translation(task, "psnr_db") for _, task in both]
+    translated = [translation(task, "psnr_db") for _, task in both]
     for title, values, bound in (
         ("own reconstruction, private codes too", own, 1.0),
         ("own reconstruction, shared codes alone", alone, 2.0),
-        ("translation into this contrast", painted, 0.5),
+        ("translation into this contrast", translated, 0.5),
     ):
         costs = []
-        for value, reference in zip(values, painted if values is painted else own, strict=True):
+        for value, reference in zip(values, translated if values is translated else own, strict=True):
             ours = [v for m in found[ALIGNED] if (v := value(m)) is not None]
             theirs = [v for m in found[PUBLISHED] if (v := reference(m)) is not None]
             costs.append(statistics.mean(theirs) - statistics.mean(ours) if ours and theirs else float("nan"))
@@ -209,10 +213,10 @@ def compared(found: Mapping[str, Sequence[Tree]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, store it, and put it into the README."""
+    """Print the table, store it, and put it into its page."""
     parser = argparse.ArgumentParser(prog="benchmarks.demo_table", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     found = read(args.folder)
@@ -227,10 +231,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     content = {"command": "make demo-seeds", "environment": environment("cpu"), "runs": numbers}
     (args.out / "demo_seeds.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    if args.readme.exists() and MARKS[0] in (page := args.readme.read_text()):
+    if args.page.exists() and MARKS[0] in (page := args.page.read_text()):
         before, rest = page.split(MARKS[0], 1)
         after = rest.split(MARKS[1], 1)[1]
-        args.readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+        args.page.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
     return 0
 
 

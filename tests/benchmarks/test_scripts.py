@@ -36,7 +36,7 @@ def test_the_table_of_seeds_says_what_was_reached(tmp_path):
     from benchmarks.demo_table import main, with_goal
 
     for seed, gap in ((0, 0.05), (1, 0.157)):
-        run = tmp_path / "seeds" / f"neuroquant-aligned-demo-{seed}"
+        run = tmp_path / "seeds" / f"anatome-demo-{seed}"
         run.mkdir(parents=True)
         metrics = {
             "bits": {"own_per_voxel": 1.6, "own_per_brain_voxel": 2.5, "translated_per_voxel": 0.75},
@@ -59,9 +59,9 @@ def test_the_table_of_seeds_says_what_was_reached(tmp_path):
         }
         (run / "metrics.json").write_text(json.dumps(metrics))
         (run / "status.json").write_text(json.dumps({"seconds": 300.0, "peak_rss_mb": 700.0}))
-    readme = tmp_path / "README.md"
+    readme = tmp_path / "demo.md"
     readme.write_text("before\n<!-- demo-seeds -->\nlast year\n<!-- /demo-seeds -->\nafter\n")
-    assert main([str(tmp_path / "seeds"), "--readme", str(readme), "--out", str(tmp_path)]) == 0
+    assert main([str(tmp_path / "seeds"), "--page", str(readme), "--out", str(tmp_path)]) == 0
     page = readme.read_text()
     assert "last year" not in page
     assert page.endswith("after\n")

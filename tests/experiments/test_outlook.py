@@ -34,7 +34,7 @@ def test_steps_device_memory_and_the_start_of_the_codebook_are_said() -> None:
     text = "\n".join(outlook(method(), TrainerConfig(max_steps=400, device="cpu", threads=2)))
     weights = sum(p.numel() for p in method().parameters())
     assert f"training {weights:,} weights for 400 steps on cpu, 2 threads, fp32" in text
-    assert "GiB for weights, gradients and optimiser" in text
+    assert "MB for weights, gradients and optimiser" in text
     assert "the codebook starts in step 31 at the earliest; the loss jumps there" in text
     assert "warning" not in text
     assert "for an accelerator, and none is used" in "\n".join(outlook(method(), TrainerConfig(10**8, device="cpu")))

@@ -16,7 +16,7 @@ from neurotome.errors import NeurotomeError, UsageError, printable
 from neurotome.files.atomic import remove
 from neurotome.files.json_text import parse_json
 
-DEFAULT_CONFIG = "neuroquant-aligned-demo"
+DEFAULT_CONFIG = "anatome-demo"
 # the default cohort: 3 mm phantoms, whose brain box fits this grid (a multiple of 8, which three halvings need)
 SPACING_MM = "3"
 SHAPE = ("48", "64", "56")

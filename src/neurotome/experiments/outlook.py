@@ -10,7 +10,6 @@ from neurotome.training.fit import TrainerConfig
 # Of the shipped configs those for CPU cores stay below 3e9 weights x steps, those for an accelerator are above 9e10.
 FULL_SIZE = 2e10
 FULL_SIZE_WEIGHTS = 10_000_000  # and one step of so many weights takes a CPU long, however few there are
-_GIB = 2**30
 
 
 def codebooks_start(method: Method) -> int:
@@ -54,7 +53,7 @@ def outlook(method: Method, settings: TrainerConfig) -> list[str]:
     lines = [
         f"training {weights:,} weights for {settings.max_steps:,} steps on {where}, {arithmetic}; time and memory "
         "follow after the first steps",
-        f"memory: {_fixed_bytes(weights, settings) / _GIB:.2f} GiB for weights, gradients and optimiser, and the "
+        f"memory: {_fixed_bytes(weights, settings) / 2**20:,.0f} MB for weights, gradients and optimiser, and the "
         "activations of a batch",
     ]
     if start := codebooks_start(method):

@@ -348,10 +348,10 @@ class RunCallback(Callback):
 
 def _memory(device: torch.device) -> str:
     """Return the largest memory of the process so far, and of its CUDA device, in words."""
-    words = f"{peak_rss_mb() / 2**10:.1f} GiB"
+    words = f"{peak_rss_mb():,.0f} MB"
     if device.type != "cuda":
         return words
-    return f"{words}, on the device {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    return f"{words}, on the device {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MB"
 
 
 def _method(module: LightningModule) -> Method:
