@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
@@ -13,6 +14,10 @@ import tests.shape_check  # noqa: F401 - found below by its name
 
 # shape strings are checked in tests only; must come before the first import of the package
 install_import_hook("neurotome", "tests.shape_check.check")
+
+# a busy machine is no fault of the code
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ class Range:
     def __str__(self) -> str:
         """Return what is admissible, in words."""
         low, high = self.text[1:-1].split(", ")
-        return f"in {self.text}" if high != "inf" else f"{'>=' if self.text[0] == '[' else '>'} {low}"
+        above = f"{'>=' if self.text[0] == '[' else '>'} {low}"
+        return {"inf": above, "1e30": f"{above}, at most 1e30"}.get(high if low[0] != "-" else "", f"in {self.text}")
 
 
 Dims = Annotated[int, Range("[2, 3]")]

@@ -8,7 +8,9 @@ that was never stopped. One Lightning epoch is the whole run. Validation, checkp
 """
 
 import logging
+import os
 import re
+import signal
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -140,8 +142,11 @@ class _Stream:
         try:
             batch = next(batches, None)
         except RuntimeError:
-            for worker in getattr(batches, "_workers", ()):  # a stopped one does not obey when Python ends
-                worker.kill()
+            # a stopped process would not obey the loader, which ends its workers itself; killed by us, they would be
+            # reported by torch's signal handler wherever this process then happens to be
+            for worker in getattr(batches, "_workers", ()):
+                if worker.is_alive():
+                    os.kill(worker.pid, signal.SIGCONT)
             raise
         if isinstance(batch, NeurotomeError):
             raise batch
