@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from neurotome.nn.quantize.ema import EMAQuantizer
 from neurotome.tokenizers.encoded import Encoded
@@ -167,3 +169,20 @@ def test_codebook_starts_are_not_counted_as_tissue():
     )
     encoded = tokenizer.train().encode(scans(), IDS)
     assert torch.equal((encoded.latent != 0).any(1), encoded.codes["tissue"].bool())
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 7), (6, 5, 1), (1, 4, 6)])
+def test_what_is_dark_within_the_brain_is_tissue(shape):
+    """The closing is that of scipy on a grid without an end; holes of one or two cells are filled, wider ones are not."""
+    image = torch.where(torch.rand(4, 1, *shape, generator=torch.Generator().manual_seed(1)) > 0.6, 0.0, -1.0)
+    found = tissue_cells(image, shape, ABOVE).numpy()
+    window = np.ones([3 if n > 1 else 1 for n in shape])
+    for cells, one in zip(found, (image[:, 0] > ABOVE).numpy(), strict=True):
+        around = np.pad(one, 2)
+        assert (cells == ndimage.binary_closing(around, window)[2:-2, 2:-2, 2:-2]).all()
+    brain = torch.zeros(1, 1, 9, 9, 9)
+    brain[..., 2:4, 4, 4] = -1
+    brain[..., 5:8, 1:4, 1:4] = -1
+    tissue = tissue_cells(brain, (9, 9, 9), ABOVE)[0]
+    assert tissue[2:4, 4, 4].all()
+    assert not tissue[6, 2, 2]
