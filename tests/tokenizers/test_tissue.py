@@ -173,7 +173,7 @@ def test_codebook_starts_are_not_counted_as_tissue():
 
 @pytest.mark.parametrize("shape", [(6, 5, 7), (6, 5, 1), (1, 4, 6)])
 def test_what_is_dark_within_the_brain_is_tissue(shape):
-    """The closing is that of scipy on a grid without an end; holes of one or two cells are filled, wider ones are not."""
+    """The closing is that of scipy on a grid without an end: holes of one or two cells are filled."""
     image = torch.where(torch.rand(4, 1, *shape, generator=torch.Generator().manual_seed(1)) > 0.6, 0.0, -1.0)
     found = tissue_cells(image, shape, ABOVE).numpy()
     window = np.ones([3 if n > 1 else 1 for n in shape])
