@@ -10,6 +10,7 @@ import pytest
 
 from neurotome.data.checking.check import check
 from neurotome.data.checking.privacy import looks_private, sidecar_findings, table_findings
+from neurotome.data.imaging.reader import read_volume
 from tests.data.scans import brain_array, header_bytes, write_bids, write_gzip, write_nifti
 
 PLANTED = ("Mustermann", "19700131", "Erika", "Charite", "99887766", "erika@example.org")
@@ -176,3 +177,16 @@ def test_nothing_planted_is_repeated_anywhere(tmp_path):
     assert codes.count("private-sidecar") == 3
     assert {"private-column", "unreadable", "bids-sidecar"} <= set(codes)
     assert not [p for p in PLANTED if p in json.dumps(report.to_json())]
+
+
+def test_what_a_model_made_is_said(tmp_path):
+    """Phantoms have another mark: they are made to be trained on."""
+    write_bids(tmp_path, ["01", "02"])
+    raw = tmp_path
+    scan = next(raw.rglob("sub-01_T1w.nii.gz"))
+    volume = read_volume(scan)
+    scan.unlink()
+    volume.save(scan, synthetic=True)
+    (one,) = [f for f in check(raw).findings if f.code == "synthetic"]
+    assert one.file.endswith("sub-01_T1w.nii.gz")
+    assert one.severity == "warning"

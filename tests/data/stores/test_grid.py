@@ -16,6 +16,7 @@ from neurotome.tokenizers.base import Tokenizer
         ([(45, 58, 50), (49, 1, 64)], 16, (64, 64, 64)),
         ([(16, 16, 17)], 16, (16, 16, 32)),
         ([(45, 58, 50)], 1, (45, 58, 50)),
+        ([(45, 58, 1), (44, 50, 1)], 16, (48, 64, 1)),
     ],
 )
 def test_the_smallest_grid_of_multiples(needs, multiple, shape):

@@ -27,6 +27,7 @@ FINDINGS: dict[str, tuple[Severity, str]] = {
     "unreadable": ("error", "the reader refuses the file"),
     "header": ("note", "what the reader decided about the header"),
     "single-slice": ("warning", "one slice only"),
+    "synthetic": ("warning", "made by a model, no scan of anybody"),
     "thick-slices": ("note", "slices are much thicker than the pixels"),
     # voxels
     "nonfinite": ("error", "voxels are NaN or infinite"),

@@ -17,6 +17,7 @@ from neurotome.data.checking.finding import Finding
 from neurotome.data.datasets.text_files import read_json, read_table
 from neurotome.data.imaging.mgh import MAX_FOOTER_BYTES, mgh_layout
 from neurotome.data.imaging.nifti import HEADERS, MAX_EXTENSION_BYTES
+from neurotome.data.imaging.nifti_writer import SYNTHETIC_MARK
 from neurotome.errors import InputError
 from neurotome.files.verified import VerifiedStream
 
@@ -135,6 +136,9 @@ def _nifti_text(path: Path, name: str) -> Iterator[Finding]:
         if size not in orders:
             return
         start += stream.read(size - 348)
+        if start[slice(*_TEXT_FIELDS[version]["descrip"])].rstrip(b"\0") == SYNTHETIC_MARK.encode():
+            remedy = "keep it out of training, and out of tests on people"
+            yield Finding("synthetic", name, "its header says that a model of neurotome made it", remedy)
         for field, (first, last) in _TEXT_FIELDS[version].items():
             yield from _text_finding(name, f"the header's {field}", start[first:last])
         offset = float(HEADERS[version](start, endianness=orders[size], check=False)["vox_offset"])

@@ -83,8 +83,12 @@ class StoreGrid:
 
 
 def fitted_shape(needs: Iterable[Shape3], multiple: int = MULTIPLE) -> Shape3:
-    """Return the smallest shape whose sides are multiples and that holds all of the needs, of which there is one."""
-    x, y, z = (math.ceil(max(sides) / multiple) * multiple for sides in zip(*needs, strict=True))
+    """Return the smallest shape whose sides are multiples and that holds all of the needs, of which there is one.
+
+    An axis along which all are slices stays one.
+    """
+    largest = (max(sides) for sides in zip(*needs, strict=True))
+    x, y, z = (1 if side == 1 else math.ceil(side / multiple) * multiple for side in largest)
     return x, y, z
 
 
