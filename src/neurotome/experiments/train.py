@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,12 +25,13 @@ from neurotome.experiments.experiment import Experiment, check_experiment
 from neurotome.experiments.outlook import check_budget
 from neurotome.files.atomic import HIDDEN, remove_folder, write_atomically
 from neurotome.files.progress import Progress
+from neurotome.files.yaml_text import parse_yaml
 from neurotome.models.starting_model import StartingModel, start_from
 from neurotome.scans.export import export
 from neurotome.training.base import Method
 from neurotome.training.device import Precision, chosen_device, trainer_precision
 from neurotome.training.fit import FitResult, TrainerConfig, fit
-from neurotome.training.run_folder import LOCK, RunFolder, environment
+from neurotome.training.run_folder import LOCK, RunFolder, environment, flat
 
 MOST_PROCESSES = 1024
 log = logging.getLogger("neurotome")
@@ -176,6 +177,22 @@ def _is_leftover(part: Path) -> bool:
     return part.name in (LOCK, "origin.json") or part.name.startswith(HIDDEN)
 
 
+def check_apart(out: Path, sources: Iterable[Path]) -> None:
+    """Refuse to remove a run whose own files the new one would be made from.
+
+    Raises:
+        UsageError: A source is the run in ``out``, which stands for its model, or lies in what would be removed.
+    """
+    run = out.resolve()
+    removed = {run, *(run / name for name in OWN_FILES if not (run / name).is_symlink())}
+    for source in sources:
+        if {path := source.resolve(), *(parent for parent in path.parents if parent != run)} & removed:
+            raise UsageError(
+                f"{printable(source)}: lies in the run that --overwrite would remove; give another --out, or copy it "
+                "out of the run first"
+            )
+
+
 def remove_run(out: Path) -> None:
     """Remove the run in a folder, and nothing else; where that is stopped half-way, it is still a run."""
     for name in OWN_FILES:
@@ -196,6 +213,7 @@ class Training:
         method: With freshly drawn weights, or those of a model folder.
         settings: How long and on what.
         origin: What the weights start from; None for freshly drawn ones.
+        sources: Files and folders that all this was read from.
     """
 
     experiment: Experiment
@@ -203,6 +221,7 @@ class Training:
     method: Method
     settings: TrainerConfig
     origin: StartingModel | None = None
+    sources: tuple[Path, ...] = ()
 
     @classmethod
     def prepare(
@@ -232,12 +251,15 @@ class Training:
         method = experiment.method_for(reader)
         origin = None if init_from is None else start_from(method.product(), Path(init_from))
         check_budget(method, settings.max_steps)
-        return cls(experiment, reader, method, settings, origin)
+        named = [text for text in flat(parse_yaml(experiment.resolved(), "config")).values() if isinstance(text, str)]
+        sources = [Path(name) for name in (data, init_from, *named) if name and "\0" not in str(name)]
+        return cls(experiment, reader, method, settings, origin, tuple(sources))
 
     def run(self, out: Path, *, workers: int = 0, overwrite: bool = False, extend: bool = False) -> Trained:
         """Fit and export; arguments and errors as those of :func:`train`."""
         with RunFolder(out).alone():
             if overwrite:  # only now: a call that cannot work costs no run
+                check_apart(out, self.sources)
                 remove_run(out)
             return self._run(out, workers, extend)
 
