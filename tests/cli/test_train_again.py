@@ -46,6 +46,7 @@ def test_a_finished_run_goes_on_to_more_steps(
     run, more = tmp_path / "run", ["--extend-to", "9"]
     assert train(config, toy_store, run, *more) == 2
     assert "holds no run to extend" in capsys.readouterr().err
+    assert not run.exists()
     assert train(config, toy_store, run, "--quiet") == 0
     assert train(config, toy_store, run, *more, "--overwrite") == 2
     assert train(config, toy_store, run, "--extend-to", "3") == 2

@@ -42,6 +42,41 @@ def test_an_extended_run_is_the_longer_run(tmp_path: Path) -> None:
     assert fit(Toy(STEADY), ToyData(13), tmp_path / "run", toy_config(13), extend=True).already_finished
 
 
+@pytest.mark.parametrize("steps", [6, 9])
+def test_a_start_that_is_refused_leaves_the_run_as_it_was(tmp_path: Path, steps: int) -> None:
+    """Other data, other weights, an extension with either: not even the status changes."""
+    fit(Toy(), ToyData(6), tmp_path, toy_config(6))
+    (tmp_path / ".neurotome-left.tmp").write_text("of a stopped write")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    other = ToyData(steps)
+    other.fingerprint = "abc"  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="trained on other data"):
+        fit(Toy(), other, tmp_path, toy_config(steps), extend=True)
+    with pytest.raises(UsageError, match=r"trainer\.ema_decay"):
+        fit(Toy(), ToyData(steps), tmp_path, toy_config(steps, ema_decay=0.5), extend=True)
+    with pytest.raises(UsageError, match="freshly drawn weights"):
+        fit(Toy(), ToyData(steps), tmp_path, toy_config(steps), origin={"model": "a" * 64}, extend=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    result = fit(Toy(), ToyData(steps), tmp_path, toy_config(steps), extend=True)
+    assert (result.step, result.already_finished) == (steps, steps == 6)
+
+
+def test_a_start_that_fails_before_its_first_step_leaves_the_status(tmp_path: Path) -> None:
+    class Broken(ToyData):
+        def setup(self, stage: str | None = None) -> None:
+            raise InputError("the store is gone")
+
+    with pytest.raises(InputError, match="gone"):
+        fit(Toy(), Broken(6), tmp_path / "new", toy_config(6))
+    assert json.loads((tmp_path / "new" / "status.json").read_text())["state"] == "failed"
+    fit(Toy(), ToyData(6), tmp_path, toy_config(6))
+    before = (tmp_path / "status.json").read_bytes()
+    with pytest.raises(InputError, match="gone"):
+        fit(Toy(), Broken(9), tmp_path, toy_config(9), extend=True)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status == {**json.loads(before), "exported": 6}
+
+
 def poison(at: int, place: Callable[[Method], torch.Tensor]) -> Method:
     class Poisoned(Toy):
         def on_step(self) -> None:

@@ -58,9 +58,12 @@ def test_what_a_run_started_from_must_be_what_it_is_resumed_with(tmp_path: Path)
 
 
 def test_a_run_is_extended_by_steps_and_by_nothing_else(tmp_path: Path) -> None:
-    folder, more = RunFolder(tmp_path), CONFIG.replace("4", "9")
-    with pytest.raises(UsageError, match="holds no run to extend"):
-        folder.claim(CONFIG, extend=True)
+    more = CONFIG.replace("4", "9")
+    for place in (tmp_path, tmp_path / "mistyped", tmp_path / "mistyped" / "deeper"):
+        with pytest.raises(UsageError, match="holds no run to extend"):
+            RunFolder(place, extend=True)
+    assert not list(tmp_path.iterdir())
+    folder = RunFolder(tmp_path)
     folder.claim(CONFIG)
     folder.status("finished", 4, 4, 1.0)
     with pytest.raises(UsageError, match=r"trainer\.max_steps: 4 -> 9"):

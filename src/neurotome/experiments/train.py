@@ -257,7 +257,7 @@ class Training:
 
     def run(self, out: Path, *, workers: int = 0, overwrite: bool = False, extend: bool = False) -> Trained:
         """Fit and export; arguments and errors as those of :func:`train`."""
-        with RunFolder(out).alone():
+        with RunFolder(out, extend=extend).alone():
             if overwrite:  # only now: a call that cannot work costs no run
                 check_apart(out, self.sources)
                 remove_run(out)
@@ -302,14 +302,15 @@ class Training:
             UsageError: The folder holds the model of other data.
         """
         folder = RunFolder(out)
-        folder.claim(text, extend=extend)
-        folder.start(environment(self.experiment.seed, torch.get_num_threads(), "cpu"))
-        folder.status("finished", 0, 0, 0.0)
+        folder.check(text, extend=extend)
         done = (out / "model" / "config.json").exists()
         if done and folder.read_json("data.json") != json.loads(json.dumps(self.reader.describe())):
             raise UsageError(
                 f"{printable(out)} was made from other data: give the same store, another --out, or --overwrite"
             )
+        folder.claim(text, extend=extend)
+        folder.start(environment(self.experiment.seed, torch.get_num_threads(), "cpu"))
+        folder.status("finished", 0, 0, 0.0)
         return FitResult(out, 0, 0.0, None, already_finished=done)
 
     def _export(self, out: Path, result: FitResult) -> None:

@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
@@ -165,6 +165,7 @@ class RunCallback(Callback):
         self.datamodule, self.seed = datamodule, seed
         self.journal = Journal(folder)
         self.state = RunState()
+        self.begun = False  # whether this start has taken up where the run is
         self._begin = time.perf_counter()
         self._status_at = float("-inf")
         self._timed: tuple[int, float] | None = None  # the step from which a step's seconds are measured, and when
@@ -172,6 +173,7 @@ class RunCallback(Callback):
 
     def restart_clock(self) -> None:
         """Start the clock again from what a loaded state says."""
+        self.begun = True
         self._begin = time.perf_counter()
 
     @property
@@ -324,8 +326,8 @@ class RunCallback(Callback):
             "fingerprint": getattr(self.datamodule, "fingerprint", None),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state.
+    def check(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuse to go on from a state with other data.
 
         Raises:
             UsageError: The data is not that of the run.
@@ -336,6 +338,9 @@ class RunCallback(Callback):
                 f"{self.folder.root} was trained on other data (fingerprint {state_dict['fingerprint']}, now "
                 f"{fingerprint}): give the same store to resume it, or another --out to start a new run"
             )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state."""
         self.state = RunState(
             state_dict["seconds"], state_dict["validation"], state_dict["validation_due"], state_dict["generators"]
         )
