@@ -260,3 +260,22 @@ def test_a_run_is_not_removed_while_the_new_one_is_made_from_it(
     (run / "model").symlink_to(tmp_path / "source")  # only the link is removed
     assert train(config, toy_store, run, "--init-from", str(run / "model"), "--overwrite", "--quiet") == 0
     assert toy.read(run / "model").origin == (toy.read(tmp_path / "source").digest,)
+
+
+def test_an_evaluation_does_not_outlive_what_it_is_of(tmp_path: Path, config: str, toy_store: Path) -> None:
+    run = tmp_path / "run"
+
+    def page() -> str:
+        assert main(["report", str(run)]) == 0
+        return (run / "report.html").read_text()
+
+    assert train(config, toy_store, run, "--quiet") == 0
+    assert main(["evaluate", str(run), str(toy_store), "--out", str(run), "--quiet", "--device", "cpu"]) == 0
+    assert "Evaluate again" not in page()
+    (run / "notes.txt").write_text("mine")
+    assert train(config, toy_store, run, "--extend-to", "5", "--quiet") == 0
+    assert "are of another model" in page()
+    assert train(config, toy_store, run, "--overwrite", "--quiet") == 0
+    assert not {"metrics.json", "panels.safetensors", "report.html"} & set(names(run))
+    assert "notes.txt" in names(run)
+    assert "Evaluate again" not in page()

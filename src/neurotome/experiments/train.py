@@ -35,10 +35,10 @@ from neurotome.training.run_folder import LOCK, RunFolder, environment, flat
 
 MOST_PROCESSES = 1024
 log = logging.getLogger("neurotome")
-# what a run writes; the last one makes a folder a run, and is therefore removed last
+# what a run writes, and what says how good it is; the last one makes a folder a run, and is therefore removed last
 OWN_FILES = (
     "checkpoints", "model", "events", "data.json", "environment.json", "metrics.jsonl", "status.json",
-    "report.html", "worst_batch.safetensors", "origin.json", "config.yaml",
+    "metrics.json", "panels.safetensors", "report.html", "worst_batch.safetensors", "origin.json", "config.yaml",
 )  # fmt: skip
 
 
