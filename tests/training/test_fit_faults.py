@@ -61,6 +61,28 @@ def test_a_start_that_is_refused_leaves_the_run_as_it_was(tmp_path: Path, steps:
     assert (result.step, result.already_finished) == (steps, steps == 6)
 
 
+@pytest.mark.parametrize("steps", [6, 9])
+def test_what_a_run_started_from_is_not_forgotten(tmp_path: Path, steps: int) -> None:
+    """The subjects that the weights have seen stand in origin.json alone; every checkpoint knows its digest."""
+    source = {"model": "a" * 64, "training_subjects": {"sha256": ["b"]}}
+    fit(Toy(), ToyData(6), tmp_path / "plain", toy_config(6))
+    fit(Toy(), ToyData(6), tmp_path, toy_config(6), origin=source)
+    file, status = tmp_path / "origin.json", (tmp_path / "status.json").read_bytes()
+    text, fewer = file.read_text(), json.dumps({**source, "training_subjects": {"sha256": []}})
+    for content, reason in ((None, "is missing"), (fewer, "is not the file"), ("{", "does not say")):
+        file.unlink()
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(InputError, match=rf"origin\.json: {reason}"):
+            fit(Toy(), ToyData(steps), tmp_path, toy_config(steps), extend=True)
+        assert (tmp_path / "status.json").read_bytes() == status
+        file.write_text(text)
+    assert fit(Toy(), ToyData(steps), tmp_path, toy_config(steps), extend=True).step == steps
+    (tmp_path / "plain" / "origin.json").write_text(text)
+    with pytest.raises(InputError, match="is not the file that the run began with"):
+        fit(Toy(), ToyData(6), tmp_path / "plain", toy_config(6))
+
+
 def test_a_start_that_fails_before_its_first_step_leaves_the_status(tmp_path: Path) -> None:
     class Broken(ToyData):
         def setup(self, stage: str | None = None) -> None:

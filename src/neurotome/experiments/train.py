@@ -264,7 +264,7 @@ class Training:
             return self._run(out, workers, extend)
 
     def _run(self, out: Path, workers: int, extend: bool) -> Trained:
-        text, product = self.experiment.resolved(), self.method.product()
+        text, product, started_from = self.experiment.resolved(), self.method.product(), self._origin(out)
         learns = any(True for _ in product.parameters())
         if learns:
             steps, seed = self.settings.max_steps, self.experiment.seed
@@ -275,7 +275,7 @@ class Training:
             result = self._without_a_step(out, text, extend)
         exported = RunFolder(out).read_json("status.json").get("exported", result.step)
         if not (result.already_finished and exported == result.step and (out / "model" / "config.json").exists()):
-            self._export(out, result)
+            self._export(out, result, started_from)
             RunFolder(out).exported(result.step)
         if unready := product.unready():
             log.warning(
@@ -313,7 +313,7 @@ class Training:
         folder.status("finished", 0, 0, 0.0)
         return FitResult(out, 0, 0.0, None, already_finished=done)
 
-    def _export(self, out: Path, result: FitResult) -> None:
+    def _export(self, out: Path, result: FitResult, origin: StartingModel | None) -> None:
         """Write the model folder, with the averaged weights."""
         start, name = time.monotonic(), self.experiment.name
         facts = {
@@ -331,13 +331,19 @@ class Training:
             with Progress("encoded for the statistics", self.settings.quiet) as progress:
                 folder, frozen = out / "model", self.method.frozen()
                 export(
-                    product, self.reader, folder, facts=facts, frozen=frozen, origin=self._origin(out),
+                    product, self.reader, folder, facts=facts, frozen=frozen, origin=origin,
                     overwrite=True, progress=progress,
                 )  # fmt: skip
         seconds = time.monotonic() - start
         log.info("wrote %s (%.0f s for statistics over the training subjects)", out / "model", seconds)
 
     def _origin(self, out: Path) -> StartingModel | None:
-        """Return what the run started from; a resume need not name it again."""
-        found = RunFolder(out).read_json("origin.json")
-        return StartingModel.from_json(found, out / "origin.json") if found else None
+        """Return what the run starts from or has started from; a resume need not name it again.
+
+        Raises:
+            InputError: The file of the run that says so is damaged.
+        """
+        if self.origin is not None or not (out / "config.yaml").exists():
+            return self.origin
+        found = RunFolder(out).origin()
+        return None if found is None else StartingModel.from_json(found, out / "origin.json")

@@ -224,8 +224,8 @@ def _of_another_model(run: Run) -> list[str]:
     again = "Evaluate again: neurotome evaluate RUN STORE --out RUN --overwrite."
     if run.model and isinstance(evaluated, str) and evaluated != run.model:
         return [
-            f"The evaluation and its pictures are of another model ({evaluated[:12]}) than this run's, {run.model[:12]}: "
-            f"they do not say how good this run is. {again}"
+            f"The evaluation and its pictures are of another model ({evaluated[:12]}) than this run's, "
+            f"{run.model[:12]}: they do not say how good this run is. {again}"
         ]
     exported = run.status.get("exported", step)
     if run.metrics and run.model and exported != step:

@@ -32,7 +32,7 @@ from neurotome.training.averages import EMA
 from neurotome.training.base import Method
 from neurotome.training.callbacks import Intervals, RunCallback, StopFlag, validate
 from neurotome.training.checkpoint import CheckpointFolder, random_state, set_random_state, step_of
-from neurotome.training.run_folder import RunFolder, environment
+from neurotome.training.run_folder import RunFolder, environment, origin_digest
 from neurotome.types import Batch
 
 _LIGHTNING_LOGS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
@@ -239,6 +239,7 @@ def fit(
         Interrupted: A signal came; all is saved, the same call resumes.
         UsageError: The folder holds a run with another configuration, other first weights or other data, or one that
             is running; there is no run to extend.
+        InputError: Every checkpoint, or what says where the first weights came from, is damaged.
         OutputError: The disk is full, or the folder cannot be written to.
         Diverged: A loss or gradient is not finite.
     """
@@ -255,6 +256,7 @@ def fit(
         if newest is not None:
             callback.check(checkpoints.read_state(newest)["callbacks"][callback.state_key])
         folder.claim(text, origin, extend=extend)  # only now: a call that cannot work changes nothing
+        callback.origin = origin_digest(folder.origin())
         try:
             if newest is not None and step_of(newest) == config.max_steps:
                 return _finished(method, callback, newest)

@@ -16,6 +16,7 @@ here have used since their first step, validation, checkpoints and work that a f
 Every file but the metrics, which grow, is written under another name and renamed.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -29,7 +30,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from neurotome.errors import UsageError, cannot_be_read, printable
+from neurotome.errors import InputError, UsageError, cannot_be_read, printable
 from neurotome.files.atomic import HIDDEN, output_error, remove, write_atomically
 from neurotome.files.json_text import parse_json
 from neurotome.files.lock import alone
@@ -41,6 +42,7 @@ FREE_KEYS = frozenset(
     {"keep", "progress", "quiet", "workers", "log_every_steps", "val_every_steps", "checkpoint_every_steps"}
 )
 LOCK = ".lock"
+_ORIGIN_LOST = "restore the file from a backup, or train into another --out"
 PACKAGES = ("neurotome", "torch", "lightning", "numpy", "monai", "safetensors", "nibabel", "scikit-learn")
 
 
@@ -63,6 +65,13 @@ def differences(old: Any, new: Any) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if key.rsplit(".", 1)[-1] not in FREE_KEYS and before.get(key, absent) != after.get(key, absent)
     ]
+
+
+def origin_digest(origin: Mapping[str, Any] | None) -> str | None:
+    """Return a SHA-256 of what a run started from; None for freshly drawn weights."""
+    if origin is None:
+        return None
+    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
 
 
 def _flat_data(config: Any) -> bool:
@@ -191,6 +200,7 @@ class RunFolder:
         Raises:
             UsageError: The run was started with another configuration or from other weights; the message lists the
                 keys.
+            InputError: ``origin.json`` is damaged.
         """
         before = self._config()
         if before is None:
@@ -245,9 +255,34 @@ class RunFolder:
         old["trainer"]["max_steps"] = now
         return before
 
+    def origin(self) -> dict[str, Any] | None:
+        """Return what the run that is there started from; None where that were freshly drawn weights.
+
+        Raises:
+            InputError: The file is damaged: without it, the subjects that the weights have seen are not known.
+        """
+        path = self.root / "origin.json"
+        if not path.exists():
+            return None
+        found = self.read_json("origin.json")
+        if not isinstance(found.get("model"), str):
+            raise InputError("does not say what the run started from", file=path, remedy=_ORIGIN_LOST)
+        return found
+
+    def check_origin(self, digest: str | None) -> None:
+        """Compare ``origin.json`` with what :func:`origin_digest` was when a checkpoint was written.
+
+        Raises:
+            InputError: The file is missing, damaged, or another.
+        """
+        found = self.origin()
+        if origin_digest(found) != digest:
+            reason = "is not the file that the run began with" if found else "is missing; the run has begun with one"
+            raise InputError(reason, file=self.root / "origin.json", remedy=_ORIGIN_LOST)
+
     def _check_origin(self, origin: Mapping[str, Any] | None) -> None:
         """Refuse other first weights than those of the run."""
-        before = self.read_json("origin.json").get("model")
+        before = (self.origin() or {}).get("model")
         if origin is not None and origin["model"] != before:
             what = f"from model {str(before)[:12]}" if before else "from freshly drawn weights"
             raise UsageError(
