@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from neurotome.cli.main import main
+from neurotome.errors import UsageError
 from neurotome.experiments import train as train_module
 from neurotome.files import atomic
 from neurotome.training.run_folder import RunFolder
@@ -45,6 +46,7 @@ def test_a_finished_run_goes_on_to_more_steps(
     run, more = tmp_path / "run", ["--extend-to", "9"]
     assert train(config, toy_store, run, *more) == 2
     assert "holds no run to extend" in capsys.readouterr().err
+    assert not run.exists()
     assert train(config, toy_store, run, "--quiet") == 0
     assert train(config, toy_store, run, *more, "--overwrite") == 2
     assert train(config, toy_store, run, "--extend-to", "3") == 2
@@ -235,3 +237,45 @@ def test_a_run_stands_for_its_model_where_it_has_one(
     assert main(["doctor", str(run)]) == 2
     assert "is a run folder without a model" in capsys.readouterr().err
     assert RunFolder(run).read_json("status.json")["exported"] == 4
+
+
+def test_a_run_is_not_removed_while_the_new_one_is_made_from_it(
+    tmp_path: Path, config: str, toy_store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    assert train(config, toy_store, run, "--quiet") == 0
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    (tmp_path / "link").symlink_to(run / "model")
+    monkeypatch.chdir(run)
+    for source in (run / "model", run, Path("model"), Path(), tmp_path / "link", run / "model" / ".." / "model"):
+        capsys.readouterr()
+        assert train(config, toy_store, run, "--init-from", str(source), "--overwrite") == 2
+        assert "lies in the run that --overwrite would remove" in capsys.readouterr().err
+    for inside in (run / "checkpoints" / "step-00000004", run / "model" / "model.safetensors"):
+        with pytest.raises(UsageError, match="would remove"):
+            train_module.check_apart(run, [inside])
+    train_module.check_apart(run, [toy_store, run / "store", tmp_path, tmp_path / "run2" / "model"])
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    (run / "model").rename(tmp_path / "source")
+    (run / "model").symlink_to(tmp_path / "source")  # only the link is removed
+    assert train(config, toy_store, run, "--init-from", str(run / "model"), "--overwrite", "--quiet") == 0
+    assert toy.read(run / "model").origin == (toy.read(tmp_path / "source").digest,)
+
+
+def test_an_evaluation_does_not_outlive_what_it_is_of(tmp_path: Path, config: str, toy_store: Path) -> None:
+    run = tmp_path / "run"
+
+    def page() -> str:
+        assert main(["report", str(run)]) == 0
+        return (run / "report.html").read_text()
+
+    assert train(config, toy_store, run, "--quiet") == 0
+    assert main(["evaluate", str(run), str(toy_store), "--out", str(run), "--quiet", "--device", "cpu"]) == 0
+    assert "Evaluate again" not in page()
+    (run / "notes.txt").write_text("mine")
+    assert train(config, toy_store, run, "--extend-to", "5", "--quiet") == 0
+    assert "are of another model" in page()
+    assert train(config, toy_store, run, "--overwrite", "--quiet") == 0
+    assert not {"metrics.json", "panels.safetensors", "report.html"} & set(names(run))
+    assert "notes.txt" in names(run)
+    assert "Evaluate again" not in page()

@@ -108,6 +108,16 @@ def test_a_run_of_an_earlier_version_is_said_to_be_one(tmp_path: Path, config: P
         neurotome.train(config, toy_store, run, device="cpu")
 
 
+def test_a_method_without_parameters_refuses_other_data_before_it_writes(tmp_path: Path, toy_store: Path) -> None:
+    run = neurotome.train("identity", toy_store, tmp_path / "run", device="cpu").run
+    facts = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({**facts, "fingerprint": "other"}))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(UsageError, match="was made from other data"):
+        neurotome.train("identity", toy_store, run, device="cpu")
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

@@ -8,6 +8,7 @@ import shutil
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from neurotome.errors import OutputError, UsageError
+from neurotome.models.sealed import sealed
 from neurotome.report.headline import headline, lead, translation_cost_table
 from neurotome.report.methods import methods_text
 from neurotome.report.page import render, write_report
@@ -236,6 +238,29 @@ def test_numbers_on_training_subjects_carry_a_warning(tmp_path: Path) -> None:
         assert ("was trained on these subjects" in text) is warned
     assert "mean over 8 validation subjects" in text
     assert "Means inside the brain mask over the validation subjects" in text
+
+
+def test_an_evaluation_of_another_model_is_said_to_be_one_before_every_number(tmp_path: Path) -> None:
+    """Whichever way the model has changed since: trained anew, extended, being extended, damaged."""
+    data, digest = sealed({"network": {}, "images": {}, "frozen": {}, "capabilities": {}, "sha256": {}})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_bytes(data)
+
+    def text(evaluated: str, **status: int) -> str:
+        (tmp_path / "metrics.json").write_text(json.dumps(metrics() | {"protocol": {"model_sha256": evaluated}}))
+        (tmp_path / "status.json").write_text(json.dumps(status))
+        return Reader(render(read_run(tmp_path))).text
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("neurotome.report.run.opened", lambda data, file: SimpleNamespace(digest=digest))
+        for same in (text(digest), text(digest, step=9, exported=9)):
+            assert "Evaluate again" not in same
+        other = text("f" * 64)
+        assert f"are of another model (ffffffffffff) than this run's, {digest[:12]}" in other
+        assert other.index("of another model") < other.index("dB")
+        assert "are of the model of step 4; the run is at step 7" in text(digest, step=7, exported=4)
+    (tmp_path / "model" / "config.json").write_bytes(data.replace(b"frozen", b"thawed"))
+    assert "whether the evaluation is of this model is unknown" in text(digest)
 
 
 def test_a_model_below_its_baseline_is_said_to_be_below() -> None:

@@ -42,6 +42,63 @@ def test_an_extended_run_is_the_longer_run(tmp_path: Path) -> None:
     assert fit(Toy(STEADY), ToyData(13), tmp_path / "run", toy_config(13), extend=True).already_finished
 
 
+@pytest.mark.parametrize("steps", [6, 9])
+def test_a_start_that_is_refused_leaves_the_run_as_it_was(tmp_path: Path, steps: int) -> None:
+    """Other data, other weights, an extension with either: not even the status changes."""
+    fit(Toy(), ToyData(6), tmp_path, toy_config(6))
+    (tmp_path / ".neurotome-left.tmp").write_text("of a stopped write")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    other = ToyData(steps)
+    other.fingerprint = "abc"  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="trained on other data"):
+        fit(Toy(), other, tmp_path, toy_config(steps), extend=True)
+    with pytest.raises(UsageError, match=r"trainer\.ema_decay"):
+        fit(Toy(), ToyData(steps), tmp_path, toy_config(steps, ema_decay=0.5), extend=True)
+    with pytest.raises(UsageError, match="freshly drawn weights"):
+        fit(Toy(), ToyData(steps), tmp_path, toy_config(steps), origin={"model": "a" * 64}, extend=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    result = fit(Toy(), ToyData(steps), tmp_path, toy_config(steps), extend=True)
+    assert (result.step, result.already_finished) == (steps, steps == 6)
+
+
+@pytest.mark.parametrize("steps", [6, 9])
+def test_what_a_run_started_from_is_not_forgotten(tmp_path: Path, steps: int) -> None:
+    """The subjects that the weights have seen stand in origin.json alone; every checkpoint knows its digest."""
+    source = {"model": "a" * 64, "training_subjects": {"sha256": ["b"]}}
+    fit(Toy(), ToyData(6), tmp_path / "plain", toy_config(6))
+    fit(Toy(), ToyData(6), tmp_path, toy_config(6), origin=source)
+    file, status = tmp_path / "origin.json", (tmp_path / "status.json").read_bytes()
+    text, fewer = file.read_text(), json.dumps({**source, "training_subjects": {"sha256": []}})
+    for content, reason in ((None, "is missing"), (fewer, "is not the file"), ("{", "does not say")):
+        file.unlink()
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(InputError, match=rf"origin\.json: {reason}"):
+            fit(Toy(), ToyData(steps), tmp_path, toy_config(steps), extend=True)
+        assert (tmp_path / "status.json").read_bytes() == status
+        file.write_text(text)
+    assert fit(Toy(), ToyData(steps), tmp_path, toy_config(steps), extend=True).step == steps
+    (tmp_path / "plain" / "origin.json").write_text(text)
+    with pytest.raises(InputError, match="is not the file that the run began with"):
+        fit(Toy(), ToyData(6), tmp_path / "plain", toy_config(6))
+
+
+def test_a_start_that_fails_before_its_first_step_leaves_the_status(tmp_path: Path) -> None:
+    class Broken(ToyData):
+        def setup(self, stage: str | None = None) -> None:
+            raise InputError("the store is gone")
+
+    with pytest.raises(InputError, match="gone"):
+        fit(Toy(), Broken(6), tmp_path / "new", toy_config(6))
+    assert json.loads((tmp_path / "new" / "status.json").read_text())["state"] == "failed"
+    fit(Toy(), ToyData(6), tmp_path, toy_config(6))
+    before = (tmp_path / "status.json").read_bytes()
+    with pytest.raises(InputError, match="gone"):
+        fit(Toy(), Broken(9), tmp_path, toy_config(9), extend=True)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status == {**json.loads(before), "exported": 6}
+
+
 def poison(at: int, place: Callable[[Method], torch.Tensor]) -> Method:
     class Poisoned(Toy):
         def on_step(self) -> None:

@@ -57,10 +57,25 @@ def test_what_a_run_started_from_must_be_what_it_is_resumed_with(tmp_path: Path)
     assert tuned.read_json("origin.json") == SOURCE
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"model": 3}', "null", "\udcff"])
+def test_a_damaged_origin_is_no_missing_one(tmp_path: Path, content: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim(CONFIG, SOURCE)
+    (tmp_path / "origin.json").write_text(content, errors="surrogateescape")
+    (tmp_path / "checkpoints" / "step-00000002").mkdir(parents=True)
+    for given in (None, SOURCE):
+        with pytest.raises(InputError, match=r"origin\.json: does not say what the run started from.*Remedy: restore"):
+            folder.claim(CONFIG, given)
+    assert (tmp_path / "origin.json").read_text(errors="surrogateescape") == content
+
+
 def test_a_run_is_extended_by_steps_and_by_nothing_else(tmp_path: Path) -> None:
-    folder, more = RunFolder(tmp_path), CONFIG.replace("4", "9")
-    with pytest.raises(UsageError, match="holds no run to extend"):
-        folder.claim(CONFIG, extend=True)
+    more = CONFIG.replace("4", "9")
+    for place in (tmp_path, tmp_path / "mistyped", tmp_path / "mistyped" / "deeper"):
+        with pytest.raises(UsageError, match="holds no run to extend"):
+            RunFolder(place, extend=True)
+    assert not list(tmp_path.iterdir())
+    folder = RunFolder(tmp_path)
     folder.claim(CONFIG)
     folder.status("finished", 4, 4, 1.0)
     with pytest.raises(UsageError, match=r"trainer\.max_steps: 4 -> 9"):

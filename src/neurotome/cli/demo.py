@@ -124,7 +124,7 @@ def _prepare_folder(out: Path, settings: dict[str, Any], *, overwrite: bool) -> 
                 "choose another OUT, or give --overwrite to start again"
             )
         return {k: float(v) for k, v in _read_json(out / "timing.json").items() if k in STAGES}
-    for name in ("timing.json", "metrics.json", "panels.safetensors", "cohort", "store", "example"):
+    for name in ("timing.json", "cohort", "store", "example"):
         remove(out / name)  # the times first: without them no stage counts as done
     remove_run(out)
     _write_json(marker, settings)

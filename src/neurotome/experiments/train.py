@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,19 +25,20 @@ from neurotome.experiments.experiment import Experiment, check_experiment
 from neurotome.experiments.outlook import check_budget
 from neurotome.files.atomic import HIDDEN, remove_folder, write_atomically
 from neurotome.files.progress import Progress
+from neurotome.files.yaml_text import parse_yaml
 from neurotome.models.starting_model import StartingModel, start_from
 from neurotome.scans.export import export
 from neurotome.training.base import Method
 from neurotome.training.device import Precision, chosen_device, trainer_precision
 from neurotome.training.fit import FitResult, TrainerConfig, fit
-from neurotome.training.run_folder import LOCK, RunFolder, environment
+from neurotome.training.run_folder import LOCK, RunFolder, environment, flat
 
 MOST_PROCESSES = 1024
 log = logging.getLogger("neurotome")
-# what a run writes; the last one makes a folder a run, and is therefore removed last
+# what a run writes, and what says how good it is; the last one makes a folder a run, and is therefore removed last
 OWN_FILES = (
     "checkpoints", "model", "events", "data.json", "environment.json", "metrics.jsonl", "status.json",
-    "report.html", "worst_batch.safetensors", "origin.json", "config.yaml",
+    "metrics.json", "panels.safetensors", "report.html", "worst_batch.safetensors", "origin.json", "config.yaml",
 )  # fmt: skip
 
 
@@ -176,6 +177,22 @@ def _is_leftover(part: Path) -> bool:
     return part.name in (LOCK, "origin.json") or part.name.startswith(HIDDEN)
 
 
+def check_apart(out: Path, sources: Iterable[Path]) -> None:
+    """Refuse to remove a run whose own files the new one would be made from.
+
+    Raises:
+        UsageError: A source is the run in ``out``, which stands for its model, or lies in what would be removed.
+    """
+    run = out.resolve()
+    removed = {run, *(run / name for name in OWN_FILES if not (run / name).is_symlink())}
+    for source in sources:
+        if {path := source.resolve(), *(parent for parent in path.parents if parent != run)} & removed:
+            raise UsageError(
+                f"{printable(source)}: lies in the run that --overwrite would remove; give another --out, or copy it "
+                "out of the run first"
+            )
+
+
 def remove_run(out: Path) -> None:
     """Remove the run in a folder, and nothing else; where that is stopped half-way, it is still a run."""
     for name in OWN_FILES:
@@ -196,6 +213,7 @@ class Training:
         method: With freshly drawn weights, or those of a model folder.
         settings: How long and on what.
         origin: What the weights start from; None for freshly drawn ones.
+        sources: Files and folders that all this was read from.
     """
 
     experiment: Experiment
@@ -203,6 +221,7 @@ class Training:
     method: Method
     settings: TrainerConfig
     origin: StartingModel | None = None
+    sources: tuple[Path, ...] = ()
 
     @classmethod
     def prepare(
@@ -232,17 +251,20 @@ class Training:
         method = experiment.method_for(reader)
         origin = None if init_from is None else start_from(method.product(), Path(init_from))
         check_budget(method, settings.max_steps)
-        return cls(experiment, reader, method, settings, origin)
+        named = [text for text in flat(parse_yaml(experiment.resolved(), "config")).values() if isinstance(text, str)]
+        sources = [Path(name) for name in (data, init_from, *named) if name and "\0" not in str(name)]
+        return cls(experiment, reader, method, settings, origin, tuple(sources))
 
     def run(self, out: Path, *, workers: int = 0, overwrite: bool = False, extend: bool = False) -> Trained:
         """Fit and export; arguments and errors as those of :func:`train`."""
-        with RunFolder(out).alone():
+        with RunFolder(out, extend=extend).alone():
             if overwrite:  # only now: a call that cannot work costs no run
+                check_apart(out, self.sources)
                 remove_run(out)
             return self._run(out, workers, extend)
 
     def _run(self, out: Path, workers: int, extend: bool) -> Trained:
-        text, product = self.experiment.resolved(), self.method.product()
+        text, product, started_from = self.experiment.resolved(), self.method.product(), self._origin(out)
         learns = any(True for _ in product.parameters())
         if learns:
             steps, seed = self.settings.max_steps, self.experiment.seed
@@ -253,7 +275,7 @@ class Training:
             result = self._without_a_step(out, text, extend)
         exported = RunFolder(out).read_json("status.json").get("exported", result.step)
         if not (result.already_finished and exported == result.step and (out / "model" / "config.json").exists()):
-            self._export(out, result)
+            self._export(out, result, started_from)
             RunFolder(out).exported(result.step)
         if unready := product.unready():
             log.warning(
@@ -280,17 +302,18 @@ class Training:
             UsageError: The folder holds the model of other data.
         """
         folder = RunFolder(out)
-        folder.claim(text, extend=extend)
-        folder.start(environment(self.experiment.seed, torch.get_num_threads(), "cpu"))
-        folder.status("finished", 0, 0, 0.0)
+        folder.check(text, extend=extend)
         done = (out / "model" / "config.json").exists()
         if done and folder.read_json("data.json") != json.loads(json.dumps(self.reader.describe())):
             raise UsageError(
                 f"{printable(out)} was made from other data: give the same store, another --out, or --overwrite"
             )
+        folder.claim(text, extend=extend)
+        folder.start(environment(self.experiment.seed, torch.get_num_threads(), "cpu"))
+        folder.status("finished", 0, 0, 0.0)
         return FitResult(out, 0, 0.0, None, already_finished=done)
 
-    def _export(self, out: Path, result: FitResult) -> None:
+    def _export(self, out: Path, result: FitResult, origin: StartingModel | None) -> None:
         """Write the model folder, with the averaged weights."""
         start, name = time.monotonic(), self.experiment.name
         facts = {
@@ -308,13 +331,19 @@ class Training:
             with Progress("encoded for the statistics", self.settings.quiet) as progress:
                 folder, frozen = out / "model", self.method.frozen()
                 export(
-                    product, self.reader, folder, facts=facts, frozen=frozen, origin=self._origin(out),
+                    product, self.reader, folder, facts=facts, frozen=frozen, origin=origin,
                     overwrite=True, progress=progress,
                 )  # fmt: skip
         seconds = time.monotonic() - start
         log.info("wrote %s (%.0f s for statistics over the training subjects)", out / "model", seconds)
 
     def _origin(self, out: Path) -> StartingModel | None:
-        """Return what the run started from; a resume need not name it again."""
-        found = RunFolder(out).read_json("origin.json")
-        return StartingModel.from_json(found, out / "origin.json") if found else None
+        """Return what the run starts from or has started from; a resume need not name it again.
+
+        Raises:
+            InputError: The file of the run that says so is damaged.
+        """
+        if self.origin is not None or not (out / "config.yaml").exists():
+            return self.origin
+        found = RunFolder(out).origin()
+        return None if found is None else StartingModel.from_json(found, out / "origin.json")

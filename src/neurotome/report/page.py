@@ -202,7 +202,7 @@ def _evaluation(run: Run) -> dict[str, Any]:
         "evaluated": bool(reconstruction or translation),
         "lead": headline.lead(metrics),
         "results_note": RESULTS_NOTE.format(headline.split_name(metrics)),
-        "warnings": headline.warnings(metrics),
+        "warnings": [*_of_another_model(run), *headline.warnings(metrics)],
         "stats": headline.headline(metrics),
         "reconstruction_table": tables.result_table(reconstruction, "Contrast"),
         "translation_table": tables.result_table(translation, "From → to"),
@@ -216,6 +216,24 @@ def _evaluation(run: Run) -> dict[str, Any]:
         "cost": [(name, table) for name, tree in costs.items() if (table := tables.tree_table(tree))],
         "protocol": tables.tree_table(lookup(metrics, "protocol")),
     }
+
+
+def _of_another_model(run: Run) -> list[str]:
+    """Return a warning where the evaluation is not of what the run has become."""
+    evaluated, step = lookup(run.metrics, "protocol", "model_sha256"), run.status.get("step")
+    again = "Evaluate again: neurotome evaluate RUN STORE --out RUN --overwrite."
+    if run.model and isinstance(evaluated, str) and evaluated != run.model:
+        return [
+            f"The evaluation and its pictures are of another model ({evaluated[:12]}) than this run's, "
+            f"{run.model[:12]}: they do not say how good this run is. {again}"
+        ]
+    exported = run.status.get("exported", step)
+    if run.metrics and run.model and exported != step:
+        return [
+            f"The evaluation and its pictures are of the model of step {exported}; the run is at step {step}. Train to "
+            f"its end, which replaces the model. {again}"
+        ]
+    return []
 
 
 def not_applicable(metrics: Mapping[str, Any], section: str) -> str | None:

@@ -12,6 +12,7 @@ A report must also be possible for a failed run, so nothing here assumes that a 
     timing.json         seconds per phase
     data.json           the cohort
     check.json          what `neurotome check` found, where it was written here
+    model/config.json   the digest of the model, which the evaluation must be of
 """
 
 import math
@@ -22,9 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from neurotome.errors import UsageError, printable
+from neurotome.errors import InputError, UsageError, printable
 from neurotome.files.json_text import parse_json
 from neurotome.files.yaml_text import parse_yaml
+from neurotome.models.model_place import CONFIG, MODEL
+from neurotome.models.sealed import opened
 from neurotome.report.panels import Panel, read_panels
 
 # A run of a million logged steps is about 200 MB; anything beyond is not one of ours and would only fill the memory.
@@ -54,10 +57,12 @@ class Run:
 
     Args:
         folder: The run folder.
+        model: Digest of its model; empty where there is none.
         notes: One sentence per file that is missing, cut short or not understood.
     """
 
     folder: Path
+    model: str = ""
     config_text: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +94,7 @@ def read_run(folder: Path) -> Run:
     for name in ("environment", "status", "metrics", "timing", "data", "check"):
         setattr(run, name, _read_json(run, f"{name}.json"))
     _read_config(run)
+    run.model = _read_digest(run)
     run.series = _read_series(run)
     run.panels, notes = read_panels(folder / "panels.safetensors")
     run.worst, more = read_panels(folder / "worst_batch.safetensors")
@@ -166,6 +172,18 @@ def _read_config(run: Run) -> None:
         run.notes.append("config.yaml is not YAML; its text is shown as it is.")
         return
     run.config = value if isinstance(value, dict) else {}
+
+
+def _read_digest(run: Run) -> str:
+    name = f"{MODEL}/{CONFIG}"
+    text = _text(run, name)
+    if text is None:
+        return ""
+    try:
+        return opened(text.encode(), run.folder / name).digest
+    except InputError as error:
+        run.notes.append(f"{name} is damaged, so whether the evaluation is of this model is unknown: {error.reason}.")
+        return ""
 
 
 def _read_series(run: Run) -> dict[str, Series]:

@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
@@ -165,6 +165,8 @@ class RunCallback(Callback):
         self.datamodule, self.seed = datamodule, seed
         self.journal = Journal(folder)
         self.state = RunState()
+        self.origin: str | None = None  # digest of what the weights start from
+        self.begun = False  # whether this start has taken up where the run is
         self._begin = time.perf_counter()
         self._status_at = float("-inf")
         self._timed: tuple[int, float] | None = None  # the step from which a step's seconds are measured, and when
@@ -172,6 +174,7 @@ class RunCallback(Callback):
 
     def restart_clock(self) -> None:
         """Start the clock again from what a loaded state says."""
+        self.begun = True
         self._begin = time.perf_counter()
 
     @property
@@ -322,13 +325,15 @@ class RunCallback(Callback):
             "threads": torch.get_num_threads(),
             "datamodule": self.datamodule.state_dict(),
             "fingerprint": getattr(self.datamodule, "fingerprint", None),
+            "origin": self.origin,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state.
+    def check(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuse to go on from a state with other data, or where what the run started from is no longer known.
 
         Raises:
             UsageError: The data is not that of the run.
+            InputError: ``origin.json`` is missing, damaged or another.
         """
         fingerprint = getattr(self.datamodule, "fingerprint", None)
         if state_dict["fingerprint"] != fingerprint:
@@ -336,6 +341,11 @@ class RunCallback(Callback):
                 f"{self.folder.root} was trained on other data (fingerprint {state_dict['fingerprint']}, now "
                 f"{fingerprint}): give the same store to resume it, or another --out to start a new run"
             )
+        if "origin" in state_dict:  # checkpoints of before do not say
+            self.folder.check_origin(state_dict["origin"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state."""
         self.state = RunState(
             state_dict["seconds"], state_dict["validation"], state_dict["validation_due"], state_dict["generators"]
         )

@@ -230,14 +230,25 @@ class CheckpointFolder(CheckpointIO):
         """
         folder = Path(path)
         verify(folder)
-        content = parse_json((folder / STATE).read_text(encoding="utf-8"))
+        return decode(self.read_state(folder), load_file(folder / TENSORS))
+
+    def read_state(self, folder: Path) -> Any:
+        """Return all but the tensors of a checkpoint as they are written, unverified.
+
+        Raises:
+            InputError: The checkpoint cannot be read, or is of a newer format.
+        """
+        try:
+            content = parse_json((folder / STATE).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise cannot_be_read(folder / STATE, error) from error
         if content.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"the checkpoint has format {content.get('format_version')!r}, this version reads {FORMAT_VERSION}",
                 file=folder,
                 remedy="install the version of neurotome that wrote it",
             )
-        return decode(content["state"], load_file(folder / TENSORS))
+        return content["state"]
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint."""

@@ -32,7 +32,7 @@ from neurotome.training.averages import EMA
 from neurotome.training.base import Method
 from neurotome.training.callbacks import Intervals, RunCallback, StopFlag, validate
 from neurotome.training.checkpoint import CheckpointFolder, random_state, set_random_state, step_of
-from neurotome.training.run_folder import RunFolder, environment
+from neurotome.training.run_folder import RunFolder, environment, origin_digest
 from neurotome.types import Batch
 
 _LIGHTNING_LOGS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
@@ -239,20 +239,25 @@ def fit(
         Interrupted: A signal came; all is saved, the same call resumes.
         UsageError: The folder holds a run with another configuration, other first weights or other data, or one that
             is running; there is no run to extend.
+        InputError: Every checkpoint, or what says where the first weights came from, is damaged.
         OutputError: The disk is full, or the folder cannot be written to.
         Diverged: A loss or gradient is not finite.
     """
-    folder = RunFolder(Path(run_dir))
+    folder = RunFolder(Path(run_dir), extend=extend)
     text = config_text if config_text is not None else yaml_text({"trainer": asdict(config)})
     method.step, method.max_steps, method.log_every_steps = 0, config.max_steps, config.log_every_steps
     method.seed = config.seed
     with folder.alone(), StopFlag() as stop, num_threads(config.threads), _hushed():
-        folder.claim(text, origin, extend=extend)
+        folder.check(text, origin, extend=extend)
         checkpoints = CheckpointFolder(folder.root / "checkpoints", config.keep)
         checkpoints.sweep()
         callback = _callback(method, datamodule, config, folder, checkpoints, stop)
+        newest = checkpoints.newest_good()
+        if newest is not None:
+            callback.check(checkpoints.read_state(newest)["callbacks"][callback.state_key])
+        folder.claim(text, origin, extend=extend)  # only now: a call that cannot work changes nothing
+        callback.origin = origin_digest(folder.origin())
         try:
-            newest = checkpoints.newest_good()
             if newest is not None and step_of(newest) == config.max_steps:
                 return _finished(method, callback, newest)
             return _train(method, callback, config, newest)
@@ -260,8 +265,9 @@ def fit(
             error = _loader_gone(raised, datamodule, method.step) or raised
             state = "interrupted" if isinstance(error, Interrupted) else "failed"
             message = str(error) if isinstance(error, NeurotomeError) else f"{type(error).__name__}: {error}"
-            with suppress(OutputError):
-                folder.status(state, method.step, method.max_steps, callback.seconds, message)
+            if callback.begun or newest is None:  # else the status of the start before says how far the run is
+                with suppress(OutputError):
+                    folder.status(state, method.step, method.max_steps, callback.seconds, message)
             if error is not raised:
                 raise error from raised
             raise

@@ -16,6 +16,7 @@ here have used since their first step, validation, checkpoints and work that a f
 Every file but the metrics, which grow, is written under another name and renamed.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -29,7 +30,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from neurotome.errors import UsageError, cannot_be_read, printable
+from neurotome.errors import InputError, UsageError, cannot_be_read, printable
 from neurotome.files.atomic import HIDDEN, output_error, remove, write_atomically
 from neurotome.files.json_text import parse_json
 from neurotome.files.lock import alone
@@ -41,6 +42,7 @@ FREE_KEYS = frozenset(
     {"keep", "progress", "quiet", "workers", "log_every_steps", "val_every_steps", "checkpoint_every_steps"}
 )
 LOCK = ".lock"
+_ORIGIN_LOST = "restore the file from a backup, or train into another --out"
 PACKAGES = ("neurotome", "torch", "lightning", "numpy", "monai", "safetensors", "nibabel", "scikit-learn")
 
 
@@ -63,6 +65,13 @@ def differences(old: Any, new: Any) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if key.rsplit(".", 1)[-1] not in FREE_KEYS and before.get(key, absent) != after.get(key, absent)
     ]
+
+
+def origin_digest(origin: Mapping[str, Any] | None) -> str | None:
+    """Return a SHA-256 of what a run started from; None for freshly drawn weights."""
+    if origin is None:
+        return None
+    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
 
 
 def _flat_data(config: Any) -> bool:
@@ -124,14 +133,18 @@ class RunFolder:
 
     Args:
         root: The run folder; made if it is not there.
+        extend: Whether it must hold a run, which gets more steps.
 
     Raises:
+        UsageError: It holds no run to extend.
         OutputError: It cannot be made or written to.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, extend: bool = False) -> None:
         self.root = root
         self._begin: float | None = None
+        if extend and self._config() is None:
+            raise UsageError(f"{printable(root)}: holds no run to extend; leave --extend-to out, or check --out")
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -173,34 +186,26 @@ class RunFolder:
             raise cannot_be_read(self.root / name, error) from error
         return value if isinstance(value, dict) else {}
 
-    def claim(self, config: str, origin: Mapping[str, Any] | None = None, *, extend: bool = False) -> None:
-        """Write ``origin.json`` and ``config.yaml``, or compare them with those that are there.
+    def check(self, config: str, origin: Mapping[str, Any] | None = None, *, extend: bool = False) -> int | None:
+        """Compare a call with the run that is there, and write nothing.
 
         Args:
             config: The resolved configuration as YAML.
             origin: What the weights start from, with its digest as ``model``; None for freshly drawn ones.
             extend: Whether the run that is there may get more steps.
 
+        Returns:
+            The steps of the run that is there, where it gets more.
+
         Raises:
-            UsageError: The run was started with another configuration or from other weights, or there is none to
-                extend; the message lists the keys.
+            UsageError: The run was started with another configuration or from other weights; the message lists the
+                keys.
+            InputError: ``origin.json`` is damaged.
         """
-        path = self.root / "config.yaml"
-        try:
-            before = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            if extend:
-                raise UsageError(f"{printable(self.root)}: holds no run to extend; leave --extend-to out") from None
-            self.sweep()
-            if origin is not None:
-                self.write("origin.json", json.dumps(origin, indent=2) + "\n")
-            else:
-                (self.root / "origin.json").unlink(missing_ok=True)
-            self.write("config.yaml", config)  # last: it makes a folder a run
-            return
-        except OSError as error:
-            raise cannot_be_read(path, error) from error
-        old, new = parse_yaml(before, str(path)), parse_yaml(config, "config")
+        before = self._config()
+        if before is None:
+            return None
+        old, new = parse_yaml(before, str(self.root / "config.yaml")), parse_yaml(config, "config")
         steps = self._extension(old, new) if extend else None
         changed = differences(old, new)
         if _flat_data(old) and not _flat_data(new):
@@ -214,11 +219,31 @@ class RunFolder:
                 "give the same values to resume it, or another --out to start a new run"
             )
         self._check_origin(origin)
+        return steps
+
+    def claim(self, config: str, origin: Mapping[str, Any] | None = None, *, extend: bool = False) -> None:
+        """Write ``origin.json`` and ``config.yaml`` of a call that passes :meth:`check`; its arguments and errors."""
+        steps, before = self.check(config, origin, extend=extend), self._config()
         self.sweep()
+        if before is None:
+            if origin is not None:
+                self.write("origin.json", json.dumps(origin, indent=2) + "\n")
+            else:
+                (self.root / "origin.json").unlink(missing_ok=True)
         if steps is not None and "exported" not in self.read_json("status.json"):
             self.exported(steps)  # so that the model folder is known to be of fewer steps
         if before != config:
-            self.write("config.yaml", config)
+            self.write("config.yaml", config)  # last: it makes a folder a run
+
+    def _config(self) -> str | None:
+        """Return the text of ``config.yaml``; None where the folder holds no run."""
+        path = self.root / "config.yaml"
+        try:
+            return path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise cannot_be_read(path, error) from error
 
     def _extension(self, old: Any, new: Any) -> int | None:
         """Return the steps of the run that is there where it gets more, and make ``old`` ask for as many as ``new``."""
@@ -230,9 +255,34 @@ class RunFolder:
         old["trainer"]["max_steps"] = now
         return before
 
+    def origin(self) -> dict[str, Any] | None:
+        """Return what the run that is there started from; None where that were freshly drawn weights.
+
+        Raises:
+            InputError: The file is damaged: without it, the subjects that the weights have seen are not known.
+        """
+        path = self.root / "origin.json"
+        if not path.exists():
+            return None
+        found = self.read_json("origin.json")
+        if not isinstance(found.get("model"), str):
+            raise InputError("does not say what the run started from", file=path, remedy=_ORIGIN_LOST)
+        return found
+
+    def check_origin(self, digest: str | None) -> None:
+        """Compare ``origin.json`` with what :func:`origin_digest` was when a checkpoint was written.
+
+        Raises:
+            InputError: The file is missing, damaged, or another.
+        """
+        found = self.origin()
+        if origin_digest(found) != digest:
+            reason = "is not the file that the run began with" if found else "is missing; the run has begun with one"
+            raise InputError(reason, file=self.root / "origin.json", remedy=_ORIGIN_LOST)
+
     def _check_origin(self, origin: Mapping[str, Any] | None) -> None:
         """Refuse other first weights than those of the run."""
-        before = self.read_json("origin.json").get("model")
+        before = (self.origin() or {}).get("model")
         if origin is not None and origin["model"] != before:
             what = f"from model {str(before)[:12]}" if before else "from freshly drawn weights"
             raise UsageError(
