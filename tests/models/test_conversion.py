@@ -196,6 +196,26 @@ def test_the_folder_is_an_ordinary_one(tmp_path):
         convert(tmp_path / "theirs.safetensors", tmp_path / "model", "monai", PREPARED)
 
 
+def test_nothing_but_a_model_folder_is_overwritten(tmp_path, capsys):
+    (tmp_path / "of theirs").mkdir()
+    file = saved(vqvae(), tmp_path / "of theirs")
+    words = ["convert", "--from", "monai", str(file), "--norm-groups", "4", "--overwrite", "--shape", *["16"] * 3]
+    for out in (file.parent, tmp_path, file):
+        assert main([*words, "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert "give another folder" in error
+        assert error.count("\n") == 1
+    assert file.is_file()
+    assert main([*words, "--out", str(tmp_path / "m")]) == 0
+    file = (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "self_test.safetensors")
+    words[3] = str(file)
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    for out in ("m", "link"):
+        assert main([*words, "--out", str(tmp_path / out)]) == 2
+        assert "holds the weights themselves" in capsys.readouterr().err
+    assert file.is_file()
+
+
 FAULTS = {
     "missing": ({"encoder.blocks.1.norm1.weight": None}, r"missing: encoder\.blocks\.1\.norm1\.weight"),
     "missing convolution": ({"decoder.blocks.0.conv.weight": None}, "missing"),
