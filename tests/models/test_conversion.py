@@ -190,6 +190,7 @@ def test_the_folder_is_an_ordinary_one(tmp_path):
     assert content.provenance["from"] == "monai"
     assert "not known" in content.card
     assert not content.training_subjects.subjects
+    assert not content.training_subjects.complete
     tokenizer = ScanTokenizer.from_pretrained(tmp_path / "model")
     assert tokenizer.modalities == ("T1w", "T2w")
     with pytest.raises(UsageError, match="something already"):
@@ -320,4 +321,6 @@ def test_bad_files_and_grids_are_named(tmp_path, capsys):
     assert main([*words, "--shape", "16", "32", "16", "--spacing", "2"]) == 0
     assert "KLVAE, latent 3 x 8 x 16 x 8" in capsys.readouterr().out
     assert main(["doctor", str(tmp_path / "m")]) == 0
-    assert "converted" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "converted" in said
+    assert "warning: not all subjects it was trained on are known" in said

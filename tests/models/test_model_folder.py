@@ -221,6 +221,7 @@ def test_reading_draws_no_random_number(tmp_path: Path) -> None:
         ({"frozen": ["perceptual"]}, "the key frozen"),
         ({"training_subjects": {"salt": "x"}}, "training_subjects"),
         ({"training_subjects": {"salt": "x", "sha256": [["01"]]}}, "training_subjects"),
+        ({"training_subjects": {"salt": "x", "sha256": ["01"], "complete": 1}}, "training_subjects"),
         ({"sha256": {}}, "sha256"),
         ({"sha256": dict.fromkeys([*FILES, "plugin.py"], "0" * 64)}, "sha256"),
         ({"sha256": dict.fromkeys([*FILES, "../model.safetensors"], "0" * 64)}, "sha256"),
