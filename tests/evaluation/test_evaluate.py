@@ -8,7 +8,9 @@ from safetensors import safe_open
 
 from neurotome.errors import InputError, OutputError, UsageError
 from neurotome.evaluation.evaluate import evaluate
+from neurotome.evaluation.held_out import seen_at_all
 from neurotome.metrics.statistics import bootstrap_interval
+from neurotome.models.subjects import TrainingSubjects
 from tests.evaluation.toy_evaluation import MODALITIES, BlockTokenizer, ToyScans, session_images, toy_store
 
 METRICS = {"psnr_db", "psnr_db_whole", "ssim", "ssim_whole", "ms_ssim", "high_frequency_ratio"}
@@ -196,6 +198,16 @@ def test_subjects_of_the_training_are_refused(store):
         evaluate(scans, store)
     assert error.value.exit_code == 3
     assert evaluate(scans, store, allow_train=True)["protocol"]["trained_on_evaluated"] is True
+
+
+@pytest.mark.parametrize(("trained", "complete", "said"), [(("00",), False, None), (("06",), False, True)])
+def test_a_subject_may_have_been_seen_where_not_all_are_known(store, trained, complete, said):
+    scans = ToyScans(BlockTokenizer(), trained=trained)
+    scans.training_subjects = TrainingSubjects("s", frozenset("h"), complete=complete)
+    entries = store.split("test")
+    assert seen_at_all(scans, entries) is said
+    if said is None:
+        assert evaluate(scans, store)["protocol"]["trained_on_evaluated"] is None
 
 
 def test_truth_of_a_translation_is_not_read(tmp_path):

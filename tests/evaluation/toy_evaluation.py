@@ -13,6 +13,7 @@ from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.record import Prepared
 from neurotome.data.stores.entries import SessionEntry, entry_file, write_entry
 from neurotome.data.stores.store import Store
+from neurotome.models.subjects import TrainingSubjects
 from neurotome.scans.codec import Codec
 from neurotome.tokenizers.base import Encoded, Tokenizer
 
@@ -142,7 +143,7 @@ class ToyScans:
     """A network with styles, the subjects it was trained on, and the shape it expects."""
 
     digest = "toy"
-    provenance: dict[str, str] = {}  # noqa: RUF012 - never changed
+    training_subjects = TrainingSubjects()
 
     def __init__(
         self, network: Tokenizer, trained: tuple[str, ...] = (), styled: bool = True, shape: tuple[int, ...] = SHAPE

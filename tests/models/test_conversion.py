@@ -190,10 +190,31 @@ def test_the_folder_is_an_ordinary_one(tmp_path):
     assert content.provenance["from"] == "monai"
     assert "not known" in content.card
     assert not content.training_subjects.subjects
+    assert not content.training_subjects.complete
     tokenizer = ScanTokenizer.from_pretrained(tmp_path / "model")
     assert tokenizer.modalities == ("T1w", "T2w")
     with pytest.raises(UsageError, match="something already"):
         convert(tmp_path / "theirs.safetensors", tmp_path / "model", "monai", PREPARED)
+
+
+def test_nothing_but_a_model_folder_is_overwritten(tmp_path, capsys):
+    (tmp_path / "of theirs").mkdir()
+    file = saved(vqvae(), tmp_path / "of theirs")
+    words = ["convert", "--from", "monai", str(file), "--norm-groups", "4", "--overwrite", "--shape", *["16"] * 3]
+    for out in (file.parent, tmp_path, file):
+        assert main([*words, "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert "give another folder" in error
+        assert error.count("\n") == 1
+    assert file.is_file()
+    assert main([*words, "--out", str(tmp_path / "m")]) == 0
+    file = (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "self_test.safetensors")
+    words[3] = str(file)
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    for out in ("m", "link"):
+        assert main([*words, "--out", str(tmp_path / out)]) == 2
+        assert "holds the weights themselves" in capsys.readouterr().err
+    assert file.is_file()
 
 
 FAULTS = {
@@ -300,4 +321,6 @@ def test_bad_files_and_grids_are_named(tmp_path, capsys):
     assert main([*words, "--shape", "16", "32", "16", "--spacing", "2"]) == 0
     assert "KLVAE, latent 3 x 8 x 16 x 8" in capsys.readouterr().out
     assert main(["doctor", str(tmp_path / "m")]) == 0
-    assert "converted" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "converted" in said
+    assert "warning: not all subjects it was trained on are known" in said

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from neurotome.models.sealed import FILES
 from neurotome.models.self_test import SelfTest, compared, made
 from neurotome.models.subjects import TrainingSubjects, salted_hash
 from neurotome.nn.quantize import EMAQuantizer, FiniteScalarQuantizer
+from neurotome.scans.tokenizer import ScanTokenizer
 from neurotome.tasks.base import Segmenter
 from neurotome.tokenizers import VQVAE, NeuroQuant
 from neurotome.tokenizers.base import Tokenizer
@@ -219,6 +221,7 @@ def test_reading_draws_no_random_number(tmp_path: Path) -> None:
         ({"frozen": ["perceptual"]}, "the key frozen"),
         ({"training_subjects": {"salt": "x"}}, "training_subjects"),
         ({"training_subjects": {"salt": "x", "sha256": [["01"]]}}, "training_subjects"),
+        ({"training_subjects": {"salt": "x", "sha256": ["01"], "complete": 1}}, "training_subjects"),
         ({"sha256": {}}, "sha256"),
         ({"sha256": dict.fromkeys([*FILES, "plugin.py"], "0" * 64)}, "sha256"),
         ({"sha256": dict.fromkeys([*FILES, "../model.safetensors"], "0" * 64)}, "sha256"),
@@ -342,6 +345,74 @@ def test_a_folder_that_is_there_is_replaced_only_on_request(tmp_path: Path) -> N
     write(tmp_path / "m", card="second", overwrite=True)
     assert toy.read(tmp_path / "m").card == "second"
     assert names(tmp_path) == ["m"]
+
+
+def as_run(folder: Path) -> None:
+    write(folder / "model")
+    (folder / "config.yaml").write_text("seed: 1")
+    (folder / "checkpoints").mkdir()
+
+
+def with_notes(folder: Path) -> None:
+    write(folder)
+    (folder / "notes.txt").write_text("mine")
+
+
+def with_a_folder_of_the_name(folder: Path) -> None:
+    write(folder)
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    (folder / "README.md" / "notes.txt").write_text("mine")
+
+
+def of_another_library(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["Other"]}')
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "README.md").write_text("theirs")
+
+
+def of_the_names_alone(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+
+
+FOREIGN = {
+    as_run: "holds checkpoints", with_notes: r"holds notes\.txt", with_a_folder_of_the_name: r"holds README\.md",
+    of_another_library: r"no config\.json of neurotome", of_the_names_alone: r"no config\.json of neurotome",
+    lambda folder: folder.write_text("a table"): "is a file",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", FOREIGN)
+def test_only_a_model_folder_is_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "m")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(UsageError, match=FOREIGN[make]) as error:
+        write(tmp_path / "m", overwrite=True)
+    assert error.value.exit_code == 2
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_an_empty_folder_a_damaged_model_and_one_behind_a_link_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    digest = write(tmp_path / "m", overwrite=True)
+    (tmp_path / "m" / "config.json").write_bytes((tmp_path / "m" / "config.json").read_bytes()[:-9])
+    (tmp_path / "m" / "model.safetensors").unlink()
+    assert write(tmp_path / "link", overwrite=True) == digest
+    assert toy.read(tmp_path / "m").digest == digest
+    assert names(tmp_path) == ["link", "m"]
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_saving_a_model_over_the_run_it_was_read_from_keeps_the_run(tmp_path: Path) -> None:
+    as_run(tmp_path / "run")
+    tokenizer = ScanTokenizer.from_pretrained(tmp_path / "run")
+    with pytest.raises(UsageError, match="is no model folder"):
+        tokenizer.save_pretrained(tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+    tokenizer.save_pretrained(tmp_path / "run" / "model", overwrite=True)
 
 
 def test_a_full_disk_leaves_the_old_folder_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

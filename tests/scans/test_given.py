@@ -1,5 +1,6 @@
 """A scan is a path, a volume or an image of nibabel; whatever else is given is named."""
 
+import gzip
 from pathlib import Path
 
 import nibabel as nib
@@ -63,6 +64,73 @@ def test_an_image_in_memory_is_taken_as_it_is(file: Path) -> None:
             tokenizer().encode(image)
     flipped = nib.MGHImage(np.asarray(loaded.dataobj), np.diag([-1.0, 1, 1, 1]) @ loaded.affine)
     assert np.array_equal(as_volume(flipped).geometry.affine, flipped.affine)
+
+
+def coded(file: Path, image: type = nib.Nifti1Image, *, sform: int, qform: int, units: int = 2) -> Path:
+    """Save the scan again with other codes and another unit of length."""
+    loaded = nib.load(file)
+    again = image(np.asarray(loaded.dataobj), loaded.affine)
+    again.header["sform_code"], again.header["qform_code"], again.header["xyzt_units"] = sform, qform, units
+    if qform:
+        again.header.set_qform(loaded.affine, qform)
+    out = file.with_name("sub-2_T1w.nii")
+    out.write_bytes(again.to_bytes())
+    return out
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize(
+    "codes",
+    [{"sform": 0, "qform": 0}, {"sform": 0, "qform": 1}, {"sform": 1, "qform": 0}, {"sform": 1, "qform": 1},
+     {"sform": 1, "qform": 0, "units": 1}, {"sform": 0, "qform": 1, "units": 3}, {"sform": 1, "qform": 0, "units": 5}],
+)  # fmt: skip
+def test_an_image_of_a_file_is_held_to_the_rules_for_the_file(file: Path, kind: type, codes: dict[str, int]) -> None:
+    path = coded(file, kind, **codes)
+
+    def outcome(given: object) -> tuple[object, ...]:
+        try:
+            volume = as_volume(given)
+        except InputError as error:
+            return error.reason, error.file
+        return volume.geometry.affine.tolist(), volume.geometry.header, volume.array.tolist(), volume.provenance.path
+
+    loaded = nib.load(path)
+    before = bytes(loaded.header.binaryblock)
+    assert outcome(loaded) == outcome(path)
+    assert outcome(kind(loaded.dataobj, loaded.affine, loaded.header))[0] == outcome(path)[0]
+    assert bytes(loaded.header.binaryblock) == before
+
+
+def test_an_affine_that_is_given_is_known(file: Path) -> None:
+    loaded = nib.load(coded(file, sform=0, qform=0))
+    affine = np.diag([2.0, 2, 2, 1])
+    for image in (
+        nib.Nifti1Image(loaded.dataobj, affine, loaded.header),
+        nib.Spm2AnalyzeImage(np.asarray(loaded.dataobj), affine),
+        nib.MGHImage(np.asarray(loaded.dataobj), affine),
+    ):
+        assert np.array_equal(as_volume(image).geometry.affine, affine)
+    moved = nib.load(file)
+    moved.affine[:3, 3] += 1.0
+    assert np.allclose(as_volume(moved).geometry.affine, moved.affine)
+
+
+def test_images_that_do_not_say_where_they_lie_are_refused(file: Path, tmp_path: Path) -> None:
+    array = np.asarray(nib.load(file).dataobj)
+    nib.AnalyzeImage(array, np.eye(4)).to_filename(tmp_path / "a_T1w.hdr")
+    data = bytearray(nib.MGHImage(array, np.eye(4)).to_bytes())
+    data[28:30] = b"\0\0"  # the flag of a good orientation
+    (tmp_path / "b_T1w.mgz").write_bytes(gzip.compress(data))
+    for image, said in (
+        (nib.Nifti1Image(array, None), "it has no affine"),
+        (nib.MGHImage(array, None), "it has no affine"),
+        (nib.load(tmp_path / "a_T1w.hdr"), "orientation is unknown"),
+        (nib.load(tmp_path / "b_T1w.mgz"), "orientation is unknown"),
+        (nib.Nifti1Image(array, np.diag([1e-5, 1, 1, 1])), "mm are no image"),
+    ):
+        with pytest.raises(InputError, match=said) as error:
+            as_volume(image)
+        assert error.value.remedy
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"scan.nii", np.zeros((4, 4, 4)), ["a.nii", "b.nii"], {"T1w": "a.nii"}])

@@ -56,6 +56,8 @@ def _model(args: argparse.Namespace) -> int:
         "self_test": None if found is None else {"share_within_1e-3": found.share, "largest": found.largest},
     }
     warnings = [content.unready] if content.unready else []
+    if not content.training_subjects.complete:
+        warnings.append("not all subjects it was trained on are known: an evaluation may be on some of them")
     if found is None:
         warnings.append("the folder was written before there were self-tests: what it computes cannot be compared")
     lines = [f"{key:<18} {_in_words(value)}" for key, value in facts.items()]

@@ -28,7 +28,7 @@ from neurotome.errors import InputError, UsageError
 from neurotome.evaluation.audit import ScanCode, audit, noisy, scan_codes
 from neurotome.evaluation.baselines import Baselines
 from neurotome.evaluation.factors import Truth, factors
-from neurotome.evaluation.held_out import check_held_out, seen_by
+from neurotome.evaluation.held_out import check_held_out, seen_at_all
 from neurotome.evaluation.regions import RegionVolumes
 from neurotome.evaluation.results import (
     DATA_RANGE,
@@ -356,7 +356,7 @@ class _Evaluation:
             "subjects": len({e.subject for e in self.entries}),
             "sessions": len(self.entries),
             "training_subjects": len({e.subject for e in self.training}),
-            "trained_on_evaluated": None if self.tokenizer.provenance else bool(seen_by(self.tokenizer, self.entries)),
+            "trained_on_evaluated": seen_at_all(self.tokenizer, self.entries),
             "modalities": list(self.modalities),
             "shape": list(preparation.shape),
             "spacing_mm": preparation.spacing_mm,

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from neurotome.data.stores.entries import SessionEntry
 from neurotome.errors import InputError
+from neurotome.scans.tokenizer import ScanTokenizer
 
 
 class KnowsSubjects(Protocol):
@@ -17,6 +18,11 @@ class KnowsSubjects(Protocol):
 def seen_by(model: KnowsSubjects, entries: Iterable[SessionEntry]) -> list[str]:
     """Return the subjects that a model was trained on, under the ids that they have here."""
     return sorted({e.subject for e in entries if model.trained_on(e.subject, e.contents)})
+
+
+def seen_at_all(model: ScanTokenizer, entries: Iterable[SessionEntry]) -> bool | None:
+    """Return whether a model was trained on one of the subjects; None where not all of its subjects are known."""
+    return bool(seen_by(model, entries)) or (False if model.training_subjects.complete else None)
 
 
 def check_held_out(entries: Sequence[SessionEntry], split: str, models: Mapping[str, KnowsSubjects | None]) -> None:

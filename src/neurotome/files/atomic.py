@@ -54,10 +54,13 @@ def write_atomically(path: str | os.PathLike[str], parts: Iterable[bytes | memor
 def new_folder(folder: Path) -> Iterator[Path]:
     """Fill the yielded folder; at the end of the context it is flushed to disk and replaces ``folder``.
 
+    A link stands for what it points to.
+
     Raises:
         OutputError: The place cannot be written to, or the disk is full; nothing is left behind, and a folder that was
             there is as it was.
     """
+    folder = folder.resolve() if folder.is_symlink() else folder
     temporary = _beside(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

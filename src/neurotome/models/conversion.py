@@ -16,7 +16,7 @@ from neurotome import modality as contrasts
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.errors import UsageError, printable
 from neurotome.files.tensors import read_bounded, read_tensors
-from neurotome.models.folder import WEIGHT_BYTES, write_model_folder
+from neurotome.models.folder import WEIGHT_BYTES, check_replaceable, write_model_folder
 from neurotome.models.published_monai import autoencoder_kl, vqvae
 from neurotome.models.published_neuroquant import neuroquant
 from neurotome.models.published_weights import Correspondence, Tensors, Untraced
@@ -75,16 +75,18 @@ def convert(
         norm_groups: Groups of the normalisations.
         num_heads: Attention heads of NeuroQuant.
         intensities: What -1 and 1 of a prepared image become for MONAI's networks; NeuroQuant sees [-1, 1].
-        overwrite: Whether a folder that is there may be replaced.
+        overwrite: Whether a model folder that is there may be replaced; nothing else ever is.
 
     Raises:
         UsageError: No such file, a pickled one, tensors that are missing, left over or of another shape, a contrast
-            that is not known, a grid that the network cannot take; the folder is there already.
+            that is not known or named twice, a grid that the network cannot take; something is at the place that may
+            not be replaced.
         InputError: Not a safetensors file.
     """
-    if folder.exists() and not overwrite:
-        raise UsageError(f"{printable(folder)}: there is something already; give --overwrite or another folder")
+    check_replaceable(folder, overwrite=overwrite)
     content = _content(file)
+    if folder.resolve() in file.resolve().parents:
+        raise UsageError(f"{printable(folder)}: holds the weights themselves, {printable(file)}; give another folder")
     theirs, names = Tensors(read_tensors(content, file)), tuple(_known(name) for name in modalities)
     untraced = Untraced(names, norm_groups, num_heads, intensities)
     try:

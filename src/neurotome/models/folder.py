@@ -36,6 +36,7 @@ from neurotome.models.model_place import CONFIG, model_of
 from neurotome.models.registry import built_part, constructor_words, plain_part, public_classes
 from neurotome.models.sealed import (
     CARD,
+    FILES,
     PREPARATION,
     SELF_TEST,
     STATS,
@@ -132,17 +133,16 @@ def write_model_folder(
         styles: Go to ``styles.safetensors``; None for a network without.
         provenance: Where the weights come from, if not from a training here.
         origin: Digests of the models that its training started from, the latest first.
-        overwrite: Whether a folder that is there may be replaced.
+        overwrite: Whether a model folder that is there may be replaced; nothing else ever is.
 
     Returns:
         The digest of the folder, which latents are stamped with.
 
     Raises:
-        UsageError: The folder is there and ``overwrite`` is False; a class is not public; an argument is not plain.
+        UsageError: :func:`check_replaceable` refuses the place; a class is not public; an argument is not plain.
         InputError: A weight is not finite, or something else that :func:`read_folder` would refuse.
     """
-    if folder.exists() and not overwrite:
-        raise UsageError(f"{printable(folder)}: there is something already; give --overwrite or another folder")
+    check_replaceable(folder, overwrite=overwrite)
     try:
         part = plain_part(network)
     except ValueError as error:
@@ -179,6 +179,33 @@ def write_model_folder(
     data, digest = sealed(config)
     write_folder(folder, {**contents, CONFIG: data}, lambda place: _check_readable(place, folder))
     return digest
+
+
+def check_replaceable(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a place where a model folder would take away anything but an earlier model folder.
+
+    Raises:
+        UsageError: Something is there, and ``overwrite`` is False or it holds what no model folder of ours does.
+    """
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise UsageError(f"{printable(folder)}: there is something already; give --overwrite or another folder")
+    if not folder.is_dir():
+        raise UsageError(f"{printable(folder)}: is a file, not a model folder; give another folder")
+    found = sorted(folder.iterdir())
+    strange = [part.name for part in found if part.name not in {*FILES, CONFIG} or not part.is_file()]
+    if strange or (found and not _is_ours(folder / CONFIG)):
+        what = f"holds {printable(strange[0])}" if strange else f"has no {CONFIG} of neurotome"
+        raise UsageError(
+            f"{printable(folder)}: is no model folder, it {what}; --overwrite replaces nothing else, so give another "
+            "folder"
+        )
+
+
+def _is_ours(config: Path) -> bool:
+    """Return whether a file is a ``config.json`` of ours, damaged or not: other libraries call theirs so too."""
+    return config.is_file() and b'"format_version"' in read_bounded(config, JSON_BYTES)
 
 
 def _check_readable(place: Path, folder: Path) -> None:

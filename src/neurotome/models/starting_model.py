@@ -2,7 +2,8 @@
 
 subjects(fine-tuned) = subjects(source) and its own, hashed with the source's salt
 
-A fine-tuned network has seen the subjects of its source too, and must not be evaluated on them.
+A fine-tuned network has seen the subjects of its source too, and must not be evaluated on them. Where the source's are
+not known, it is not known of the fine-tuned network either whether it has seen a subject.
 """
 
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ class StartingModel:
 
     def in_words(self) -> str:
         """Return the line of the card."""
-        return f"{self.network} {self.digest[:12]}, trained on {len(self.subjects.subjects)} subjects"
+        return f"{self.network} {self.digest[:12]}, trained on {self.subjects.in_words()}"
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``origin.json`` of a run folder holds."""

@@ -4,6 +4,9 @@
 
 An id that was changed does not hide a scan: its voxels and its file keep their hashes. The salt differs from model to
 model, so that lists of two models cannot be compared, nor looked up in a table.
+
+Whom converted weights were trained on is not known: their list is empty and not complete, and neither is that of any
+model whose training started from them.
 """
 
 import hashlib
@@ -20,22 +23,24 @@ class TrainingSubjects:
         salt: In front of whatever is hashed.
         subjects: Of the ids.
         scans: Of the content hashes of the scans; empty in folders of before format 3.
+        complete: Whether these are all; False where it is not known whom the first weights were trained on.
     """
 
     salt: str = ""
     subjects: frozenset[str] = frozenset()
     scans: frozenset[str] = frozenset()
+    complete: bool = True
 
     @classmethod
     def hashed(cls, salt: str, subjects: Iterable[str], scans: Iterable[str] = ()) -> Self:
-        """Return the hashes of ids and contents."""
-        ids, contents = ({salted_hash(salt, one) for one in some} for some in (subjects, scans))
-        return cls(salt, frozenset(ids), frozenset(contents))
+        """Return the hashes of ids and contents; without a subject it is not known who they were."""
+        ids, contents = (frozenset(salted_hash(salt, one) for one in some) for some in (subjects, scans))
+        return cls(salt, ids, contents, bool(ids))
 
     def joined(self, subjects: Iterable[str], scans: Iterable[str] = ()) -> Self:
         """Return these and further ids and contents, under the same salt: those of a model that was trained on."""
         more = self.hashed(self.salt, subjects, scans)
-        return type(self)(self.salt, self.subjects | more.subjects, self.scans | more.scans)
+        return type(self)(self.salt, self.subjects | more.subjects, self.scans | more.scans, self.complete)
 
     def include(self, subject: str, scans: Iterable[str] = ()) -> bool:
         """Return whether a subject was among them, by its id or by the content of one of its scans.
@@ -48,13 +53,21 @@ class TrainingSubjects:
             return True
         return any(salted_hash(self.salt, scan) in self.scans for scan in scans) if self.scans else False
 
+    def in_words(self) -> str:
+        """Return how many they are, and whether there may be others."""
+        known = f"{len(self.subjects)} subjects"
+        if self.complete:
+            return known
+        return f"{known} and others that are not known" if self.subjects else "subjects that are not known"
+
     def to_json(self) -> dict[str, Any]:
         """Return what ``config.json`` holds."""
-        return {"salt": self.salt, "sha256": sorted(self.subjects), "scans": sorted(self.scans)}
+        listed = {"salt": self.salt, "sha256": sorted(self.subjects), "scans": sorted(self.scans)}
+        return listed if self.complete else {**listed, "complete": False}
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """Undo :meth:`to_json`; scans may be missing.
+        """Undo :meth:`to_json`; scans may be missing, and an empty list is never complete.
 
         Raises:
             ValueError: Not of this form.
@@ -65,7 +78,9 @@ class TrainingSubjects:
             raise ValueError("training_subjects")
         if not all(isinstance(text, str) for text in (*subjects, *scans)):
             raise ValueError("training_subjects")
-        return cls(salt, frozenset(subjects), frozenset(scans))
+        if not isinstance(complete := keys.get("complete", True), bool):
+            raise ValueError("training_subjects")
+        return cls(salt, frozenset(subjects), frozenset(scans), complete and bool(subjects))
 
 
 def salted_hash(salt: str, text: str) -> str:

@@ -34,6 +34,10 @@ from neurotome.types import Images
 
 # a mean and spread per channel from fewer volumes are those of these volumes (ours: no source gives a number)
 FEW_VOLUMES = 16
+UNKNOWN = (
+    " The subjects that the weights it started from were trained on are not known: an evaluation cannot tell whether it "
+    "has seen them."
+)
 
 
 @dataclass
@@ -173,7 +177,7 @@ def export(
         preparation=reader.preparation,
         subjects=subjects,
         scans=scans,
-        card=card(network, reader, images, facts),
+        card=card(network, reader, images, facts, complete=origin is None or origin.subjects.complete),
         images=images,
         frozen={name: one.digest for name, one in (frozen or {}).items()},
         stats=stats,
@@ -183,7 +187,9 @@ def export(
     )
 
 
-def card(network: Exportable, reader: Reader, images: Images, facts: Mapping[str, Any]) -> str:
+def card(
+    network: Exportable, reader: Reader, images: Images, facts: Mapping[str, Any], *, complete: bool = True
+) -> str:
     """Return the README of a model folder: what it is, what it was trained on, what it must not be used for.
 
     Args:
@@ -191,6 +197,7 @@ def card(network: Exportable, reader: Reader, images: Images, facts: Mapping[str
         reader: What it was trained on.
         images: What its images are.
         facts: Further lines.
+        complete: Whether all are known that it was trained on.
     """
     size = sum(value.numel() for value in network.exported_state().values())
     counts = ", ".join(f"{len(reader.subjects(split))} {split}" for split in ("train", "val", "test"))
@@ -210,7 +217,8 @@ def card(network: Exportable, reader: Reader, images: Images, facts: Mapping[str
         "## Data and protocol",
         "",
         f"- {seen} at {reader.preparation.describe()}.",
-        f"- Subjects: {counts}. All it was trained on, and their scans, are listed in config.json as salted hashes.",
+        f"- Subjects: {counts}. {'All' if complete else 'Those'} it was trained on, and their scans, are listed in "
+        f"config.json as salted hashes.{'' if complete else UNKNOWN}",
         f"- {size} stored numbers.",
         *(f"- {line}" for line in ([_masks(images)] if of_masks else network.describe(reader.preparation.shape))),
         *(f"- {key}: {value}" for key, value in facts.items()),

@@ -54,7 +54,7 @@ def nifti_layout(stream: VerifiedStream, use_qform: bool) -> Layout:
         InputError: Not such a file, or a header that is damaged, ambiguous or of an unsupported kind.
     """
     header, version = _nifti_header(stream)
-    fields = _fields(header, version)
+    fields = header_fields(header, version)
     sizes = _sizes(fields.dim)
     dtype = _dtype(header)
     slope, inter, notes = _scaling(header)
@@ -105,7 +105,9 @@ def _not_nifti(start: bytes) -> InputError:
     return InputError("not a NIfTI file: the header size is neither 348 nor 540", remedy=REWRITE)
 
 
-def _fields(header: Any, version: int) -> HeaderFields:
+def header_fields(header: Any, version: int) -> HeaderFields:
+    """Return what a header of nibabel says of where the voxels lie, unchecked."""
+
     def floats(*names: str) -> tuple[float, ...]:
         return tuple(float(v) for name in names for v in np.atleast_1d(header[name]))
 
