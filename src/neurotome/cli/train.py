@@ -63,7 +63,7 @@ def train(args: argparse.Namespace, out: Path) -> int:
 
     overrides = [*args.overrides, *([("seed", str(args.seed))] if args.seed is not None else [])]
     if args.extend_to is not None:
-        overrides.append(extension(args.extend_to, overwrite=args.overwrite))
+        overrides.append(extension(args.extend_to, overrides, overwrite=args.overwrite))
     training = Training.prepare(
         args.config, args.store, overrides, args.device, args.precision, args.threads, args.init_from,
         quiet=args.quiet or args.json,

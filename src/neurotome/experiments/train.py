@@ -34,6 +34,7 @@ from neurotome.training.fit import FitResult, TrainerConfig, fit
 from neurotome.training.run_folder import LOCK, RunFolder, environment, flat
 
 MOST_PROCESSES = 1024
+STEPS = "trainer.max_steps"
 log = logging.getLogger("neurotome")
 # what a run writes, and what says how good it is; the last one makes a folder a run, and is therefore removed last
 OWN_FILES = (
@@ -116,23 +117,53 @@ def train(
     texts = _texts({} if overrides is None else overrides)
     if seed is not None:
         check_number("seed", seed, 0)
-        texts.append(("seed", str(seed)))
+        texts.append(_agreed(texts, "seed", seed, "seed"))
     if extend_to is not None:
-        texts.append(extension(extend_to, overwrite=overwrite))
+        texts.append(extension(extend_to, texts, overwrite=overwrite))
     training = Training.prepare(config, data, texts, device, precision, threads, init_from, quiet=quiet)
     return training.run(Path(out), workers=workers, overwrite=overwrite, extend=extend_to is not None)
 
 
-def extension(steps: int, *, overwrite: bool) -> tuple[str, str]:
+def extension(steps: int, overrides: Iterable[tuple[str, str]], *, overwrite: bool) -> tuple[str, str]:
     """Return the override by which a run goes on to so many steps.
 
+    Args:
+        steps: Of the whole run.
+        overrides: The others; they may still name the fewer steps that the run was begun with.
+        overwrite: Whether the run shall be removed first.
+
     Raises:
-        UsageError: Not a number of steps, or the run shall be removed first.
+        UsageError: Not a number of steps, the overrides ask for more, or the run shall be removed first.
     """
     check_number("extend_to", steps, 1, 10**9)
     if overwrite:
         raise UsageError("--extend-to continues the run that --overwrite would remove; give one of them")
-    return "trainer.max_steps", str(steps)
+    for asked in _stated(overrides, STEPS):
+        if not isinstance(asked, int) or asked > steps:
+            raise _contradiction("--extend-to", steps, STEPS, asked)
+    return STEPS, str(steps)
+
+
+def _stated(overrides: Iterable[tuple[str, str]], key: str) -> list[Any]:
+    """Return the values that overrides give a key, by its own name or within a block."""
+    trees = [flat({name: parse_yaml(text, f"--{name}")}) for name, text in overrides]
+    return [tree[key] for tree in trees if key in tree]
+
+
+def _agreed(overrides: Iterable[tuple[str, str]], key: str, value: Any, flag: str) -> tuple[str, str]:
+    """Return what a flag sets as an override.
+
+    Raises:
+        UsageError: The overrides set something else.
+    """
+    for other in _stated(overrides, key):
+        if other != value:
+            raise _contradiction(flag, value, key, other)
+    return key, str(value)
+
+
+def _contradiction(flag: str, value: Any, key: str, other: Any) -> UsageError:
+    return UsageError(f"{flag} {value} and {key} {printable(str(other))} contradict each other; give one of them")
 
 
 def _texts(overrides: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -241,7 +272,9 @@ class Training:
         Raises:
             UsageError, InputError: As :func:`train`.
         """
-        more = [("trainer.precision", trainer_precision(precision))] if precision is not None else []
+        more = []
+        if precision is not None:
+            more = [_agreed(overrides, "trainer.precision", trainer_precision(precision), "--precision")]
         tree = load_config(str(config), [*overrides, *more])
         reader = check_experiment(tree).data.build().open(Path(data))
         experiment = check_experiment(tree, reader.modalities)
