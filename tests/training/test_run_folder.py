@@ -91,3 +91,31 @@ def test_a_run_is_extended_by_steps_and_by_nothing_else(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "status.json").read_text())["exported"] == 4  # the model folder is of fewer steps
     folder.status("running", 5, 9, 1.0)
     assert json.loads((tmp_path / "status.json").read_text())["exported"] == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "refusal"),
+    [
+        ("{a: 1}", "{a: 1, tissue_above: null}", None),  # of a later version, not used
+        ("{a: 1, gone: null}", "{a: 1}", None),
+        ("{a: 1}", "{a: 1, b: {c: null, keep: 3}}", None),
+        ("{a: 1}", "{a: 1, b: {c: 0}}", r"other keys \(m\.b\.c: not there -> 0\).*another version.*another --out"),
+        ("{a: 1, gone: x}", "{a: 1, fresh: 2}", r"other keys \(m\.fresh: not there -> 2; m\.gone: 'x' -> not there\)"),
+        (
+            "{a: 1}",
+            "{a: 2, b: 0}",
+            r"another configuration \(m\.a: 1 -> 2; m\.b: not there -> 0\): give the same values",
+        ),
+        ("{a: null}", "{a: 1}", r"another configuration \(m\.a: None -> 1\)"),
+    ],
+)
+def test_keys_of_another_version_are_said_to_be_some(tmp_path: Path, old: str, new: str, refusal: str | None) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim(f"m: {old}\n")
+    if refusal is None:
+        folder.claim(f"m: {new}\n")
+        assert (tmp_path / "config.yaml").read_text() == f"m: {new}\n"
+        return
+    with pytest.raises(UsageError, match=refusal):
+        folder.claim(f"m: {new}\n")
+    assert (tmp_path / "config.yaml").read_text() == f"m: {old}\n"

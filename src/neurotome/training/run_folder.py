@@ -57,14 +57,27 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any) -> list[str]:
-    """Return one line per leaf that a resume may not change and that differs."""
+    """Return one line per leaf that a resume may not change and that differs.
+
+    A key that is null on one side and absent on the other is no difference: an argument of another version, not used.
+    """
     before, after = flat(old), flat(new)
-    absent = "absent"
+
+    def words(leaves: Mapping[str, Any], key: str) -> str:
+        return repr(leaves[key]) if key in leaves else "not there"
+
     return [
-        f"{key}: {before.get(key, absent)!r} -> {after.get(key, absent)!r}"
+        f"{key}: {words(before, key)} -> {words(after, key)}"
         for key in sorted(before.keys() | after.keys())
-        if key.rsplit(".", 1)[-1] not in FREE_KEYS and before.get(key, absent) != after.get(key, absent)
+        if key.rsplit(".", 1)[-1] not in FREE_KEYS and before.get(key) != after.get(key)
     ]
+
+
+def _only_one_sided(old: Any, new: Any) -> bool:
+    """Return whether two configs differ in keys that one of them lacks, and in no value that both have."""
+    before, after = flat(old), flat(new)
+    shared = {key: before[key] for key in before.keys() & after.keys()}
+    return not differences(shared, {key: after[key] for key in shared})
 
 
 def origin_digest(origin: Mapping[str, Any] | None) -> str | None:
@@ -212,6 +225,12 @@ class RunFolder:
             raise UsageError(
                 f"{self.root} holds a run of an earlier version of neurotome, whose runs cannot be resumed; its model "
                 "folder can be used as before. Give another --out, or --overwrite to replace it"
+            )
+        if changed and _only_one_sided(old, new):
+            raise UsageError(
+                f"{self.root} holds a run whose configuration has other keys ({'; '.join(changed[:20])}): give "
+                "the same values to resume it; where another version of neurotome began it, only that version can. Its "
+                "model folder can be used; give another --out to start a new run"
             )
         if changed:
             raise UsageError(
