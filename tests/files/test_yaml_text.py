@@ -90,6 +90,17 @@ def test_what_is_written_reads_as_the_same(value: object) -> None:
         assert parse_yaml(yaml_text(value, flow=flow), "x") == value
 
 
+@pytest.mark.parametrize(
+    "odd", ["\x85", "\u2028", "\u2029", "\ufeff", "\xa0", "\x1b", "\x7f", "\x00", "\t", "\r", "\n"]
+)
+@pytest.mark.parametrize("form", ["{}", "a{}b", "a {} b", "{}a", "a{}", "a\n{}b: c", "{}{}"])
+def test_ends_of_lines_stay_what_they_are(odd: str, form: str) -> None:
+    text = form.replace("{}", odd)
+    for value in (text, {"a": text}, {text: 1}, [text, {"b": [text]}]):
+        for flow in (False, True):
+            assert parse_yaml(yaml_text(value, flow=flow), "x") == value
+
+
 def test_equal_parts_are_written_out() -> None:
     """Aliases are refused when read, so none is written."""
     part = [1, 2]

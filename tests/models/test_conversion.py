@@ -312,6 +312,7 @@ def test_bad_files_and_grids_are_named(tmp_path, capsys):
     words = ["convert", "--from", "monai", file, "--out", str(tmp_path / "m"), "--norm-groups", "4"]
     for more, match in (
         (["--shape", "15", "16", "16"], "multiple of"), (["--modalities", "T9w"], "T9w"),
+        (["--modalities", "T1w", "T1"], "names T1w twice"),
         (["--intensities", "1", "0"], "increasing"), (["--norm-groups", "3"], "norm_groups"),
         (["--spacing", "0"], "spacing_mm"), (["--percentiles", "9", "1"], "percentiles"),
     ):  # fmt: skip

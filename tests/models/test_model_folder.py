@@ -18,7 +18,7 @@ from neurotome.errors import InputError, UsageError
 from neurotome.files import atomic
 from neurotome.models.folder import ModelFolder, check_usable, read_folder, write_model_folder
 from neurotome.models.registry import public_classes
-from neurotome.models.sealed import FILES
+from neurotome.models.sealed import FILES, NEEDED, SELF_TEST, opened, sealed
 from neurotome.models.self_test import SelfTest, compared, made
 from neurotome.models.subjects import TrainingSubjects, salted_hash
 from neurotome.nn.quantize import EMAQuantizer, FiniteScalarQuantizer
@@ -233,6 +233,30 @@ def test_a_config_that_lies_is_refused(tmp_path: Path, changes: dict, text: str)
     with pytest.raises(InputError, match=text) as error:
         read_folder(tmp_path / "m", Tokenizer)
     assert error.value.file == tmp_path / "m" / "config.json"
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("value", [None, True, 3, 0.5, "text", [], ["text"], [["text"]], {}, {"a": 1}, {"a": "b"}])
+@pytest.mark.parametrize("key", ["provenance", "unready", "frozen", "capabilities", "origin"])
+def test_a_key_of_another_kind_is_named_in_every_format(key: str, value: object, version: int) -> None:
+    """What older formats do not cover by a hash is checked all the same."""
+    part = {"class": "ToyTokenizer", "arguments": {}}
+    names = sorted(NEEDED if version == 1 else {*NEEDED, SELF_TEST})
+    config = {
+        "format_version": version, "training_subjects": {"salt": "s", "sha256": []},
+        "sha256": dict.fromkeys(names, "0" * 64), "frozen": {}, "capabilities": {},
+        **(part if version == 1 else {"network": part, "images": Images().to_json()}), key: value,
+    }  # fmt: skip
+    data = sealed(config)[0] if version == 3 else json.dumps(config).encode()
+    kinds = {"unready": str, "origin": list}
+    strange = [("frozen", {"a": 1}), ("origin", [["text"]])]
+    right = isinstance(value, kinds.get(key, dict)) and (key, value) not in strange
+    if right:
+        assert opened(data, Path("config.json")).content[key] == value
+        return
+    with pytest.raises(InputError, match=f"the key {key} is missing or of another kind") as error:
+        opened(data, Path("config.json"))
+    assert error.value.exit_code == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 100_000, b"\xff\xfe"])

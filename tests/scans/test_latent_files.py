@@ -1,6 +1,7 @@
 """Latent files take the bits that the model counts, and decode to the bytes that the code in memory decodes to."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,25 @@ def test_a_code_is_printed_in_one_line(model: ScanTokenizer, tmp_path: Path) -> 
         assert "dddddddddddd)" in str(one)
         assert "\n" not in str(one)
         assert len(str(one)) < 200
+
+
+def test_a_scan_on_a_larger_grid_is_named_and_opens_by_itself(tmp_path: Path) -> None:
+    model = scans_of(next(iter(SMALL.values()))(3), SHAPE)
+    small, factor = model.prepare(brain(4), "T1w"), model.network.factor[0]
+    large = replace(small, image=np.pad(small.image, factor), mask=np.pad(small.mask, factor))
+    codes = model.encode_batch([large, small, small])
+    wide = tuple(n + 2 * factor for n in SHAPE)
+    assert [code.preparation.shape for code in codes] == [wide, SHAPE, SHAPE]
+    for name, code in zip(("a", "b", "c"), codes, strict=True):
+        code.save(tmp_path / f"sub-{name}_T1w.safetensors", float_latent=True)
+    with pytest.raises(InputError, match=f"lies on a grid of {' x '.join(map(str, wide))} voxels") as error:
+        Latents.open(tmp_path)
+    assert error.value.file == tmp_path / "sub-a_T1w.safetensors"
+    assert "out of this folder" in error.value.remedy
+    (tmp_path / "rest").mkdir()
+    for name in ("b", "c"):
+        (tmp_path / f"sub-{name}_T1w.safetensors").rename(tmp_path / "rest" / f"sub-{name}_T1w.safetensors")
+    assert Latents.open(tmp_path / "rest").origin.preparation == model.preparation
+    found = Latents.open(error.value.file)
+    assert found.origin.shape == found.origin.preparation.shape == wide
+    assert found.mask(found.entries[0]).shape == wide

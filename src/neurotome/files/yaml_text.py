@@ -14,6 +14,7 @@ from neurotome.errors import UsageError, printable
 
 MAX_DEPTH = 24
 _TAG = "tag:yaml.org,2002:"
+_LINE_ENDS = frozenset("\x85\u2028\u2029")
 # https://yaml.org/spec/1.2.2/#103-core-schema: tag, what it looks like, first characters
 _SCALARS = (
     ("null", r"(?:null|Null|NULL|~|)", ["n", "N", "~", ""]),
@@ -54,6 +55,10 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> Any:
+        """Escape what ends a line in YAML 1.1 alone: PyYAML would write it as it is, and read it as a space."""
+        return self.represent_scalar(f"{_TAG}str", data, style='"' if set(data) & _LINE_ENDS else None)
+
 
 def _refusal(problem: str, at: Any) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, at.start_mark)
@@ -73,6 +78,7 @@ _Loader.yaml_constructors = {
     for key, make in yaml.SafeLoader.yaml_constructors.items()
     if key is None or key.removeprefix(_TAG) in ("null", "bool", "str", "seq", "map")
 } | {f"{_TAG}int": _int, f"{_TAG}float": _float}
+_Dumper.add_representer(str, _Dumper.represent_str)
 for _tag, _pattern, _first in _SCALARS:
     for _side in (_Loader, _Dumper):
         _side.add_implicit_resolver(f"{_TAG}{_tag}", re.compile(f"^{_pattern}$"), _first)
@@ -101,4 +107,4 @@ def yaml_text(value: Any, *, flow: bool = False) -> str:
         flow: Whether to write the value of an option: ``{a: 1}``.
     """
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=flow)
-    return text.removesuffix("...\n").strip() if flow else text
+    return text.removesuffix("...\n").strip(" \n") if flow else text

@@ -87,7 +87,7 @@ def convert(
     content = _content(file)
     if folder.resolve() in file.resolve().parents:
         raise UsageError(f"{printable(folder)}: holds the weights themselves, {printable(file)}; give another folder")
-    theirs, names = Tensors(read_tensors(content, file)), tuple(_known(name) for name in modalities)
+    theirs, names = Tensors(read_tensors(content, file)), _distinct(modalities)
     untraced = Untraced(names, norm_groups, num_heads, intensities)
     try:
         network = _network(theirs, origin, untraced)
@@ -123,11 +123,15 @@ def _content(file: Path) -> bytes:
     return content
 
 
-def _known(name: str) -> str:
+def _distinct(modalities: Sequence[str]) -> tuple[str, ...]:
+    """Return our names of the contrasts, each of them once."""
     try:
-        return contrasts.canonical(name)
+        names = tuple(contrasts.canonical(name) for name in modalities)
     except ValueError as error:
         raise UsageError(f"--modalities: {error}") from error
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--modalities: {' '.join(map(printable, modalities))} names {twice[0]} twice; give it once")
+    return names
 
 
 def _network(theirs: Tensors, origin: Origin, untraced: Untraced) -> Tokenizer:

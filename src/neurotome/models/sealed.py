@@ -29,6 +29,8 @@ NEEDED = {WEIGHTS, PREPARATION, CARD}
 FILES = {*NEEDED, SELF_TEST, STATS, STYLES}
 _KINDS: dict[str, type] = {"network": dict, "images": dict, "frozen": dict, "capabilities": dict, "sha256": dict}
 _KINDS1: dict[str, type] = {"class": str, "arguments": dict, "sha256": dict}
+# what need not be there; format 1 knew some of them
+_OPTIONAL: dict[str, type] = {"provenance": dict, "unready": str, "frozen": dict, "capabilities": dict, "origin": list}
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,15 @@ def _checked(config: Mapping[str, Any], version: int) -> tuple[TrainingSubjects,
     for key, kind in (_KINDS1 if version == 1 else _KINDS).items():
         if not isinstance(config.get(key), kind):
             raise ValueError(key)
+    for key, kind in _OPTIONAL.items():
+        if key in config and not isinstance(config[key], kind):
+            raise ValueError(key)
+    for key, texts in (("frozen", config.get("frozen", {}).values()), ("origin", config.get("origin", []))):
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(key)
     needed = NEEDED if version == 1 else {*NEEDED, SELF_TEST}
     if not needed <= config["sha256"].keys() <= FILES:
         raise ValueError("sha256")
-    origin = config.get("origin", [])
-    if not isinstance(origin, list) or not all(isinstance(digest, str) for digest in origin):
-        raise ValueError("origin")
     images = config.get("images", {})
     if version == 1:
         space = "voxels" if images in ({}, "scans") else images

@@ -35,8 +35,8 @@ from neurotome.types import Images
 # a mean and spread per channel from fewer volumes are those of these volumes (ours: no source gives a number)
 FEW_VOLUMES = 16
 UNKNOWN = (
-    " The subjects that the weights it started from were trained on are not known: an evaluation cannot tell whether it "
-    "has seen them."
+    " The subjects that the weights it started from were trained on are not known: an evaluation cannot tell whether "
+    "it has seen them."
 )
 
 

@@ -72,12 +72,14 @@ def _geometry(image: Any, shape: tuple[int, int, int]) -> tuple[Geometry, tuple[
 
     if image.affine is None:
         raise InputError("it has no affine, so that nobody knows where its voxels lie", remedy=NEW_AFFINE)
+    header: Any
     if isinstance(image, Nifti1Pair):
         # a new image has the header that would be written, of this shape and with the affine as it is now
-        header: Any = type(image)(image.dataobj, image.affine, image.header).header  # type: ignore[no-untyped-call]
+        header = type(image)(image.dataobj, image.affine, image.header).header
         xform = choose_xform(header_fields(header, 2 if isinstance(header, Nifti2Header) else 1))
         return Geometry(shape, xform.affine, of_one_volume(xform.fields)), xform.notes
-    if isinstance(image, AnalyzeImage) and np.array_equal(image.affine, image.header.get_best_affine()):
+    header = image.header
+    if isinstance(image, AnalyzeImage) and np.array_equal(image.affine, header.get_best_affine()):
         raise InputError("the orientation is unknown: an Analyze header has none", remedy=NEW_AFFINE)
     if isinstance(image, MGHImage) and (file := image.get_filename()) is not None and Path(file).exists():
         read_header(file)  # nibabel forgets that a header says its orientation is unknown

@@ -199,11 +199,10 @@ class ScanTokenizer:
     def encode_batch(self, scans: Sequence[PreparedScan]) -> list[LatentScan]:
         """Return the codes of prepared scans."""
         codes = self.codec.encode([scan.image[None] for scan in scans], [scan.modality for scan in scans])
+        prepared = [replace(self.preparation, shape=scan.image.shape) for scan in scans]
         return [
-            LatentScan(
-                code, scan.modality, scan.record, scan.mask, self.preparation, self.digest, self.codec.from_codes
-            )
-            for scan, code in zip(scans, codes, strict=True)
+            LatentScan(code, scan.modality, scan.record, scan.mask, used, self.digest, self.codec.from_codes)
+            for scan, code, used in zip(scans, codes, prepared, strict=True)
         ]
 
     def decode(

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,16 +228,21 @@ class Latents:
         known = tuple(sorted(named)) if modalities is None else tuple(modalities)
         if strange := sorted(named - set(known)):
             raise InputError(f"latents of {', '.join(strange)}, but the model knows {', '.join(known)}", file=root)
-        first, entries = heads[0], []
+        first, entries, counts = heads[0], [], Counter(head["shape"] for head in heads)
+        usual = min(counts, key=lambda shape: (-counts[shape], math.prod(shape)))
         for number, (file, head) in enumerate(zip(files, heads, strict=True)):
-            for key in ("tokenizer", "shape", "preparation"):
+            if head["shape"] != usual:
+                own, others = (" x ".join(map(str, shape)) for shape in (head["shape"], usual))
+                remedy = "move it and the .json beside it out of this folder, into one of its own"
+                raise InputError(f"lies on a grid of {own} voxels, the others on {others}", file=file, remedy=remedy)
+            for key in ("tokenizer", "preparation"):
                 if head[key] != first[key]:
                     remedy = "give latents of one model and one preparation"
                     raise InputError(f"its {key} is not that of {files[0].name}", file=file, remedy=remedy)
             found, records = entities(file.name), {head["modality"]: head["record"]}
             subject = found.get("sub", stem(file))
             entries.append(LatentEntry(number, file, subject, found.get("ses", ""), None, "", 0, records))
-        origin = Origin(first["tokenizer"], known, first["shape"], first["preparation"])
+        origin = Origin(first["tokenizer"], known, usual, first["preparation"])
         return cls(root, origin, entries, {file: sha256 for file in files if (sha256 := promise_of(file)) is not None})
 
     @property

@@ -1,5 +1,6 @@
 """Latents of single scans on disk, as :class:`neurotome.scans.latent_scan.LatentScan` writes them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def single_head(file: Path) -> dict[str, Any]:
                 remedy="upgrade neurotome",
             )
         x, y, z = (int(size) for size in head["shape"])
-        parts = {"record": Record.from_json(head["record"]), "preparation": Preparation.from_json(head["preparation"])}
+        # files of before say the model's grid, also where the scan needed a larger one
+        preparation = replace(Preparation.from_json(head["preparation"]), shape=(x, y, z))
+        parts = {"record": Record.from_json(head["record"]), "preparation": preparation}
         named = {key: str(head[key]) for key in ("tokenizer", "modality")}
     except _MALFORMED as error:
         if isinstance(error, InputError) and error.file is not None:
