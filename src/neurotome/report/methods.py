@@ -23,7 +23,7 @@ def _training(run: Run, protocol: dict[str, object]) -> str:
     subjects = _count(protocol.get("training_subjects"), "subject")
     contrasts = protocol.get("modalities")
     of = f" ({', '.join(map(str, contrasts))})" if isinstance(contrasts, list) and contrasts else ""
-    if protocol.get("trained_on_evaluated", False) is None:
+    if protocol.get("trained_on_evaluated", False) is None and not run.status:
         return f"{model} has published weights, converted by neurotome{f' {version}' if version else ''}."
     trained = f" for {steps}" if steps else ""
     on = f" on {subjects}{of}" if subjects else ""
@@ -39,7 +39,7 @@ def _evaluation(protocol: dict[str, object]) -> str:
     grid += f" of {edge:g} mm" if grid and edge is not None else ""
     seen = " These subjects were part of the training." if protocol.get("trained_on_evaluated") is True else ""
     if protocol.get("trained_on_evaluated", False) is None:
-        seen = " Whom its published weights were trained on is not known here; these subjects may have been among them."
+        seen = " Whom published weights in it were trained on is not known; these subjects may have been among them."
     over = f"{subjects} ({sessions})" if sessions else subjects
     return f"It was evaluated on {over} of the {split} split{grid}.{seen}" if subjects else ""
 
