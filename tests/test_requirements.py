@@ -1,4 +1,4 @@
-"""The declared bounds, the oldest tested set and the lock say the same of every direct dependency."""
+"""The declared bounds, the set of lowest versions and the lock say the same of every direct dependency."""
 
 import re
 import tomllib
@@ -31,7 +31,7 @@ def pinned(name: str) -> dict[str, Version]:
 
 
 @pytest.mark.parametrize("requirement", declared(), ids=lambda requirement: requirement.name)
-def test_a_bound_is_the_oldest_tested_version_and_admits_the_locked_one(requirement: Requirement) -> None:
+def test_a_bound_is_the_lowest_version_and_admits_the_locked_one(requirement: Requirement) -> None:
     name = canonicalize_name(requirement.name)
     lowest, lock = pinned("lowest.txt"), pinned("lock.txt")
     bounds = [Version(s.version) for s in requirement.specifier if s.operator == ">="]
