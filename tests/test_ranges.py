@@ -63,7 +63,8 @@ class Parts(Ranged):
     ],
 )
 def test_what_is_admissible_passes(given: dict[str, object]) -> None:
-    Parts(**given)
+    parts = Parts(**given)
+    assert {name: getattr(parts, name) for name in given} == given
 
 
 @pytest.mark.parametrize(

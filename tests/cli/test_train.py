@@ -12,20 +12,10 @@ from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.stores.build import prepare
 from neurotome.data.stores.store import Store
 from tests import toy
-from tests.toy import CONFIG, ToyTokenizer, names
+from tests.cli.toy_training import train
+from tests.toy import ToyTokenizer, names
 
 pytestmark = pytest.mark.usefixtures("toys")
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> str:
-    path = tmp_path / "toy.yaml"
-    path.write_text(CONFIG)
-    return str(path)
-
-
-def train(config: str, store: Path, out: Path, *flags: str) -> int:
-    return main(["train", config, str(store), "--out", str(out), "--device", "cpu", *flags])
 
 
 def test_a_run_from_start_to_model_folder(

@@ -12,7 +12,8 @@ from neurotome.experiments import train as train_module
 from neurotome.files import atomic
 from neurotome.training.run_folder import RunFolder
 from tests import toy
-from tests.toy import CONFIG, names
+from tests.cli.toy_training import train
+from tests.toy import names
 
 pytestmark = pytest.mark.usefixtures("toys")
 VQ = """method:
@@ -27,17 +28,6 @@ VQ = """method:
 data: {batch_sessions: 2, crop: 8, whole_fraction: 0.0}
 trainer: {max_steps: 5, val_every_steps: null, checkpoint_every_steps: 5, log_every_steps: 1}
 """
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> str:
-    path = tmp_path / "toy.yaml"
-    path.write_text(CONFIG)
-    return str(path)
-
-
-def train(config: str, store: Path, out: Path, *flags: str) -> int:
-    return main(["train", config, str(store), "--out", str(out), "--device", "cpu", *flags])
 
 
 def test_a_finished_run_goes_on_to_more_steps(

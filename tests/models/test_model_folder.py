@@ -21,6 +21,7 @@ from neurotome.models.registry import public_classes
 from neurotome.models.sealed import FILES, NEEDED, SELF_TEST, opened, sealed
 from neurotome.models.self_test import SelfTest, compared, made
 from neurotome.models.subjects import TrainingSubjects, salted_hash
+from neurotome.nn import recorded
 from neurotome.nn.quantize import EMAQuantizer, FiniteScalarQuantizer
 from neurotome.scans.tokenizer import ScanTokenizer
 from neurotome.tasks.base import Segmenter
@@ -213,7 +214,6 @@ def test_reading_draws_no_random_number(tmp_path: Path) -> None:
         ({"network": {"class": "ToyTokenizer", "arguments": {"breadth": 2}}}, "breadth"),
         ({"network": {"class": "VQVAE", "arguments": {"quantizer": 1}}}, "do not fit"),
         ({"network": {"class": "VQVAE", "arguments": {**SMALL_VQVAE, "channels": []}}}, "do not fit VQVAE"),
-        ({"network": {"class": "VQVAE", "arguments": {**SMALL_VQVAE, "num_res_blocks": 60000}}}, "layers"),
         ({"capabilities": 5}, "the key capabilities"),
         ({"images": "scans"}, "the key images"),
         ({"images": {"space": "meshes"}}, "the key images"),
@@ -233,6 +233,15 @@ def test_a_config_that_lies_is_refused(tmp_path: Path, changes: dict, text: str)
     with pytest.raises(InputError, match=text) as error:
         read_folder(tmp_path / "m", Tokenizer)
     assert error.value.file == tmp_path / "m" / "config.json"
+
+
+def test_absurd_numbers_of_layers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "MAX_MODULES", 200)  # 20 000 take seconds to build
+    write(tmp_path / "m")
+    arguments = {**SMALL_VQVAE, "num_res_blocks": 60000}
+    toy.reseal(tmp_path / "m", network={"class": "VQVAE", "arguments": arguments})
+    with pytest.raises(InputError, match="more than 200 layers"):
+        read_folder(tmp_path / "m", Tokenizer)
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])

@@ -152,11 +152,9 @@ def write_model_folder(
         PREPARATION: json_bytes(preparation.to_json()),
         CARD: card.encode(),
         SELF_TEST: safetensors.torch.save(_plain_tensors(made(network))),
+        **({} if stats is None else {STATS: json_bytes(stats)}),
+        **({} if styles is None else {STYLES: safetensors.torch.save(_plain_tensors(styles))}),
     }
-    if stats is not None:
-        contents[STATS] = json_bytes(stats)
-    if styles is not None:
-        contents[STYLES] = safetensors.torch.save(_plain_tensors(styles))
     hashes = {file: sha256_of(data) for file, data in contents.items()}
     if not isinstance(subjects, TrainingSubjects):
         # the salt differs from model to model, and the same run gives the same bytes

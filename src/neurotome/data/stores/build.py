@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from neurotome.data.datasets.manifest import Manifest, scan
+from neurotome.data.datasets.manifest import Manifest, SessionScans, scan
 from neurotome.data.datasets.splits import DEFAULT_FRACTIONS, read_splits, split_subjects, write_splits
 from neurotome.data.preparation.preparation import Preparation
 from neurotome.data.preparation.resample import Shape3
@@ -108,18 +108,9 @@ def prepare(
         preparation = replace(preparation, shape=(multiple,) * 3)
     manifest = scan(path, roots)
     wanted = asked or manifest.modalities
-    chosen = [(s, tuple(m for m in wanted if m in s.scans)) for s in manifest.sessions]
-    chosen = [(s, views) for s, views in chosen if views]
-    if not chosen:
-        raise InputError(
-            f"no session has {' or '.join(wanted)}; there are {', '.join(manifest.modalities)}", file=manifest.root
-        )
+    chosen = _wanted_sessions(manifest, wanted)
     subjects = [s.subject for s, _ in chosen]
-    if splits is not None:
-        table = read_splits(Path(splits), subjects)
-    else:
-        table = _own_splits(manifest, subjects) if sizes is None else {}
-        table = table or split_subjects(subjects, seed, sizes or DEFAULT_FRACTIONS)
+    table = _splits(manifest, subjects, splits, sizes, seed)
     folder = Path(store)
     jobs = [
         SessionJob(s, views, preparation, wanted, folder, table[s.subject], manifest.root, {}, allow_head)
@@ -194,6 +185,34 @@ def _clear(folder: Path) -> None:
     (folder / JOURNAL_NAME).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # earlier entries stay
         (folder / "entries").rmdir()
+
+
+def _wanted_sessions(manifest: Manifest, wanted: Sequence[str]) -> list[tuple[SessionScans, tuple[str, ...]]]:
+    """Return the sessions that have a wanted contrast, each with those that it has.
+
+    Raises:
+        InputError: None has.
+    """
+    views = [(s, tuple(m for m in wanted if m in s.scans)) for s in manifest.sessions]
+    if not any(found for _, found in views):
+        raise InputError(
+            f"no session has {' or '.join(wanted)}; there are {', '.join(manifest.modalities)}", file=manifest.root
+        )
+    return [(s, found) for s, found in views if found]
+
+
+def _splits(
+    manifest: Manifest,
+    subjects: Sequence[str],
+    table: str | os.PathLike[str] | None,
+    sizes: Sequence[float] | None,
+    seed: int,
+) -> dict[str, str]:
+    """Return the split of every subject: by the given table, else by the dataset itself, else drawn."""
+    if table is not None:
+        return read_splits(Path(table), subjects)
+    own = _own_splits(manifest, subjects) if sizes is None else {}
+    return own or split_subjects(subjects, seed, sizes or DEFAULT_FRACTIONS)
 
 
 def _own_splits(manifest: Manifest, subjects: Iterable[str]) -> dict[str, str]:
