@@ -1,6 +1,6 @@
 r"""Anatome: anatomy in front, detail behind it, bits only where there is tissue (ours).
 
-    t(v)  = max over the voxels of cell v > background                     which cells are coded
+    t(v)  = closing of [max over the voxels of cell v > background]        which cells are coded
     a     = q(E(x_m))                where t, else 0                       anatomy: one codebook for all contrasts
     u_m   = concat(GAP(E_s(x_m)), s_m)                                     style
     h     = B(a, FiLM(u_m)),  b = W h                                      base: what all contrasts share
