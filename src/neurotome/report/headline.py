@@ -15,7 +15,7 @@ from neurotome.report.tables import NBSP, Table, TableCell, arrow, cells, codebo
 OVER_TRILINEAR_DB = 5.0
 OVER_LOOKUP_DB = {"T1w->T2w": 1.0, "T2w->T1w": 2.5}
 UNDER_OWN_DB = 2.0
-DETAIL_GOAL, UTILISATION_GOAL, BITS_GOAL = 0.70, 0.90, 1.0
+UTILISATION_GOAL = 0.90
 
 
 @dataclass(frozen=True)

@@ -236,9 +236,7 @@ def _write_truth(root: Path, rows: list[dict[str, Any]]) -> None:
     description = _description("Truth of the synthetic brain MRI", "derivative")
     description |= {"DatasetLinks": {"raw": "../.."}, "SourceDatasets": [{"URL": "../.."}]}
     _write_json(root / "dataset_description.json", description)
-    (root / "README").write_text(
-        "What is known about the synthetic subjects; see factors.json for every scan's style.\n"
-    )
+    (root / "README").write_text(_README_TRUTH)
     _write_table(root / "desc-lesion_dseg.tsv", ("index", "name"), [[1, "necrosis"], [2, "oedema"], [3, "rim"]])
     _write_table(root / "dseg.tsv", ("index", "name"), [[i, name] for i, name in enumerate(LABELS) if i])
     volumes = tuple(rows[0]["volumes_ml"])
