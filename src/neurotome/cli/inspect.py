@@ -69,7 +69,7 @@ def _manifest(manifest: "Manifest", args: argparse.Namespace) -> dict[str, Any]:
         "headers": headers.to_json(),
         "would_run": headers.command(manifest, args.path, args.root),
         "warnings": [str(error) for s in manifest.sessions for error in s.damage.values()],
-        "notes": [*headers.notes(manifest), *manifest.notes, *chosen],
+        "notes": [*headers.notes(manifest), *manifest.notes, *_unassigned(manifest), *chosen],
         "found": [_session(manifest, s) for s in manifest.sessions],
     }
 
@@ -78,10 +78,15 @@ def _splits(manifest: "Manifest", seed: int) -> dict[str, int]:
     """Return how many subjects each split would get: as the dataset says, else by the seed."""
     from neurotome.data.datasets.splits import SPLITS, split_subjects
 
-    fixed = manifest.splits
-    free = [s for s in manifest.subjects if s not in fixed]
-    count = Counter([*fixed.values(), *(split_subjects(free, seed).values() if free else ())])
+    count = Counter((manifest.splits or split_subjects(manifest.subjects, seed)).values())
     return {name: count[name] for name in SPLITS}
+
+
+def _unassigned(manifest: "Manifest") -> list[str]:
+    """Return what ``prepare`` will refuse: splits that the dataset assigns to some subjects alone."""
+    missing = len(manifest.subjects) - len(manifest.splits)
+    why = f"the dataset assigns splits, but none to {missing} subjects: prepare asks for --splits or --split-sizes"
+    return [why] if manifest.splits and missing else []
 
 
 def _session(manifest: "Manifest", s: "SessionScans") -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """``neurotome phantom``: a synthetic cohort whose anatomy and style factors are known."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from neurotome.cli import counted
-from neurotome.errors import UsageError
+from neurotome.cli import answer, counted
+from neurotome.errors import UsageError, printable
 
 DESCRIPTION = """\
 Writes a synthetic cohort as a BIDS raw dataset; labels, lesions and all factors go to OUT/derivatives/truth.
@@ -93,11 +92,8 @@ def run(args: argparse.Namespace) -> int:
         "seed": cohort.seed,
         "truth": str(out / "derivatives" / "truth"),
     }
-    if args.json:
-        print(json.dumps(summary))
-    elif not args.quiet:
-        names = ", ".join(cohort.modalities)
-        print(f"{counted(number, 'subject')} ({names}, {cohort.spacing_mm:g} mm) in {out}; truth in {summary['truth']}")
+    what = f"{counted(number, 'subject')} ({', '.join(cohort.modalities)}, {cohort.spacing_mm:g} mm)"
+    answer(args, summary, f"{what} in {printable(out)}; truth in {printable(str(summary['truth']))}")
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from neurotome.errors import InputError, UsageError, printable
-from neurotome.models.folder import read_folder
+from neurotome.models.folder import check_usable, read_folder
 from neurotome.models.subjects import TrainingSubjects
 from neurotome.nn.exported import Exportable
 
@@ -77,9 +77,7 @@ def start_from(product: Exportable, folder: Path) -> StartingModel:
     """
     content = read_folder(folder, Exportable)  # type: ignore[type-abstract]  # the registry holds concrete ones
     source, given = content.network, f"--init-from {printable(folder)}"
-    if content.unready:
-        reason, _, remedy = content.unready.partition("; ")
-        raise InputError(f"--init-from: it is not ready: {reason}", file=folder, remedy=remedy)
+    check_usable(content, folder, content.images.space)
     if type(source) is not type(product):
         raise UsageError(f"{given} is a {type(source).__name__}, the config trains a {type(product).__name__}")
     if source.modalities != product.modalities:

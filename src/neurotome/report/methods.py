@@ -2,6 +2,11 @@
 
 from neurotome.report.run import Run, lookup, number
 
+_MAPS = {
+    "monotone_map": "a monotone intensity map fitted on training subjects",
+    "monotone_ceiling": "the best monotone map of each scan",
+}
+
 
 def methods_text(run: Run) -> str:
     """Return the paragraph, or "" for a run that was not evaluated."""
@@ -53,10 +58,13 @@ def _measures(run: Run, protocol: dict[str, object]) -> str:
     brain, grid = (number(lookup(run.metrics, "bits", f"own_per_{k}")) for k in ("brain_voxel", "voxel"))
     if brain is not None and grid is not None:
         text += f" A scan took {brain:.2f} bits per brain voxel, {grid:.2f} per voxel of the grid."
-    if lookup(run.metrics, "translation"):
+    translation = lookup(run.metrics, "translation")
+    if isinstance(translation, dict) and translation:
         text += (
             " A translation was decoded from the shared code of the source and the mean style of the target contrast "
-            "over training subjects, and compared with a monotone intensity map fitted on training subjects and with "
-            "the best monotone map of each scan."
+            "over training subjects"
         )
+        made = [lookup(run.metrics, "translation", task, "baselines") for task in translation]
+        maps = [words for key, words in _MAPS.items() if any(isinstance(one, dict) and key in one for one in made)]
+        text += f", and compared with {' and with '.join(maps)}." if maps else "."
     return text

@@ -83,13 +83,11 @@ class Table:
         head: Column headings with their units as small text.
         rows: Cells, as many per row as there are headings.
         strong: Indices of the rows that show the model itself.
-        caption: One sentence, or "".
     """
 
     head: tuple[TableCell, ...]
     rows: tuple[tuple[TableCell, ...], ...]
     strong: frozenset[int] = frozenset()
-    caption: str = ""
 
 
 def cells(*given: str | tuple[str, str]) -> tuple[TableCell, ...]:

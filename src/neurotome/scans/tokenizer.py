@@ -56,6 +56,7 @@ class ScanTokenizer:
         images: What the images are that it was trained on; None for scans.
         frozen: Digests of the networks that its training only read, by name.
         origin: Digests of the models that its training started from.
+        provenance: Where its weights come from, if not from a training here.
 
     Raises:
         ValueError: The preparation makes images that the network cannot decode.

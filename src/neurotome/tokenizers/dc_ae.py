@@ -268,11 +268,13 @@ class DCAE(Tokenizer):
 
     def bits(self, shape: Sequence[int]) -> float:
         """See :class:`Tokenizer`; of a latent with all its channels."""
-        return 16.0 * self.latent_channels * math.prod(self.latent_shape(shape))
+        return float(self.float_bits * self.latent_channels * math.prod(self.latent_shape(shape)))
 
     def bits_used(self, encoded: Encoded) -> Tensor:
         """See :class:`Tokenizer`; of the channels that are there."""
-        return torch.full((len(encoded.latent),), 16.0 * encoded.latent[0].numel(), dtype=torch.float64)
+        return torch.full(
+            (len(encoded.latent),), self.float_bits * encoded.latent[0].numel(), dtype=torch.float64
+        )
 
     def phase_parameters(self, phase: Phase) -> tuple[str, ...]:
         """Return the names of the parameters that a phase of the published training adapts.

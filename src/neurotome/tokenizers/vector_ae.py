@@ -194,4 +194,4 @@ class VectorAE(Tokenizer):
 
     def bits(self, shape: Sequence[int]) -> float:
         """See :class:`Tokenizer`."""
-        return 16.0 * self.latent_channels * math.prod(self.latent_shape(shape))
+        return float(self.float_bits * self.latent_channels * math.prod(self.latent_shape(shape)))

@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from neurotome.modality import CONTRASTS, canonical
 
-# T1 ms, T2 ms, PD relative to white matter, gadolinium mmol/l: fitted to the ratios in test_phantom_contrast.py.
+# T1 ms, T2 ms, PD relative to white matter, gadolinium mmol/l: fitted to the ratios in the tests (test_contrast.py).
 TISSUES: dict[str, tuple[float, float, float, float]] = {
     "sulcal_csf": (3600, 1000, 1.38, 0.02),
     "ventricle": (3800, 1700, 1.42, 0.0),

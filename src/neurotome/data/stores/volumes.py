@@ -44,12 +44,6 @@ class Pairs(Volumes):
 
     modalities_per_session: Annotated[int, Range("[2, 65536]")] | None = 2
 
-    def __post_init__(self) -> None:
-        """Refuse what is out of range."""
-        super().__post_init__()
-        if (self.modalities_per_session or 2) < 2:
-            raise ValueError(f"modalities_per_session is {self.modalities_per_session}; a pair has at least 2")
-
     @property
     def min_views(self) -> int:
         """Contrasts that a training session must have."""

@@ -239,12 +239,12 @@ class Anatome(SharedAnatomy):
     def bits(self, shape: Sequence[int]) -> float:
         """See :class:`Tokenizer`; the most an image can take, which is one without background."""
         per_cell = 1 + sum(cell_bits(self.codebook_sizes).values())
-        return math.prod(self.latent_shape(shape)) * per_cell + 16 * self.style_channels
+        return math.prod(self.latent_shape(shape)) * per_cell + self.float_bits * self.style_channels
 
     def bits_used(self, encoded: Encoded) -> Tensor:
         """See :class:`Tokenizer`: one bit per cell, the codes of the cells with tissue, the style."""
         bits = cell_bits({name: self.codebook_sizes[name] for name in encoded.codes})
-        return bits_with_tissue(encoded.codes, bits) + 16 * self.style_channels
+        return bits_with_tissue(encoded.codes, bits) + self.float_bits * self.style_channels
 
     def _image(self, cells: Tensor, tissue: Tensor, shape: Sequence[int]) -> Image:
         """Return the image of ``(b, c prod(f), x/f, y/f, z/f)``; cells without tissue are background."""

@@ -213,7 +213,7 @@ class NeuroQuant(SharedAnatomy):
     def _float_bits(self, shape: Sequence[int]) -> int:
         """Return the bits of the style and of the gain."""
         gain = 0 if self.gain is None else math.prod(self.gain.cells(self.latent_shape(shape)))
-        return 16 * ((self.modality_channels if self.film is not None else 0) + gain)
+        return self.float_bits * ((self.modality_channels if self.film is not None else 0) + gain)
 
     def _appearance(self, trunk: Tensor, image: Image) -> tuple[Style | None, Tensor | None]:
         """Return the style vector and the gain field, where the network has them."""
