@@ -272,9 +272,7 @@ class DCAE(Tokenizer):
 
     def bits_used(self, encoded: Encoded) -> Tensor:
         """See :class:`Tokenizer`; of the channels that are there."""
-        return torch.full(
-            (len(encoded.latent),), self.float_bits * encoded.latent[0].numel(), dtype=torch.float64
-        )
+        return torch.full((len(encoded.latent),), self.float_bits * encoded.latent[0].numel(), dtype=torch.float64)
 
     def phase_parameters(self, phase: Phase) -> tuple[str, ...]:
         """Return the names of the parameters that a phase of the published training adapts.
