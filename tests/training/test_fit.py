@@ -94,7 +94,8 @@ def test_files_of_a_run(whole: Path) -> None:
     assert all(r["val/training"] == 0 for r in table if "val/error" in r)
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_process_resumes_bit_by_bit(number: signal.Signals, tmp_path: Path, whole: Path) -> None:
     command = [sys.executable, "-m", "tests.training.toy_run", str(tmp_path / "run"), str(STEPS), "0.1"]
     process = subprocess.Popen(command, env=ENVIRONMENT)

@@ -161,6 +161,7 @@ def test_schedule_closed_form() -> None:
     assert Schedule(OptimizerConfig(schedule="constant", warmup_fraction=0), 10)(7) == 1.0
 
 
+@settings(max_examples=25)
 @given(st.sampled_from(["constant", "cosine", "two_stage"]), st.integers(1, 400), st.floats(0, 0.5))
 def test_schedule_rises_then_never_does(schedule: str, steps: int, warmup: float) -> None:
     factors = [Schedule(OptimizerConfig(schedule=schedule, warmup_fraction=warmup), steps)(s) for s in range(steps)]

@@ -172,6 +172,7 @@ def test_the_last_stage_sees_slices_alone(prepared):
     assert "slice" not in kinds[:30]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_from_epoch_to_epoch(prepared):
     """One batch kept each epoch would be 60 KB and more; the slope allows a tenth of that."""
     store = Store.open(prepared.path)
